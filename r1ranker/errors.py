@@ -1,0 +1,34 @@
+"""Errors that are the user's to mend: one line each, no traceback, exit code 2."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterable
+from difflib import get_close_matches
+
+EXIT_BAD_INPUT = 2
+
+
+class UserError(Exception):
+    """Bad input: the message names file, row, column or key, what was found and what is wanted."""
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """` (did you mean 'x'?)` for the known name closest to `name`, or an empty string."""
+    matches = get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {matches[0]!r}?)" if matches else ""
+
+
+def exit_on_user_error(command: Callable[[], None]) -> None:
+    """Run `command`; a UserError becomes one line on stderr and exit code 2. Ctrl-C exits with 130."""
+    try:
+        command()
+    except UserError as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(EXIT_BAD_INPUT)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except BrokenPipeError:  # the reader of our output went away, as `| head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

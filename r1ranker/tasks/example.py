@@ -1,0 +1,55 @@
+"""One ranking example: what is known of the request, the candidates, and which one is right."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from r1ranker.errors import UserError
+
+
+@dataclass(frozen=True, slots=True)
+class RankingExample:
+    """A request with its candidates; `validate` says whether it can be ranked.
+
+    Either the structured fields (`query`, `history`, `texts`) hold the request, and prompts.py words it, or `problem`
+    holds a wording that could not be taken apart, which is then used as it is.
+    """
+
+    task: str
+    """name in the catalogue, e.g. 'Rec-Movie'"""
+    candidates: tuple[str, ...]
+    """names that an answer uses, in the order shown; ids such as 'passage 0' for passages"""
+    positive: str = ""
+    """the relevant candidate; empty where it is not known (when ranking for a user)"""
+    query: str = ""
+    """the question, for routing and passages"""
+    history: tuple[str, ...] = ()
+    """earlier items in order, for recommendation"""
+    texts: tuple[str, ...] = ()
+    """a text for each candidate (a passage, an LLM's description), or empty"""
+    problem: str = ""
+    """wording of a request that could not be taken apart, else empty"""
+
+    def validate(self, where: str = "example") -> None:
+        """Raise UserError, naming `where`, unless the candidates are distinct names and hold the positive."""
+        if not self.candidates:
+            raise UserError(f"{where}: candidates is empty; at least one name is wanted")
+        if any(not name.strip() for name in self.candidates):
+            raise UserError(f"{where}: candidates holds a blank name")
+        seen: set[str] = set()
+        for name in self.candidates:
+            if name in seen:
+                raise UserError(f"{where}: candidates holds {name!r} twice; names must be distinct")
+            seen.add(name)
+        if self.positive and self.positive not in seen:
+            raise UserError(f"{where}: the positive {self.positive!r} is not among the {len(seen)} candidates")
+        if self.texts and len(self.texts) != len(self.candidates):
+            raise UserError(f"{where}: {len(self.texts)} texts for {len(self.candidates)} candidates")
+
+    def with_pool(self, pool: tuple[str, ...]) -> RankingExample:
+        """The same request with only the candidates of `pool`, in the order of `pool`, each with its own text."""
+        texts: tuple[str, ...] = ()
+        if self.texts:
+            text_of = dict(zip(self.candidates, self.texts, strict=True))
+            texts = tuple(text_of[name] for name in pool)
+        return replace(self, candidates=pool, texts=texts, positive=self.positive if self.positive in pool else "")
