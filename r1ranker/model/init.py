@@ -1,0 +1,141 @@
+"""Building a small base model: a Qwen2-shaped network with random weights and a tokenizer trained on the data."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+
+from r1ranker.atomic import atomic_path
+from r1ranker.data.parquet import read_training_rows
+from r1ranker.errors import UserError
+from r1ranker.tasks.prompts import neutralise, one_line
+
+CONTROL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+LABELS = tuple(f"[{position}]" for position in range(1, 21))
+CHAT_TEMPLATE = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Shape of the network."""
+
+    hidden_size: int = 64
+    layers: int = 2
+    heads: int = 4
+    kv_heads: int = 2
+    intermediate_size: int = 0
+    """0: four times the hidden size"""
+    max_positions: int = 4096
+    tie_embeddings: bool = True
+
+
+def init_model(
+    directory: str,
+    data_files: Sequence[str],
+    size: ModelSize | None = None,
+    vocab_size: int = 2000,
+    title_tokens: bool = False,
+    seed: int = 1,
+) -> int:
+    """Write a randomly initialised model and its tokenizer to `directory`; returns its number of parameters.
+
+    The tokenizer is byte-level BPE of at most `vocab_size` tokens, trained on the prompts in `data_files` (training
+    parquet); with `title_tokens` every candidate and every item of a history becomes one token on top of these.
+    Raises UserError for impossible sizes and unreadable data.
+    """
+    size = size or ModelSize()
+    _check(size, vocab_size)
+    rows = read_training_rows(data_files)
+    tokenizer = train_tokenizer(_texts(rows), vocab_size, sorted(_names(rows)) if title_tokens else ())
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=size.hidden_size,
+        intermediate_size=size.intermediate_size or 4 * size.hidden_size,
+        num_hidden_layers=size.layers,
+        num_attention_heads=size.heads,
+        num_key_value_heads=size.kv_heads,
+        max_position_embeddings=size.max_positions,
+        tie_word_embeddings=size.tie_embeddings,
+        bos_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Qwen2ForCausalLM(config)
+    model.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=True
+    )
+    save_hf(directory, model, tokenizer)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def train_tokenizer(texts: Iterable[str], vocab_size: int, names: Sequence[str] = ()) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with ChatML control tokens; tags, labels [1]..[20] and `names` are one token each."""
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    raw.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=max(vocab_size, 256 + len(CONTROL_TOKENS)),
+        special_tokens=list(CONTROL_TOKENS),
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    raw.train_from_iterator(texts, trainer)
+    whole = dict.fromkeys((*TAGS, *LABELS, *names))
+    raw.add_tokens([AddedToken(name, special=False, normalized=False) for name in whole])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        chat_template=CHAT_TEMPLATE,
+        clean_up_tokenization_spaces=False,
+    )
+
+
+def save_hf(directory: str, model: Any, tokenizer: Any) -> None:
+    """Write a Hugging Face directory (config, safetensors, tokenizer), whole or not at all."""
+    with atomic_path(Path(directory)) as temporary:
+        model.save_pretrained(temporary, safe_serialization=True)
+        tokenizer.save_pretrained(temporary)
+
+
+def _texts(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+    for row in rows:
+        for message in row["prompt"]:
+            yield message["content"]
+
+
+def _names(rows: Sequence[dict[str, Any]]) -> set[str]:
+    """Names of candidates, and of items in histories, as they are shown in prompts."""
+    names: set[str] = set()
+    for row in rows:
+        names.update(neutralise(one_line(name)) for name in row["reward_model"]["ground_truth"]["candidate_text"])
+        user_turn = next(message["content"] for message in row["prompt"] if message["role"] == "user")
+        if str(row["extra_info"]["task_name"]).startswith("Rec-"):
+            names.update(re.findall(r"^- (.+)$", user_turn, flags=re.MULTILINE))
+    return names
+
+
+def _check(size: ModelSize, vocab_size: int) -> None:
+    if size.hidden_size % size.heads:
+        raise UserError(f"--hidden-size {size.hidden_size} is not a multiple of --heads {size.heads}")
+    if (size.hidden_size // size.heads) % 2:
+        raise UserError(
+            f"--hidden-size {size.hidden_size} over --heads {size.heads} gives heads of odd width; an even one is wanted"
+        )
+    if size.heads % size.kv_heads:
+        raise UserError(f"--heads {size.heads} is not a multiple of --kv-heads {size.kv_heads}")
+    if min(size.hidden_size, size.layers, size.heads, size.kv_heads, size.max_positions) < 1 or vocab_size < 1:
+        raise UserError("--hidden-size, --layers, --heads, --kv-heads, --max-positions and --vocab-size must be at least 1")

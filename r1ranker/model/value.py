@@ -1,0 +1,34 @@
+"""The critic: a language model's trunk with a value head on every token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+
+class ValueModel(nn.Module):
+    """Values of states, from the hidden states of a causal language model whose output embedding is dropped."""
+
+    def __init__(self, language_model: PreTrainedModel) -> None:
+        super().__init__()
+        self.trunk = language_model.base_model
+        self.head = nn.Linear(language_model.config.hidden_size, 1, bias=True, dtype=language_model.dtype)
+        # zero: the first values are 0 everywhere, so that advantages start as plain returns
+        nn.init.zeros_(self.head.weight)
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, positions_of_interest: Tensor, **inputs: Any) -> Tensor:
+        """Values [R] in float32 at the given places of the packed row `input_ids` [1, T]."""
+        hidden = self.trunk(use_cache=False, **inputs).last_hidden_state[0]
+        return self.head(hidden[positions_of_interest])[:, 0].float()
+
+    def gradient_checkpointing_enable(self) -> None:
+        """Recompute activations in the backward pass."""
+        self.trunk.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The transformer blocks, the units of sharding."""
+        return self.trunk.layers

@@ -1,0 +1,97 @@
+"""Advantage estimators: pure functions of scores and groups, or of token rewards and values. All in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+SIGNAL_TOLERANCE = 1e-6
+"""a group whose scores spread less than this says nothing: its advantages are exactly 0"""
+
+Ragged = list[np.ndarray]
+
+
+def group_statistics(scores: Sequence[float], groups: Sequence[int]) -> tuple[dict[int, np.ndarray], set[int]]:
+    """Scores of each group (float64), and the groups without signal: of one sample, or with equal scores."""
+    members: dict[int, list[float]] = {}
+    for score, group in zip(scores, groups, strict=True):
+        members.setdefault(group, []).append(float(score))
+    arrays = {group: np.array(values, dtype=np.float64) for group, values in members.items()}
+    silent = {group for group, values in arrays.items() if len(values) < 2 or np.ptp(values) < SIGNAL_TOLERANCE}
+    return arrays, silent
+
+
+def grpo(scores: Sequence[float], groups: Sequence[int], norm_by_std: bool = True, epsilon: float = 1e-6) -> np.ndarray:
+    """Group-relative advantages [N]: (score - mean) / (std + epsilon) within each group (DeepSeekMath, arXiv 2402.03300).
+
+    std is the sample standard deviation (n - 1). Without `norm_by_std` only the mean is taken off (Dr. GRPO,
+    arXiv 2503.20783). A group without signal has advantage 0.
+    """
+    arrays, silent = group_statistics(scores, groups)
+    advantages = np.zeros(len(scores))
+    for index, (score, group) in enumerate(zip(scores, groups, strict=True)):
+        if group not in silent:
+            values = arrays[group]
+            scale = values.std(ddof=1) + epsilon if norm_by_std else 1.0
+            advantages[index] = (float(score) - values.mean()) / scale
+    return advantages
+
+
+def rloo(scores: Sequence[float], groups: Sequence[int]) -> np.ndarray:
+    """Leave-one-out advantages [N]: score minus the mean of the group's others (RLOO, arXiv 2402.14740)."""
+    arrays, silent = group_statistics(scores, groups)
+    advantages = np.zeros(len(scores))
+    for index, (score, group) in enumerate(zip(scores, groups, strict=True)):
+        if group not in silent:
+            values = arrays[group]
+            advantages[index] = (float(score) - values.mean()) * len(values) / (len(values) - 1)
+    return advantages
+
+
+def gae(rewards: Ragged, values: Ragged, gamma: float, lam: float) -> tuple[Ragged, Ragged]:
+    """Generalised advantage estimates and returns, each [L] a response (arXiv 1506.02438).
+
+    delta_t = r_t + gamma V_{t+1} - V_t; A_t = delta_t + gamma lam A_{t+1}; the return is A_t + V_t. After the last token
+    there is no state: V = 0.
+    """
+    advantages: Ragged = []
+    returns: Ragged = []
+    for reward, value in zip(rewards, values, strict=True):
+        reward, value = np.asarray(reward, dtype=np.float64), np.asarray(value, dtype=np.float64)
+        advantage = np.zeros(len(reward))
+        following, next_value = 0.0, 0.0
+        for step in range(len(reward) - 1, -1, -1):
+            following = reward[step] + gamma * next_value - value[step] + gamma * lam * following
+            advantage[step], next_value = following, value[step]
+        advantages.append(advantage)
+        returns.append(advantage + value)
+    return advantages, returns
+
+
+def discounted_returns(rewards: Ragged, gamma: float) -> Ragged:
+    """Returns [L] of each response: R_t = r_t + gamma R_{t+1}, the advantage of REINFORCE++ before whitening."""
+    return gae(rewards, [np.zeros(len(reward)) for reward in rewards], gamma, 1.0)[1]
+
+
+def whiten(ragged: Ragged, valid: Sequence[np.ndarray], epsilon: float = 1e-8) -> Ragged:
+    """Zero mean and unit variance over the valid tokens of all responses together; invalid tokens become 0."""
+    kept = np.concatenate([array[mask] for array, mask in zip(ragged, valid, strict=True)]) if ragged else np.zeros(0)
+    if len(kept) == 0 or np.ptp(kept) < SIGNAL_TOLERANCE:
+        return [np.zeros(len(array)) for array in ragged]
+    scale = np.sqrt(kept.var() + epsilon)
+    return [np.where(mask, (array - kept.mean()) / scale, 0.0) for array, mask in zip(ragged, valid, strict=True)]
+
+
+def on_last_token(score: float, length: int) -> np.ndarray:
+    """Token rewards [L] that are 0 but for the score on the last one; a response of no tokens has no place for it."""
+    rewards = np.zeros(length)
+    if length:
+        rewards[-1] = score
+    return rewards
+
+
+def explained_variance(values: np.ndarray, returns: np.ndarray) -> float:
+    """1 - Var(returns - values) / Var(returns); 0 where the returns do not vary."""
+    variance = float(np.var(returns)) if len(returns) else 0.0
+    return 1.0 - float(np.var(returns - values)) / variance if variance > 0 else 0.0

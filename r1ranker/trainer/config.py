@@ -1,0 +1,260 @@
+"""The training configuration, typed, in veRL's vocabulary. Values stand in configs/*.yaml; checks in config_checks.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class KLControlConfig:
+    type: str = "fixed"
+    """fixed | adaptive: of the KL in the reward"""
+    kl_coef: float = 0.001
+    target_kl: float = 0.1
+    """nats a token, for adaptive"""
+    horizon: int = 10000
+    """samples over which the adaptive coefficient moves"""
+
+
+@dataclass
+class AlgorithmConfig:
+    adv_estimator: str = "grpo"
+    """gae | grpo | rloo | reinforce_plus_plus"""
+    gamma: float = 1.0
+    lam: float = 1.0
+    norm_adv_by_std_in_grpo: bool = True
+    use_kl_in_reward: bool = False
+    kl_penalty: str = "k1"
+    """k1 | k2 | k3: estimator of the KL in the reward"""
+    kl_ctrl: KLControlConfig = field(default_factory=KLControlConfig)
+
+
+@dataclass
+class DataConfig:
+    train_files: Any = None
+    """training parquet: a path or a list of paths"""
+    val_files: Any = None
+    """validation parquet: a path, a list of paths, or null"""
+    train_batch_size: int = 64
+    """prompts a step"""
+    val_max_samples: int = 256
+    """rows validated at most, spread evenly over the tasks; -1: all"""
+    val_batch_size: int | None = None
+    """rows validated at once; null: all"""
+    max_prompt_length: int = 1400
+    """tokens"""
+    max_response_length: int = 1024
+    """tokens"""
+    filter_overlong_prompts: bool = True
+    """leave rows over max_prompt_length out and count them; false: refuse the file"""
+    shuffle: bool = True
+    seed: int = 1
+    answer_style: str | None = None
+    """name | label; null: as the rows were prepared"""
+    think: bool | None = None
+    """reason before answering; null: as the rows were prepared"""
+
+
+@dataclass
+class ModelConfig:
+    path: str | None = None
+    """Hugging Face directory or hub id"""
+    enable_gradient_checkpointing: bool = False
+    use_remove_padding: bool = True
+    """batches are always packed; false is refused"""
+
+
+@dataclass
+class OptimConfig:
+    lr: float = 1e-6
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
+    weight_decay: float = 0.01
+    lr_warmup_steps: int = -1
+    """-1: lr_warmup_steps_ratio decides"""
+    lr_warmup_steps_ratio: float = 0.0
+    lr_scheduler_type: str = "constant"
+    """constant | cosine, after the warm-up"""
+    min_lr_ratio: float = 0.0
+    """of lr, where the cosine ends"""
+
+
+@dataclass
+class FSDPConfig:
+    param_offload: bool = False
+    grad_offload: bool = False
+    optimizer_offload: bool = False
+    """FSDP2 moves the three together: any one of them turns offload on"""
+
+
+@dataclass
+class ActorConfig:
+    ppo_mini_batch_size: int = 32
+    """prompts an update"""
+    ppo_micro_batch_size: int | None = None
+    """responses a forward pass over all processes, where use_dynamic_bsz is off"""
+    ppo_micro_batch_size_per_gpu: int | None = None
+    """the same a process"""
+    use_dynamic_bsz: bool = True
+    """bound micro-batches by tokens rather than by responses"""
+    ppo_max_token_len_per_gpu: int = 16384
+    """tokens a micro-batch"""
+    ppo_epochs: int = 1
+    shuffle: bool = True
+    """deal the batch anew to mini-batches in each epoch"""
+    clip_ratio: float = 0.2
+    clip_ratio_low: float | None = None
+    """null: clip_ratio"""
+    clip_ratio_high: float | None = None
+    """null: clip_ratio"""
+    clip_ratio_c: float = 3.0
+    """dual clip: bound of the loss where the advantage is negative"""
+    loss_agg_mode: str = "token-mean"
+    """token-mean | seq-mean-token-sum | seq-mean-token-mean"""
+    entropy_coeff: float = 0.0
+    use_kl_loss: bool = False
+    kl_loss_coef: float = 0.001
+    kl_loss_type: str = "k3"
+    """k1 | k2 | k3; low_var_kl is veRL's name for k3"""
+    grad_clip: float = 1.0
+    recompute_old_log_probs: str = "auto"
+    """auto | true | false. auto: the engine's are taken on the CPU in float32, where they agree; recomputed on GPUs"""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    fsdp_config: FSDPConfig = field(default_factory=FSDPConfig)
+
+
+@dataclass
+class RefConfig:
+    log_prob_micro_batch_size: int | None = None
+    log_prob_micro_batch_size_per_gpu: int | None = None
+    log_prob_max_token_len_per_gpu: int | None = None
+    """tokens a micro-batch; null: the actor's"""
+    fsdp_config: FSDPConfig = field(default_factory=FSDPConfig)
+
+
+@dataclass
+class ValKwargs:
+    temperature: float = 0.0
+    top_p: float = 1.0
+    top_k: int = -1
+
+
+@dataclass
+class RolloutConfig:
+    name: str = "hf"
+    """hf: transformers in the trainer's processes"""
+    n: int = 1
+    """samples a prompt"""
+    temperature: float = 1.0
+    top_p: float = 1.0
+    """training samples from the whole distribution: only 1 is taken"""
+    top_k: int = -1
+    """likewise: only -1 is taken"""
+    constrain: str = "none"
+    """none | candidates: inside the answer block only names or labels of the pool are sampled"""
+    max_num_seqs: int = 256
+    """responses generated at once in a process"""
+    tensor_model_parallel_size: int = 1
+    gpu_memory_utilization: float = 0.4
+    """share of a GPU that an engine with a cache of its own may take; the hf engine takes what a batch needs"""
+    log_prob_micro_batch_size: int | None = None
+    log_prob_micro_batch_size_per_gpu: int | None = None
+    log_prob_max_token_len_per_gpu: int | None = None
+    """old log-probabilities' micro-batches; null: the actor's"""
+    val_kwargs: ValKwargs = field(default_factory=ValKwargs)
+
+
+@dataclass
+class ActorRolloutRefConfig:
+    model: ModelConfig = field(default_factory=ModelConfig)
+    actor: ActorConfig = field(default_factory=ActorConfig)
+    ref: RefConfig = field(default_factory=RefConfig)
+    rollout: RolloutConfig = field(default_factory=RolloutConfig)
+
+
+@dataclass
+class CriticModelConfig(ModelConfig):
+    fsdp_config: FSDPConfig = field(default_factory=FSDPConfig)
+
+
+@dataclass
+class CriticConfig:
+    model: CriticModelConfig = field(default_factory=CriticModelConfig)
+    optim: OptimConfig = field(default_factory=lambda: OptimConfig(lr=2e-6))
+    ppo_mini_batch_size: int | None = None
+    """null: the actor's"""
+    ppo_micro_batch_size: int | None = None
+    ppo_micro_batch_size_per_gpu: int | None = None
+    use_dynamic_bsz: bool | None = None
+    """null: the actor's"""
+    ppo_max_token_len_per_gpu: int | None = None
+    """null: the actor's"""
+    ppo_epochs: int | None = None
+    """null: the actor's"""
+    cliprange_value: float = 0.5
+    loss_agg_mode: str = "token-mean"
+    grad_clip: float = 1.0
+
+
+@dataclass
+class RewardFunctionConfig:
+    path: str | None = None
+    """a Python file of one's own, or null for the built-in rewards"""
+    name: str = "compute_score"
+
+
+@dataclass
+class TrainerConfig:
+    executor: str = "ray"
+    """ray | local: workers as Ray actors, or one in this process"""
+    n_gpus_per_node: int = 1
+    """processes a node; without a GPU they run on the CPU"""
+    nnodes: int = 1
+    seed: int = 1
+    total_epochs: int = 1
+    total_training_steps: int | None = None
+    """null: as total_epochs gives; else the smaller of the two ends the run"""
+    critic_warmup: int = 0
+    """steps in which only the critic learns"""
+    val_before_train: bool = True
+    test_freq: int = 100
+    """steps between validations; -1: none"""
+    save_freq: int = 100
+    """steps between saves of the actor; -1: only at the end"""
+    project_name: str = "Ranking-FM"
+    experiment_name: str = "ranking"
+    default_local_dir: str | None = None
+    """null: checkpoints/<project_name>/<experiment_name>"""
+    default_hdfs_dir: str | None = None
+    """checkpoints go to a local directory: only null is taken"""
+    logger: list[str] = field(default_factory=lambda: ["console"])
+    """of console, jsonl, wandb, tensorboard; the first two are always on"""
+
+
+@dataclass
+class Config:
+    algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    actor_rollout_ref: ActorRolloutRefConfig = field(default_factory=ActorRolloutRefConfig)
+    critic: CriticConfig = field(default_factory=CriticConfig)
+    custom_reward_function: RewardFunctionConfig = field(default_factory=RewardFunctionConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+    @property
+    def needs_critic(self) -> bool:
+        return self.algorithm.adv_estimator == "gae"
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.actor_rollout_ref.actor.use_kl_loss or self.algorithm.use_kl_in_reward
+
+    @property
+    def world_size(self) -> int:
+        """Processes over all nodes."""
+        return self.trainer.nnodes * self.trainer.n_gpus_per_node
+
+    @property
+    def output_dir(self) -> str:
+        """Where the run's checkpoints and logs go."""
+        trainer = self.trainer
+        return trainer.default_local_dir or f"checkpoints/{trainer.project_name}/{trainer.experiment_name}"

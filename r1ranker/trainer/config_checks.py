@@ -1,0 +1,193 @@
+"""Values of a Config that contradict each other or lie outside their range, each refused with a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from r1ranker.errors import UserError, nearest
+from r1ranker.trainer.config import Config, OptimConfig
+from r1ranker.trainer.losses import KL_TYPES, LOSS_AGG_MODES
+
+ESTIMATORS = ("gae", "grpo", "rloo", "reinforce_plus_plus")
+_KL_ALIASES = {"kl": "k1", "mse": "k2", "low_var_kl": "k3"}
+
+
+def check(config: Config) -> None:
+    """Raise UserError at the first value that cannot work; veRL's other names for KL estimators are put right."""
+    _check_choices(config)
+    _check_ranges(config)
+    _check_sizes(config)
+    _check_rollout(config)
+    _check_required(config)
+
+
+def _check_choices(config: Config) -> None:
+    actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
+    actor.kl_loss_type = _KL_ALIASES.get(actor.kl_loss_type, actor.kl_loss_type)
+    config.algorithm.kl_penalty = _KL_ALIASES.get(config.algorithm.kl_penalty, config.algorithm.kl_penalty)
+    actor.recompute_old_log_probs = str(actor.recompute_old_log_probs).lower()
+    _one_of("algorithm.adv_estimator", config.algorithm.adv_estimator, ESTIMATORS)
+    _one_of("algorithm.kl_penalty", config.algorithm.kl_penalty, KL_TYPES)
+    _one_of("algorithm.kl_ctrl.type", config.algorithm.kl_ctrl.type, ("fixed", "adaptive"))
+    _one_of("actor_rollout_ref.actor.loss_agg_mode", actor.loss_agg_mode, LOSS_AGG_MODES)
+    _one_of("actor_rollout_ref.actor.kl_loss_type", actor.kl_loss_type, KL_TYPES)
+    _one_of("actor_rollout_ref.actor.recompute_old_log_probs", actor.recompute_old_log_probs, ("auto", "true", "false"))
+    _one_of("actor_rollout_ref.rollout.name", rollout.name, ("hf",))
+    _one_of("actor_rollout_ref.rollout.constrain", rollout.constrain, ("none", "candidates"))
+    _one_of("critic.loss_agg_mode", config.critic.loss_agg_mode, LOSS_AGG_MODES)
+    _one_of("trainer.executor", config.trainer.executor, ("ray", "local"))
+    for optim, where in ((actor.optim, "actor_rollout_ref.actor.optim"), (config.critic.optim, "critic.optim")):
+        _one_of(f"{where}.lr_scheduler_type", optim.lr_scheduler_type, ("constant", "cosine"))
+    for logger in config.trainer.logger:
+        _one_of("trainer.logger", logger, ("console", "jsonl", "wandb", "tensorboard"))
+    if config.data.answer_style is not None:
+        _one_of("data.answer_style", config.data.answer_style, ("name", "label"))
+
+
+def _check_ranges(config: Config) -> None:
+    actor, rollout, trainer = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout, config.trainer
+    at_least_one = {
+        "data.train_batch_size": config.data.train_batch_size,
+        "data.max_prompt_length": config.data.max_prompt_length,
+        "data.max_response_length": config.data.max_response_length,
+        "actor_rollout_ref.actor.ppo_mini_batch_size": actor.ppo_mini_batch_size,
+        "actor_rollout_ref.actor.ppo_epochs": actor.ppo_epochs,
+        "actor_rollout_ref.rollout.n": rollout.n,
+        "actor_rollout_ref.rollout.max_num_seqs": rollout.max_num_seqs,
+        "trainer.n_gpus_per_node": trainer.n_gpus_per_node,
+        "trainer.nnodes": trainer.nnodes,
+        "trainer.total_epochs": trainer.total_epochs,
+    }
+    for key, value in at_least_one.items():
+        if value < 1:
+            raise UserError(f"{key}: found {value}; at least 1 is wanted")
+    if trainer.total_training_steps is not None and trainer.total_training_steps < 1:
+        raise UserError(f"trainer.total_training_steps: found {trainer.total_training_steps}; at least 1 or null is wanted")
+    for key, number in (("algorithm.gamma", config.algorithm.gamma), ("algorithm.lam", config.algorithm.lam)):
+        if not 0 <= number <= 1:
+            raise UserError(f"{key}: found {number}; a number from 0 to 1 is wanted")
+    _check_optim("actor_rollout_ref.actor.optim", actor.optim)
+    _check_optim("critic.optim", config.critic.optim)
+    if rollout.temperature <= 0:
+        raise UserError(f"actor_rollout_ref.rollout.temperature: found {rollout.temperature}; training samples, so a number over 0 is wanted")
+    for key, found in (("grad_clip", actor.grad_clip), ("clip_ratio", actor.clip_ratio)):
+        if found <= 0:
+            raise UserError(f"actor_rollout_ref.actor.{key}: found {found}; a number over 0 is wanted")
+    if actor.clip_ratio_c <= 1:
+        raise UserError(f"actor_rollout_ref.actor.clip_ratio_c: found {actor.clip_ratio_c}; a number over 1 is wanted")
+
+
+def _check_optim(where: str, optim: OptimConfig) -> None:
+    if optim.lr <= 0:
+        raise UserError(f"{where}.lr: found {optim.lr}; a number over 0 is wanted")
+    if len(optim.betas) != 2 or not all(0 <= beta < 1 for beta in optim.betas):
+        raise UserError(f"{where}.betas: found {list(optim.betas)}; two numbers from 0 to under 1 are wanted")
+    if not 0 <= optim.lr_warmup_steps_ratio <= 1:
+        raise UserError(f"{where}.lr_warmup_steps_ratio: found {optim.lr_warmup_steps_ratio}; a share from 0 to 1 is wanted")
+
+
+def _check_sizes(config: Config) -> None:
+    actor, data = config.actor_rollout_ref.actor, config.data
+    batch, mini = data.train_batch_size, actor.ppo_mini_batch_size
+    if batch % mini:
+        raise UserError(f"actor_rollout_ref.actor.ppo_mini_batch_size: {mini} does not divide data.train_batch_size {batch}")
+    critic_mini = config.critic.ppo_mini_batch_size
+    if config.needs_critic and critic_mini is not None and (critic_mini < 1 or batch % critic_mini):
+        raise UserError(f"critic.ppo_mini_batch_size: {critic_mini} does not divide data.train_batch_size {batch}")
+    longest = data.max_prompt_length + data.max_response_length
+    budgets = {
+        "actor_rollout_ref.actor.ppo_max_token_len_per_gpu": actor.ppo_max_token_len_per_gpu,
+        "actor_rollout_ref.ref.log_prob_max_token_len_per_gpu": config.actor_rollout_ref.ref.log_prob_max_token_len_per_gpu,
+        "actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu": (
+            config.actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu
+        ),
+        "critic.ppo_max_token_len_per_gpu": config.critic.ppo_max_token_len_per_gpu,
+    }
+    for key, budget in budgets.items():
+        if budget is not None and budget < longest:
+            raise UserError(
+                f"{key}: {budget} tokens cannot hold one sequence of data.max_prompt_length + data.max_response_length = {longest}"
+            )
+    if not actor.use_dynamic_bsz and not (actor.ppo_micro_batch_size or actor.ppo_micro_batch_size_per_gpu):
+        raise UserError(
+            "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu: found null; a number is wanted where use_dynamic_bsz is off"
+        )
+    if actor.ppo_micro_batch_size and actor.ppo_micro_batch_size % config.world_size:
+        raise UserError(
+            f"actor_rollout_ref.actor.ppo_micro_batch_size: {actor.ppo_micro_batch_size} is not a multiple of the "
+            f"{config.world_size} processes"
+        )
+
+
+def _check_rollout(config: Config) -> None:
+    rollout, estimator = config.actor_rollout_ref.rollout, config.algorithm.adv_estimator
+    if estimator in ("grpo", "rloo") and rollout.n < 2:
+        raise UserError(
+            f"actor_rollout_ref.rollout.n: found {rollout.n}; algorithm.adv_estimator={estimator} compares samples of one "
+            "prompt, so at least 2 are wanted"
+        )
+    if rollout.top_p != 1 or rollout.top_k != -1:
+        raise UserError(
+            "actor_rollout_ref.rollout: top_p must be 1 and top_k -1 in training; what is left out by them cannot be trained on"
+        )
+    if rollout.tensor_model_parallel_size != 1:
+        raise UserError(
+            f"actor_rollout_ref.rollout.tensor_model_parallel_size: found {rollout.tensor_model_parallel_size}; "
+            "rollout.name=hf holds a whole model in each process, so 1 is wanted"
+        )
+    for name, model in (("actor_rollout_ref", config.actor_rollout_ref.model), ("critic", config.critic.model)):
+        if not model.use_remove_padding:
+            raise UserError(f"{name}.model.use_remove_padding: found false; batches are always packed, so true is wanted")
+    if config.trainer.default_hdfs_dir is not None:
+        raise UserError(
+            f"trainer.default_hdfs_dir: found {config.trainer.default_hdfs_dir!r}; only null is taken, checkpoints go to "
+            "trainer.default_local_dir"
+        )
+    if config.trainer.executor == "local" and config.world_size != 1:
+        raise UserError(
+            f"trainer.executor: local runs one process, but trainer.nnodes * trainer.n_gpus_per_node is {config.world_size}; "
+            "executor=ray is wanted"
+        )
+    if config.algorithm.use_kl_in_reward and config.actor_rollout_ref.actor.use_kl_loss:
+        raise UserError(
+            "algorithm.use_kl_in_reward and actor_rollout_ref.actor.use_kl_loss are both true; the KL is wanted in one place"
+        )
+    if config.algorithm.use_kl_in_reward and estimator in ("grpo", "rloo"):
+        raise UserError(
+            f"algorithm.use_kl_in_reward: {estimator} compares whole responses and takes no token rewards; "
+            "actor_rollout_ref.actor.use_kl_loss=true is wanted"
+        )
+
+
+def _check_required(config: Config) -> None:
+    required: dict[str, Any] = {
+        "actor_rollout_ref.model.path": config.actor_rollout_ref.model.path,
+        "data.train_files": config.data.train_files,
+    }
+    if config.needs_critic:
+        required["critic.model.path"] = config.critic.model.path
+    for key, value in required.items():
+        if not value:
+            because = "; adv_estimator=gae needs a critic model" if key.startswith("critic") else ""
+            raise UserError(f"{key}: found nothing; a path is wanted{because}")
+    if config.trainer.test_freq > 0 and not config.data.val_files:
+        raise UserError("data.val_files: found nothing; a path is wanted where trainer.test_freq is over 0")
+    if config.trainer.val_before_train and not config.data.val_files:
+        raise UserError("data.val_files: found nothing; a path is wanted where trainer.val_before_train is true")
+
+
+def _one_of(key: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise UserError(f"{key}: found {value!r}{nearest(value, known)}; one of {', '.join(known)} is wanted")
+
+
+def file_list(value: Any, key: str) -> list[str]:
+    """Paths of a config value that is one path or a list of them."""
+    if value is None:
+        return []
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list | tuple) and all(isinstance(path, str) for path in value):
+        return list(value)
+    raise UserError(f"{key}: found {value!r}; a path or a list of paths is wanted")

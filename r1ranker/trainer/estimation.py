@@ -1,0 +1,65 @@
+"""Advantages put on a batch of trajectories by the configured estimator, with the KL in the reward where it is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from r1ranker.trainer.advantages import Ragged, discounted_returns, gae, grpo, on_last_token, rloo, whiten
+from r1ranker.trainer.config import AlgorithmConfig
+from r1ranker.trainer.kl_control import KLController
+from r1ranker.trainer.losses import kl_estimate
+from r1ranker.trainer.metrics import spread
+from r1ranker.trainer.trajectory import Trajectory
+
+
+def put_advantages(
+    trajectories: Sequence[Trajectory], algorithm: AlgorithmConfig, kl_control: KLController
+) -> dict[str, float]:
+    """Set advantages and returns of every trajectory; returns the metrics of the rewards after the KL term."""
+    rewards, metrics = _token_rewards(trajectories, algorithm, kl_control)
+    valid = [trajectory.valid for trajectory in trajectories]
+    returns: Ragged
+    if algorithm.adv_estimator == "gae":
+        values = [trajectory.values for trajectory in trajectories]
+        raw, returns = gae(rewards, values, algorithm.gamma, algorithm.lam)  # type: ignore[arg-type]
+        advantages = whiten(raw, valid)
+    elif algorithm.adv_estimator == "reinforce_plus_plus":
+        returns = discounted_returns(rewards, algorithm.gamma)
+        advantages = whiten(returns, valid)
+    else:
+        groups = [trajectory.group_id for trajectory in trajectories]
+        scores = [trajectory.score for trajectory in trajectories]
+        whole = grpo(scores, groups, algorithm.norm_adv_by_std_in_grpo) if algorithm.adv_estimator == "grpo" else rloo(scores, groups)
+        advantages = [np.full(len(trajectory.response_ids), value) for trajectory, value in zip(trajectories, whole, strict=True)]
+        returns = advantages
+    for trajectory, advantage, value in zip(trajectories, advantages, returns, strict=True):
+        trajectory.advantages, trajectory.returns = advantage, value
+    return metrics
+
+
+def _token_rewards(
+    trajectories: Sequence[Trajectory], algorithm: AlgorithmConfig, kl_control: KLController
+) -> tuple[Ragged, dict[str, float]]:
+    """Rewards [L] a response: the score on the last token, less the KL of every token where it is in the reward."""
+    rewards = [on_last_token(trajectory.score, len(trajectory.response_ids)) for trajectory in trajectories]
+    metrics: dict[str, float] = {}
+    if algorithm.use_kl_in_reward:
+        penalties = [_penalty(trajectory, algorithm.kl_penalty) for trajectory in trajectories]
+        metrics["actor/kl_coef"] = kl_control.value
+        rewards = [reward - kl_control.value * kl for reward, kl in zip(rewards, penalties, strict=True)]
+        tokens = max(1, sum(int(trajectory.valid.sum()) for trajectory in trajectories))
+        metrics["actor/reward_kl_penalty"] = float(sum(kl.sum() for kl in penalties) / tokens)
+        kl_control.update(metrics["actor/reward_kl_penalty"], len(trajectories))
+    return rewards, metrics | spread("critic/rewards", np.array([reward.sum() for reward in rewards]))
+
+
+def _penalty(trajectory: Trajectory, kind: str) -> np.ndarray:
+    assert trajectory.old_logprobs is not None
+    assert trajectory.ref_logprobs is not None
+    estimate = kl_estimate(torch.from_numpy(trajectory.old_logprobs), torch.from_numpy(trajectory.ref_logprobs), kind)
+    return np.where(trajectory.valid, estimate.numpy(), 0.0)
+
+

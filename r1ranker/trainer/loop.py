@@ -1,0 +1,318 @@
+"""fit(): the whole algorithm, a step of it a line."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from r1ranker.data.loader import Prompt, PromptLoader, load_prompts, spread_over_tasks
+from r1ranker.device import has_gpu
+from r1ranker.model.loading import load_tokenizer
+from r1ranker.rollout.constraint import build_constraint
+from r1ranker.rollout.engine import Completion, Request, SamplingParams
+from r1ranker.trainer import dispatch
+from r1ranker.trainer.cluster import Cluster, call_all, started
+from r1ranker.trainer.config import Config
+from r1ranker.trainer.config_checks import file_list
+from r1ranker.trainer.dispatch import Budget
+from r1ranker.trainer.estimation import put_advantages
+from r1ranker.trainer.kl_control import KLController
+from r1ranker.trainer.losses import token_shares
+from r1ranker.trainer.metrics import batch_metrics, mean_over_updates, reward_parts, validation_metrics
+from r1ranker.trainer.scoring import breakdown, response_text, reward_function
+from r1ranker.trainer.tracking import Tracking
+from r1ranker.trainer.trajectory import Trajectory
+
+
+def fit(config: Config) -> str:
+    """Train as `config` says; returns the directory of the trained actor.
+
+    Raises UserError for input that cannot be used, before any worker is started where that can be known.
+    """
+    run = Run(config)
+    with started(config, run.total_steps) as cluster, Tracking(config, run.total_steps) as tracking:
+        for note in run.notes:
+            tracking.say(note)
+        metrics = run.validate(cluster) if config.trainer.val_before_train else {}
+        if metrics:
+            tracking.log(metrics, 0)
+        for step in range(1, run.total_steps + 1):
+            metrics = run.step(cluster, step)
+            if _due(step, config.trainer.test_freq, run.total_steps):
+                metrics |= run.validate(cluster)
+            if _due(step, config.trainer.save_freq, run.total_steps) or step == run.total_steps:
+                metrics |= run.save(cluster, step)
+            tracking.log(metrics, step)
+    return run.actor_dir
+
+
+class Run:
+    """What outlives a step: the data, the reward, the KL controller, and how far the run is."""
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self.reward = reward_function(config.custom_reward_function)
+        self.tokenizer = load_tokenizer(str(config.actor_rollout_ref.model.path))
+        if config.needs_critic:
+            load_tokenizer(str(config.critic.model.path))
+        self.notes: list[str] = []
+        data = config.data
+        train = self._load(data.train_files, "data.train_files")
+        validation = self._load(data.val_files, "data.val_files") if data.val_files else []
+        self.validation = spread_over_tasks(validation, data.val_max_samples)
+        self.loader = PromptLoader(train, data.train_batch_size, data.seed, data.shuffle)
+        steps = self.loader.steps_per_epoch * config.trainer.total_epochs
+        wanted = config.trainer.total_training_steps
+        self.total_steps = steps if wanted is None else min(steps, wanted)
+        control = config.algorithm.kl_ctrl
+        target = control.target_kl if control.type == "adaptive" else None
+        self.kl_control = KLController(control.kl_coef, target, control.horizon)
+        self.updates = 0
+        self.actor_dir = str(Path(config.output_dir) / "actor")
+
+    def _load(self, files: object, key: str) -> list[Prompt]:
+        data = self.config.data
+        prompts, left_out = load_prompts(
+            file_list(files, key),
+            self.tokenizer,
+            data.max_prompt_length,
+            data.filter_overlong_prompts,
+            data.answer_style,
+            data.think,
+        )
+        if left_out:
+            self.notes.append(f"{key}: {left_out} prompts over {data.max_prompt_length} tokens left out, {len(prompts)} kept")
+        return prompts
+
+    def step(self, cluster: Cluster, step: int) -> dict[str, float]:
+        """One batch: sample, score, estimate, update, sync."""
+        timing: dict[str, float] = {}
+        started_at = time.perf_counter()
+        prompts = self.loader.next()
+        with _timed(timing, "gen"):
+            trajectories = self.rollout(cluster, prompts, step)
+        with _timed(timing, "reward"):
+            metrics = self.score(prompts, trajectories)
+        metrics |= self.prepare(cluster, trajectories, timing)
+        with _timed(timing, "adv"):
+            metrics |= put_advantages(trajectories, self.config.algorithm, self.kl_control)
+        metrics |= self.update(cluster, trajectories, step, timing)
+        with _timed(timing, "sync_weights"):
+            call_all(cluster, "sync_weights")
+        rates = call_all(cluster, "end_step")
+        metrics |= rates[0] | {"perf/max_memory_allocated_gb": max(rate["perf/max_memory_allocated_gb"] for rate in rates)}
+        metrics |= batch_metrics(trajectories, self.config.data.max_prompt_length, self.config.data.max_response_length)
+        timing["step"] = time.perf_counter() - started_at
+        metrics["perf/throughput"] = metrics["perf/total_num_tokens"] / timing["step"] / cluster.size
+        metrics |= {"training/global_step": step, "training/epoch": self.loader.epoch}
+        return metrics | {f"timing_s/{name}": seconds for name, seconds in timing.items()}
+
+    def rollout(self, cluster: Cluster, prompts: Sequence[Prompt], step: int) -> list[Trajectory]:
+        """n trajectories a prompt, those of a prompt one after another; their group is the prompt's place in the batch."""
+        rollout = self.config.actor_rollout_ref.rollout
+        params = SamplingParams(
+            n=rollout.n, temperature=rollout.temperature, max_tokens=self.config.data.max_response_length
+        )
+        completions = dispatch.generate(cluster, self._requests(prompts, step), params)
+        return [
+            Trajectory(
+                prompt_ids=list(prompt.token_ids),
+                response_ids=sample.token_ids,
+                rollout_logprobs=np.array(sample.logprobs, dtype=np.float64),
+                finish_reason=sample.finish_reason,
+                group_id=group,
+                policy_version=self.updates,
+                allowed=sample.allowed,
+            )
+            for group, (prompt, samples) in enumerate(zip(prompts, completions, strict=True))
+            for sample in samples
+        ]
+
+    def _requests(self, prompts: Sequence[Prompt], step: int) -> list[Request]:
+        """Requests with a seed each, made from the run's seed, the step and the place in the batch."""
+        seeds = np.random.SeedSequence([self.config.trainer.seed, step]).generate_state(len(prompts), dtype=np.uint64)
+        constrain = self.config.actor_rollout_ref.rollout.constrain == "candidates"
+        return [
+            Request(
+                prompt.token_ids,
+                int(seed),
+                build_constraint(self.tokenizer, prompt.candidates, prompt.mode, prompt.answer_format)
+                if constrain
+                else None,
+            )
+            for prompt, seed in zip(prompts, seeds, strict=True)
+        ]
+
+    def score(self, prompts: Sequence[Prompt], trajectories: Sequence[Trajectory]) -> dict[str, float]:
+        """Put the reward on every trajectory; returns the means of its parts."""
+        breakdowns = []
+        for trajectory in trajectories:
+            text = response_text(self.tokenizer, trajectory.response_ids, trajectory.finish_reason == "stop")
+            parts = breakdown(self.reward, prompts[trajectory.group_id], text)
+            trajectory.score = parts["score"]
+            breakdowns.append(parts)
+        return reward_parts(breakdowns)
+
+    def prepare(self, cluster: Cluster, trajectories: list[Trajectory], timing: dict[str, float]) -> dict[str, float]:
+        """Reference log-probabilities, values and old log-probabilities, each only where it is needed."""
+        config, actor = self.config, self.config.actor_rollout_ref.actor
+        budget = self._actor_budget()
+        if config.needs_reference:
+            ref = config.actor_rollout_ref.ref
+            ref_budget = Budget.of(
+                config,
+                ref.log_prob_max_token_len_per_gpu,
+                ref.log_prob_micro_batch_size,
+                ref.log_prob_micro_batch_size_per_gpu,
+                None,
+            )
+            with _timed(timing, "ref"):
+                dispatch.fill(cluster, trajectories, "ref_logprobs", ref_budget, "logprobs", "reference")
+        if config.needs_critic:
+            with _timed(timing, "values"):
+                dispatch.fill(cluster, trajectories, "values", self._critic_budget(), "values")
+        on_policy = actor.ppo_epochs == 1 and actor.ppo_mini_batch_size == config.data.train_batch_size
+        if on_policy and not config.algorithm.use_kl_in_reward:
+            return {}  # the ratio is 1: the update's own log-probabilities, detached, are the old ones
+        if actor.recompute_old_log_probs == "true" or (actor.recompute_old_log_probs == "auto" and has_gpu()):
+            rollout = config.actor_rollout_ref.rollout
+            budget = Budget.of(
+                config,
+                rollout.log_prob_max_token_len_per_gpu,
+                rollout.log_prob_micro_batch_size,
+                rollout.log_prob_micro_batch_size_per_gpu,
+                None,
+            )
+            with _timed(timing, "old_log_prob"):
+                dispatch.fill(cluster, trajectories, "old_logprobs", budget, "logprobs", "policy")
+        else:
+            for trajectory in trajectories:
+                trajectory.old_logprobs = trajectory.rollout_logprobs
+        return {}
+
+    def update(
+        self, cluster: Cluster, trajectories: list[Trajectory], step: int, timing: dict[str, float]
+    ) -> dict[str, float]:
+        """Update critic and actor, mini-batch by mini-batch."""
+        config, metrics = self.config, {}
+        if config.needs_critic:
+            critic = config.critic
+            size = critic.ppo_mini_batch_size or config.actor_rollout_ref.actor.ppo_mini_batch_size
+            epochs = critic.ppo_epochs or config.actor_rollout_ref.actor.ppo_epochs
+            with _timed(timing, "update_critic"):
+                metrics |= self._epochs(
+                    cluster, trajectories, step, size, epochs, critic.loss_agg_mode, self._critic_budget(), "update_critic"
+                )
+        actor = config.actor_rollout_ref.actor
+        if step > config.trainer.critic_warmup:
+            with _timed(timing, "update_actor"):
+                metrics |= self._epochs(
+                    cluster,
+                    trajectories,
+                    step,
+                    actor.ppo_mini_batch_size,
+                    actor.ppo_epochs,
+                    actor.loss_agg_mode,
+                    self._actor_budget(),
+                    "update_policy",
+                )
+        return metrics
+
+    def _epochs(
+        self,
+        cluster: Cluster,
+        trajectories: list[Trajectory],
+        step: int,
+        mini_batch: int,
+        epochs: int,
+        loss_agg_mode: str,
+        budget: Budget,
+        method: str,
+    ) -> dict[str, float]:
+        groups = sorted({trajectory.group_id for trajectory in trajectories})
+        order = np.random.default_rng([self.config.trainer.seed, step])
+        parts: list[dict[str, float]] = []
+        for _ in range(epochs):
+            dealt = order.permutation(groups) if self.config.actor_rollout_ref.actor.shuffle else np.array(groups)
+            for start in range(0, len(dealt), mini_batch):
+                chosen = set(dealt[start : start + mini_batch].tolist())
+                batch = [trajectory for trajectory in trajectories if trajectory.group_id in chosen]
+                for trajectory, share in zip(batch, token_shares([one.valid for one in batch], loss_agg_mode), strict=True):
+                    trajectory.weights = share
+                parts.append(dispatch.update(cluster, batch, budget, method))
+        metrics = mean_over_updates(parts)
+        if method == "update_policy":
+            self.updates += len(parts)
+            # only the first update is by the policy that sampled: later ones differ for a good reason
+            metrics["rollout/logprob_diff_mean"] = parts[0]["rollout/logprob_diff"]
+            metrics["rollout/logprob_diff_max"] = parts[0]["rollout/logprob_diff_max"]
+            metrics["actor/skipped_updates"] = float(sum(not np.isfinite(part["actor/grad_norm"]) for part in parts))
+            del metrics["rollout/logprob_diff"]
+        return metrics
+
+    def validate(self, cluster: Cluster) -> dict[str, float]:
+        """Mean reward and parts of each task on the validation rows, decoded as rollout.val_kwargs says."""
+        timing: dict[str, float] = {}
+        val = self.config.actor_rollout_ref.rollout.val_kwargs
+        params = SamplingParams(
+            temperature=val.temperature,
+            top_p=val.top_p,
+            top_k=val.top_k,
+            max_tokens=self.config.data.max_response_length,
+        )
+        breakdowns = []
+        size = self.config.data.val_batch_size or len(self.validation)
+        with _timed(timing, "testing"):
+            for start in range(0, len(self.validation), size):
+                prompts = self.validation[start : start + size]
+                completions = dispatch.generate(cluster, self._requests(prompts, step=0), params)
+                for prompt, (sample,) in zip(prompts, completions, strict=True):
+                    text = response_text(self.tokenizer, sample.token_ids, sample.finish_reason == "stop")
+                    breakdowns.append(breakdown(self.reward, prompt, text))
+        metrics = validation_metrics([prompt.task for prompt in self.validation], breakdowns)
+        return metrics | {"timing_s/testing": timing["testing"]}
+
+    def save(self, cluster: Cluster, step: int) -> dict[str, float]:
+        """Write the actor as a Hugging Face directory with what is needed to rank with it."""
+        timing: dict[str, float] = {}
+        first = self.loader.prompts[0]
+        about = {
+            "strategy": first.mode,
+            "answer_style": first.answer_format.answer_style,
+            "think": first.answer_format.think,
+            "constrain": self.config.actor_rollout_ref.rollout.constrain,
+            "max_response_length": self.config.data.max_response_length,
+            "step": step,
+        }
+        with _timed(timing, "save_checkpoint"):
+            call_all(cluster, "save_policy", self.actor_dir, about)
+        return {"timing_s/save_checkpoint": timing["save_checkpoint"]}
+
+    def _actor_budget(self) -> Budget:
+        actor = self.config.actor_rollout_ref.actor
+        return Budget.of(self.config, None, actor.ppo_micro_batch_size, actor.ppo_micro_batch_size_per_gpu, None)
+
+    def _critic_budget(self) -> Budget:
+        critic = self.config.critic
+        return Budget.of(
+            self.config,
+            critic.ppo_max_token_len_per_gpu,
+            critic.ppo_micro_batch_size,
+            critic.ppo_micro_batch_size_per_gpu,
+            critic.use_dynamic_bsz,
+        )
+
+
+@contextmanager
+def _timed(timing: dict[str, float], name: str) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    timing[name] = timing.get(name, 0.0) + time.perf_counter() - began
+
+
+def _due(step: int, every: int, last: int) -> bool:
+    return every > 0 and (step % every == 0 or step == last)

@@ -1,0 +1,147 @@
+"""The policy on one process: log-probabilities of trajectories, and updates from them. Also serves as the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from r1ranker.model.attention import PACKED
+from r1ranker.model.fsdp import shard
+from r1ranker.model.loading import load_causal_lm
+from r1ranker.model.logprobs import token_logprobs
+from r1ranker.trainer.config import ActorConfig
+from r1ranker.trainer.losses import ClipRange, kl_estimate, policy_loss
+from r1ranker.trainer.optimisation import Optimisation
+from r1ranker.trainer.trajectory import MicroBatch, Trajectory, pack
+
+Bins = Sequence[Sequence[Trajectory]]
+"""trajectories of each micro-batch; an empty one keeps this process in step with the others"""
+
+
+@dataclass(frozen=True)
+class PolicyLoss:
+    """What the policy's loss is made of."""
+
+    clip: ClipRange
+    entropy_coeff: float = 0.0
+    kl_coef: float = 0.0
+    """0: no KL loss"""
+    kl_type: str = "k3"
+
+    @classmethod
+    def from_config(cls, actor: ActorConfig) -> PolicyLoss:
+        """The published loss with the values of `actor`."""
+        clip = ClipRange(
+            low=actor.clip_ratio if actor.clip_ratio_low is None else actor.clip_ratio_low,
+            high=actor.clip_ratio if actor.clip_ratio_high is None else actor.clip_ratio_high,
+            dual=actor.clip_ratio_c,
+        )
+        return cls(clip, actor.entropy_coeff, actor.kl_loss_coef if actor.use_kl_loss else 0.0, actor.kl_loss_type)
+
+    def __call__(self, batch: MicroBatch, logprobs: Tensor, entropy: Tensor | None) -> tuple[Tensor, dict[str, float]]:
+        """This micro-batch's part of the loss, and its parts of the metrics (sums over tokens, not yet divided)."""
+        weights = batch.columns["weights"]
+        learned = weights > 0
+        old = batch.columns.get("old_logprobs", logprobs.detach())
+        old = torch.where(learned, old, logprobs.detach())  # what an unusable token holds may not be a number
+        losses, clipped = policy_loss(logprobs, old, batch.columns["advantages"], self.clip)
+        policy_part = (weights * losses).sum()
+        loss = policy_part
+        sums = {
+            "actor/pg_loss": policy_part.item(),
+            "actor/pg_clipfrac": clipped[learned].sum().item(),
+            "actor/ppo_kl": (old - logprobs.detach())[learned].sum().item(),
+        }
+        if entropy is not None:
+            loss = loss - self.entropy_coeff * (weights * entropy).sum()
+            sums["actor/entropy"] = entropy.detach()[learned].sum().item()
+        if self.kl_coef:
+            kl = kl_estimate(logprobs, batch.columns["ref_logprobs"], self.kl_type)
+            loss = loss + self.kl_coef * (weights * kl).sum()
+            sums["actor/kl_loss"] = kl.detach()[learned].sum().item()
+        return loss, sums
+
+
+class Policy:
+    """A sharded causal language model over packed rows."""
+
+    def __init__(
+        self, path: str, device: torch.device, world_size: int, temperature: float, offload: bool, checkpointing: bool
+    ) -> None:
+        self.device = device
+        self._world_size = world_size
+        self._temperature = temperature
+        model = load_causal_lm(path, dtype=torch.float32, attention=PACKED)
+        if checkpointing:
+            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            # transformers checkpoints in training mode alone; the shapes we train have no dropout left on
+            model.train()
+            _without_dropout(model)
+        self.module = model if offload else model.to(device)
+        shard(self.module, model.base_model.layers, device, world_size, offload)
+
+    def forward(self, batch: MicroBatch, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
+        """Log-probabilities [R] and entropies [R] of the sampled tokens of a micro-batch on this device."""
+        logits = self.module(**batch.model_inputs(), use_cache=False, logits_to_keep=batch.predicting).logits[0]
+        return token_logprobs(
+            logits, batch.targets, self._temperature, batch.constrained, batch.allowed, with_entropy
+        )
+
+    @torch.no_grad()
+    def logprobs(self, bins: Bins) -> list[list[np.ndarray]]:
+        """Log-probabilities [L] of each trajectory of each bin."""
+        results = []
+        for trajectories in bins:
+            logprobs, _ = self.forward(pack(trajectories).to(self.device), with_entropy=False)
+            results.append(split_by_response(logprobs, trajectories))
+        return results
+
+    def accumulate(self, bins: Bins, loss: PolicyLoss) -> dict[str, float]:
+        """Add the gradient of a mini-batch's loss, micro-batch by micro-batch; returns sums of the metrics over tokens."""
+        totals: dict[str, float] = {}
+        for trajectories in bins:
+            batch = pack(trajectories).to(self.device)
+            logprobs, entropy = self.forward(batch, with_entropy=True)
+            value, sums = loss(batch, logprobs, entropy)
+            # FSDP averages gradients over processes; the shares in the loss are already global
+            (value * self._world_size).backward()
+            sums |= mismatch(batch, logprobs.detach())
+            for name, number in sums.items():
+                totals[name] = max(totals.get(name, 0.0), number) if name.endswith("_max") else totals.get(name, 0.0) + number
+        return totals
+
+    def update(self, bins: Bins, loss: PolicyLoss, optimisation: Optimisation) -> dict[str, float]:
+        """One optimizer step on a mini-batch."""
+        totals = self.accumulate(bins, loss)
+        return totals | {"actor/grad_norm": optimisation.step()}
+
+
+def mismatch(batch: MicroBatch, logprobs: Tensor) -> dict[str, float]:
+    """How far the engine's log-probabilities are from the trainer's: sum and maximum of the absolute difference."""
+    sampled = batch.columns["rollout_logprobs"]
+    known = sampled.isfinite()
+    difference = (logprobs - sampled)[known].abs()
+    return {
+        "rollout/logprob_diff": difference.sum().item(),
+        "rollout/logprob_diff_max": difference.max().item() if len(difference) else 0.0,
+    }
+
+
+def split_by_response(tokens: Tensor, trajectories: Sequence[Trajectory]) -> list[np.ndarray]:
+    """A column [R] of a micro-batch cut into one float64 array a trajectory."""
+    column = tokens.double().cpu().numpy()
+    bounds = np.cumsum([len(trajectory.response_ids) for trajectory in trajectories])[:-1]
+    return list(np.split(column, bounds)) if trajectories else []
+
+
+def _without_dropout(model: PreTrainedModel) -> None:
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if getattr(module, "attention_dropout", 0.0):
+            module.attention_dropout = 0.0  # type: ignore[assignment]

@@ -1,0 +1,113 @@
+"""The supervised cold start: next-token likelihood of given completions, in this process, over the same packed batches."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import Progress, TextColumn
+from transformers import PreTrainedTokenizerBase
+
+from r1ranker.data.sft import read_sft_rows
+from r1ranker.data.tokenise import encode_chat, plain_ids
+from r1ranker.device import compute_dtype, pick_device
+from r1ranker.errors import UserError
+from r1ranker.model.fsdp import full_parameters
+from r1ranker.model.init import save_hf
+from r1ranker.model.loading import load_causal_lm, load_tokenizer
+from r1ranker.trainer.config import OptimConfig
+from r1ranker.trainer.losses import token_shares
+from r1ranker.trainer.optimisation import Optimisation
+from r1ranker.trainer.policy import Policy
+from r1ranker.trainer.trajectory import Trajectory, bins_of, pack
+from r1ranker.trainer.workers import join
+
+
+@dataclass(frozen=True)
+class SFTSettings:
+    """How to fine-tune."""
+
+    steps: int = 200
+    batch_size: int = 32
+    """examples a step"""
+    lr: float = 1e-3
+    warmup_steps: int = 10
+    max_tokens: int = 16384
+    """tokens a micro-batch"""
+    seed: int = 1
+
+
+def examples_of(rows: Sequence[dict], tokenizer: PreTrainedTokenizerBase) -> list[Trajectory]:
+    """Rows of (prompt, completion) as trajectories whose response is the completion and EOS."""
+    examples = []
+    for row in rows:
+        response = [*plain_ids(tokenizer, row["completion"]), int(tokenizer.eos_token_id)]
+        examples.append(
+            Trajectory(
+                prompt_ids=encode_chat(tokenizer, row["prompt"]),
+                response_ids=response,
+                rollout_logprobs=np.zeros(len(response)),
+                finish_reason="stop",
+                group_id=len(examples),
+            )
+        )
+    return examples
+
+
+def fine_tune(model_path: str, data_files: Sequence[str], output_dir: str, settings: SFTSettings | None = None) -> list[float]:
+    """Fine-tune the model on (prompt, completion) parquet and write it to `output_dir`; returns the loss (nats) of each step.
+
+    Raises UserError for unreadable data or model, and for an example longer than a micro-batch.
+    """
+    settings = settings or SFTSettings()
+    tokenizer = load_tokenizer(model_path)
+    examples = examples_of(read_sft_rows(data_files), tokenizer)
+    longest = max(len(example) for example in examples)
+    if longest > settings.max_tokens:
+        raise UserError(f"{', '.join(data_files)}: an example of {longest} tokens; at most --max-tokens {settings.max_tokens} is wanted")
+    device = pick_device()
+    torch.manual_seed(settings.seed)
+    join(None, 0, 1, device)
+    policy = Policy(model_path, device, world_size=1, temperature=1.0, offload=False, checkpointing=False)
+    optim = OptimConfig(
+        lr=settings.lr, lr_warmup_steps=settings.warmup_steps, lr_scheduler_type="cosine", min_lr_ratio=0.1
+    )
+    optimisation = Optimisation(policy.module, optim, settings.steps, grad_clip=1.0)
+    losses: list[float] = []
+    order = np.random.default_rng(settings.seed)
+    waiting: list[int] = []
+    with Progress(*Progress.get_default_columns(), TextColumn("loss {task.fields[loss]:.3f}"), console=Console()) as progress:
+        bar = progress.add_task("supervised cold start", total=settings.steps, loss=float("nan"))
+        for _ in range(settings.steps):
+            while len(waiting) < settings.batch_size:
+                waiting += order.permutation(len(examples)).tolist()
+            batch = [examples[index] for index in waiting[: settings.batch_size]]
+            waiting = waiting[settings.batch_size :]
+            losses.append(_step(policy, optimisation, batch, settings.max_tokens))
+            optimisation.schedule.step()
+            progress.update(bar, advance=1, loss=losses[-1])
+    model = load_causal_lm(model_path, dtype=compute_dtype(torch.device("cpu")), attention="sdpa")
+    own = dict(model.named_parameters())
+    with torch.no_grad():
+        for name, weight in full_parameters(policy.module, device):
+            own[name].copy_(weight)
+    save_hf(output_dir, model, tokenizer)
+    return losses
+
+
+def _step(policy: Policy, optimisation: Optimisation, examples: Sequence[Trajectory], max_tokens: int) -> float:
+    """One optimizer step; the loss is the mean over all completion tokens of the batch."""
+    for example, share in zip(examples, token_shares([one.valid for one in examples], "token-mean"), strict=True):
+        example.weights = share
+    total = 0.0
+    for indices in bins_of([len(example) for example in examples], max_tokens):
+        batch = pack([examples[index] for index in indices]).to(policy.device)
+        logprobs, _ = policy.forward(batch, with_entropy=False)
+        loss = -(batch.columns["weights"] * logprobs).sum()
+        loss.backward()
+        total += loss.item()
+    optimisation.step()
+    return total

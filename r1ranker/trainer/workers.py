@@ -1,0 +1,156 @@
+"""One process's share: rollout engine, policy, reference and critic. The same class runs here or as a Ray actor."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from r1ranker.atomic import atomic_path
+from r1ranker.device import compute_dtype, peak_memory_gib, pick_device, release_cached_memory
+from r1ranker.model.fsdp import full_parameters
+from r1ranker.model.loading import load_causal_lm, load_tokenizer
+from r1ranker.rollout.engine import Completion, Request, SamplingParams
+from r1ranker.rollout.hf import HFEngine
+from r1ranker.trainer.config import Config, FSDPConfig
+from r1ranker.trainer.critic import Critic
+from r1ranker.trainer.optimisation import Optimisation
+from r1ranker.trainer.policy import Bins, Policy, PolicyLoss
+
+
+class Worker:
+    """Everything that one process holds. Methods marked collective have to be called on all processes at once."""
+
+    def __init__(self, config: Config, rank: int) -> None:
+        self.config = config
+        self.rank = rank
+
+    def rendezvous(self) -> str:
+        """An address on this process's machine where all can meet."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            port = probe.getsockname()[1]
+        host = "127.0.0.1" if self.config.trainer.nnodes == 1 else socket.gethostbyname(socket.gethostname())
+        return f"tcp://{host}:{port}"
+
+    def setup(self, address: str | None, total_steps: int) -> None:
+        """Join the other processes at `address` (None: there are none) and load the models. Collective."""
+        config, world = self.config, self.config.world_size
+        self.device = pick_device()
+        if self.device.type == "cpu" and world > 1:
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // config.trainer.n_gpus_per_node))
+        torch.manual_seed(config.trainer.seed)
+        join(address, self.rank, world, self.device)
+        model, rollout = config.actor_rollout_ref.model, config.actor_rollout_ref.rollout
+        path = str(model.path)
+        self.tokenizer = load_tokenizer(path)
+        actor, checkpointing = config.actor_rollout_ref.actor, model.enable_gradient_checkpointing
+        self.policy = Policy(path, self.device, world, rollout.temperature, _offload(actor.fsdp_config), checkpointing)
+        self.policy_optimisation = Optimisation(self.policy.module, actor.optim, total_steps, actor.grad_clip)
+        self.policy_loss = PolicyLoss.from_config(actor)
+        self.reference: Policy | None = None
+        if config.needs_reference:
+            offload = _offload(config.actor_rollout_ref.ref.fsdp_config)
+            self.reference = Policy(path, self.device, world, rollout.temperature, offload, checkpointing=False)
+            self.reference.module.requires_grad_(False)
+        self.critic: Critic | None = None
+        if config.needs_critic:
+            critic = config.critic
+            self.critic = Critic(
+                str(critic.model.path),
+                self.device,
+                world,
+                critic.cliprange_value,
+                _offload(critic.model.fsdp_config),
+                critic.model.enable_gradient_checkpointing,
+            )
+            self.critic_optimisation = Optimisation(self.critic.module, critic.optim, total_steps, critic.grad_clip)
+        engine_model = load_causal_lm(path, dtype=compute_dtype(self.device), attention="sdpa").to(self.device)
+        self.engine = HFEngine(engine_model, self.tokenizer, rollout.max_num_seqs)
+
+    def generate(self, requests: Sequence[Request], params: SamplingParams) -> list[list[Completion]]:
+        """Sample `params.n` completions a request."""
+        completions = self.engine.generate(requests, params) if requests else []
+        release_cached_memory(self.device)
+        return completions
+
+    def logprobs(self, bins: Bins, of: Literal["policy", "reference"]) -> list[list[np.ndarray]]:
+        """Log-probabilities [L] of each trajectory of each bin. Collective: every process has as many bins."""
+        model = self.policy if of == "policy" else self.reference
+        assert model is not None
+        return model.logprobs(bins)
+
+    def values(self, bins: Bins) -> list[list[np.ndarray]]:
+        """The critic's values [L] of each trajectory of each bin. Collective."""
+        assert self.critic is not None
+        return self.critic.values(bins)
+
+    def update_policy(self, bins: Bins) -> dict[str, float]:
+        """One optimizer step of the policy. Collective."""
+        return self.policy.update(bins, self.policy_loss, self.policy_optimisation)
+
+    def update_critic(self, bins: Bins) -> dict[str, float]:
+        """One optimizer step of the critic. Collective."""
+        assert self.critic is not None
+        return self.critic.update(bins, self.critic_optimisation)
+
+    def end_step(self) -> dict[str, float]:
+        """Move the schedules on by one training step; returns the learning rates that were in force."""
+        rates = {"actor/lr": self.policy_optimisation.lr}
+        self.policy_optimisation.schedule.step()
+        if self.critic is not None:
+            rates["critic/lr"] = self.critic_optimisation.lr
+            self.critic_optimisation.schedule.step()
+        return rates | {"perf/max_memory_allocated_gb": peak_memory_gib(self.device)}
+
+    def sync_weights(self) -> None:
+        """Bring the policy's weights into the rollout engine, gathered one parameter at a time. Collective."""
+        self.engine.load_weights(full_parameters(self.policy.module, self.device))
+
+    def save_policy(self, directory: str, about: dict[str, Any]) -> None:
+        """Write the engine's weights, equal to the policy's after a sync, as a Hugging Face directory; whole or not at all."""
+        if self.rank:
+            return
+        with atomic_path(Path(directory)) as temporary:
+            self.engine.model.save_pretrained(temporary)
+            self.tokenizer.save_pretrained(temporary)
+            (Path(temporary) / "r1ranker.json").write_text(json.dumps(about, indent=2) + "\n")
+
+    def gradients(self, bins: Bins) -> dict[str, np.ndarray]:
+        """Gradient of the policy's loss by parameter name, gathered, without a step. Collective; for checks."""
+        self.policy.accumulate(bins, self.policy_loss)
+        gathered = {
+            name: parameter.grad.full_tensor() if hasattr(parameter.grad, "full_tensor") else parameter.grad
+            for name, parameter in self.policy.module.named_parameters()
+        }
+        self.policy_optimisation.optimizer.zero_grad(set_to_none=True)
+        return {name: gradient.cpu().numpy() for name, gradient in gathered.items()}
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """The policy's whole parameters by name. Collective; for checks."""
+        return {name: weight.cpu().numpy() for name, weight in full_parameters(self.policy.module, self.device)}
+
+
+def join(address: str | None, rank: int, world_size: int, device: torch.device) -> None:
+    """Initialise the process group; alone, an earlier one of this process is used again."""
+    from r1ranker.device import collective_backend
+
+    if world_size == 1:
+        if not dist.is_initialized():
+            dist.init_process_group(collective_backend(device), store=dist.HashStore(), rank=0, world_size=1)
+        return
+    dist.init_process_group(
+        collective_backend(device), init_method=address, rank=rank, world_size=world_size, timeout=timedelta(minutes=30)
+    )
+
+
+def _offload(config: FSDPConfig) -> bool:
+    return config.param_offload or config.grad_offload or config.optimizer_offload
