@@ -1,0 +1,116 @@
+"""Wording a request: the problem text, and the chat around it with the assistant's turn already begun."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from r1ranker.tasks.catalog import Task, get_task
+from r1ranker.tasks.example import RankingExample
+
+Mode = Literal["direct", "iterative"]
+AnswerStyle = Literal["name", "label"]
+
+
+@dataclass(frozen=True)
+class AnswerFormat:
+    """How an answer is given."""
+
+    answer_style: AnswerStyle = "name"
+    """candidates in full, or by the label [3] they are listed under"""
+    think: bool = True
+    """reason before answering"""
+
+
+SYSTEM = "You are a careful assistant. You reason about a request in your mind first and answer it afterwards."
+PREFILL_THINK = "Let me solve this step by step.\n<think>"
+PREFILL_ANSWER = "<answer>"
+NOW = "The candidates now are:"
+
+_CONTROL = re.compile(r"<\|([^<>|]*)\|>")
+_TAG = re.compile(r"<(\s*/?\s*(?:think|answer)\s*)>", re.IGNORECASE)
+
+
+def one_line(text: str) -> str:
+    """`text` with every run of white space and control characters as one space."""
+    return " ".join("".join(c if c.isprintable() or c.isspace() else " " for c in text).split())
+
+
+def neutralise(text: str) -> str:
+    """`text` in which chat control tokens and the four tags are written with look-alike brackets, so they are only text."""
+    previous = None
+    while previous != text:  # taking one apart may bring another together
+        previous = text
+        text = _TAG.sub(r"‹\1›", _CONTROL.sub(r"‹|\1|›", text))
+    return text
+
+
+def shown(text: str) -> str:
+    """A name or text as it stands in a prompt."""
+    return neutralise(one_line(text))
+
+
+def candidate_lines(example: RankingExample, style: AnswerStyle) -> list[str]:
+    """The pool, one candidate a line: `- name` or `[1] name`, with its text behind a colon where there is one."""
+    lines = []
+    for place, name in enumerate(example.candidates):
+        mark = f"[{place + 1}]" if style == "label" else "-"
+        text = f": {shown(example.texts[place])}" if example.texts else ""
+        lines.append(f"{mark} {shown(name)}{text}")
+    return lines
+
+
+def render_problem(example: RankingExample, mode: Mode, answer_style: AnswerStyle = "name") -> str:
+    """The problem's text. What stays the same from one elimination to the next comes first, the pool after it."""
+    task = get_task(example.task)
+    pool = "\n".join(candidate_lines(example, answer_style))
+    if example.problem:
+        text = neutralise(example.problem)
+        if NOW in text:
+            text = text[: text.index(NOW)].rstrip()
+        return f"{text}\n\n{NOW}\n{pool}"
+    return "\n".join([*_request(example, task), "", f"Candidate {task.plural}:", pool, "", _question(task, mode)])
+
+
+def _request(example: RankingExample, task: Task) -> list[str]:
+    lines = [task.request]
+    if task.scenario == "recommendation":
+        return [*lines, *(f"- {shown(item)}" for item in example.history)]
+    return [*lines, shown(example.query)]
+
+
+def _question(task: Task, mode: Mode) -> str:
+    if mode == "direct":
+        return f"Rank all candidate {task.plural} by {task.goal}, best first, each exactly once."
+    return f"Which one candidate {task.noun} is the worst by {task.goal}?"
+
+
+def answer_request(mode: Mode, answer_format: AnswerFormat) -> str:
+    """What the user asks of the answer's form."""
+    what = "label, such as [2]," if answer_format.answer_style == "label" else "name, exactly as listed,"
+    if mode == "direct":
+        form = f"every candidate's {what} one a line"
+    else:
+        form = f"only that candidate's {what}"
+    form = form.removesuffix(",")
+    if answer_format.think:
+        return f"Show your work in <think> </think> tags. Then give {form} in <answer> </answer> tags."
+    return f"Give {form} in <answer> </answer> tags, and nothing else."
+
+
+def chat_messages(problem: str, answer_format: AnswerFormat, mode: Mode) -> list[dict[str, str]]:
+    """System, user and begun assistant turn."""
+    prefill = PREFILL_THINK if answer_format.think else PREFILL_ANSWER
+    return [
+        {"role": "system", "content": SYSTEM},
+        {"role": "user", "content": f"{problem}\n\n{answer_request(mode, answer_format)}"},
+        {"role": "assistant", "content": prefill},
+    ]
+
+
+def user_problem(messages: Sequence[dict[str, str]], answer_format: AnswerFormat, mode: Mode) -> str:
+    """The problem that `chat_messages` was given."""
+    user = next(message["content"] for message in messages if message["role"] == "user")
+    return user.removesuffix("\n\n" + answer_request(mode, answer_format))

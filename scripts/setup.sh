@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Sourced by the other scripts: makes .venv if there is none and installs the project; a second call changes nothing.
+# PYTHON names the interpreter (3.10 to 3.13); TORCH_INDEX_URL an index with the CPU build of torch, where yours lacks it.
+set -euo pipefail
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$root"
+
+stamp=$(cat pyproject.toml scripts/setup.sh | cksum)
+if [ ! -x .venv/bin/python ]; then
+    python=${PYTHON:-$(command -v python3.11 || command -v python3 || true)}
+    if [ -z "$python" ] || ! "$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info[:2] <= (3, 13))'; then
+        echo "error: found ${python:-no python3}; Python 3.10 to 3.13 is wanted (set PYTHON=/path/to/python)" >&2
+        exit 2
+    fi
+    "$python" -m venv .venv
+fi
+if [ "$(cat .venv/.installed 2>/dev/null)" != "$stamp" ]; then
+    echo "installing into .venv (once; several minutes) ..."
+    if command -v nvidia-smi >/dev/null 2>&1; then
+        .venv/bin/pip install --quiet --editable '.[dev]'
+    else
+        .venv/bin/pip install --quiet ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} 'torch==2.13.0'
+        .venv/bin/pip install --quiet --editable '.[cpu,dev]'
+    fi
+    echo "$stamp" > .venv/.installed
+fi
+PATH="$root/.venv/bin:$PATH"
+export PATH
