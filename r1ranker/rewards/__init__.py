@@ -1,0 +1,62 @@
+"""Rewards: pure functions of a response and its ground truth, with veRL's signature. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from r1ranker.errors import UserError, nearest
+from r1ranker.rewards.base import REWARDS, get_reward, register
+from r1ranker.rewards.direct import direct_task_score
+from r1ranker.rewards.format import format_score, tags_score
+from r1ranker.rewards.iterative import iterative_task_score
+from r1ranker.tasks.answers import parse_answer, with_prefill
+from r1ranker.tasks.prompts import AnswerFormat, Mode
+
+__all__ = ["MODES", "REWARDS", "compute_score", "get_reward", "register"]
+
+MODES: dict[str, Mode] = {"direct_ranking": "direct", "iterative_ranking": "iterative"}
+"""data_source -> how it is ranked"""
+
+
+@register("compute_score")
+def compute_score(
+    data_source: str, solution_str: str, ground_truth: Mapping[str, Any], extra_info: Mapping[str, Any] | None = None
+) -> dict[str, float]:
+    """Reward of one response: `score` = task + format + tags, beside these parts, `coverage` and `valid`.
+
+    `solution_str` is the response alone; the tag that the prompt had opened may be missing. `ground_truth` holds
+    candidate_text (names, a list or an array) and gt (the positive). `extra_info` may hold think and answer_style.
+    coverage: share of the candidates named (direct), 1 where the answer is in the pool (iterative). valid: 1 where the
+    answer can be used as it is. Raises UserError for an unknown data_source or a positive that is no candidate.
+    """
+    if data_source not in MODES:
+        raise UserError(f"data_source: found {data_source!r}{nearest(data_source, MODES)}; one of {', '.join(MODES)} is wanted")
+    mode = MODES[data_source]
+    extra = extra_info or {}
+    think = extra.get("think")
+    answer_format = AnswerFormat(extra.get("answer_style") or "name", True if think is None else bool(think))
+    candidates = [str(name) for name in ground_truth["candidate_text"]]
+    gold = str(ground_truth["gt"])
+    if gold not in candidates:
+        raise UserError(f"ground_truth: the positive {gold!r} is not among the {len(candidates)} candidates")
+    completion = with_prefill(solution_str, answer_format.think)
+    parsed = parse_answer(completion, candidates, mode, answer_format)
+    form = format_score(completion, answer_format.think)
+    tags = tags_score(completion, answer_format.think)
+    positive = candidates.index(gold)
+    coverage = len(parsed.named) / (len(candidates) if mode == "direct" else 1)
+    if parsed.answer is None:
+        task = -1.0
+    elif mode == "direct":
+        task = direct_task_score(parsed.named, positive, len(candidates))
+    else:
+        task = iterative_task_score(parsed.named, positive)
+    return {
+        "score": task + form + tags,
+        "task": task,
+        "format": form,
+        "tags": tags,
+        "coverage": coverage,
+        "valid": float(coverage == 1.0 and not parsed.unmatched),
+    }

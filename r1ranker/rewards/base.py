@@ -1,0 +1,59 @@
+"""The registry of reward functions: by name, or a user's own by `path/to/file.py:function`."""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from r1ranker.errors import UserError, nearest
+
+RewardFunction = Callable[..., Any]
+"""(data_source, solution_str, ground_truth, extra_info) -> a number, or a dict with `score` and its parts"""
+
+REWARDS: dict[str, RewardFunction] = {}
+
+
+def register(name: str) -> Callable[[RewardFunction], RewardFunction]:
+    """Decorator: make a reward function known by `name`."""
+
+    def add(function: RewardFunction) -> RewardFunction:
+        if name in REWARDS:
+            raise UserError(f"reward {name!r} is already registered")
+        REWARDS[name] = function
+        return function
+
+    return add
+
+
+def get_reward(name: str) -> RewardFunction:
+    """The registered reward of that name, or the function of a file, given as path/to/file.py:function.
+
+    Raises UserError where there is no such name, file or function, or the file fails to load.
+    """
+    path, colon, function_name = name.rpartition(":")
+    if not colon:
+        import r1ranker.rewards  # noqa: F401  (the built-in ones register themselves)
+
+        if name not in REWARDS:
+            raise UserError(
+                f"unknown reward {name!r}{nearest(name, REWARDS)}; one of {', '.join(REWARDS)} or path/to/file.py:function is wanted"
+            )
+        return REWARDS[name]
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"custom_reward_function.path: {path}: no such file")
+    spec = importlib.util.spec_from_file_location(f"r1ranker_user_reward_{file.stem}", file)
+    if spec is None or spec.loader is None:
+        raise UserError(f"custom_reward_function.path: {path}: not a Python file")
+    module = importlib.util.module_from_spec(spec)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise UserError(f"{path}: cannot be loaded ({type(error).__name__}: {error})") from error
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise UserError(f"{path}: no function {function_name!r}{nearest(function_name, functions)}")
+    return function  # type: ignore[no-any-return]

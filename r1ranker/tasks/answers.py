@@ -1,0 +1,225 @@
+"""From a completion to its thought and the candidates it names. The one parser, for reward and for ranking alike."""
+
+from __future__ import annotations
+
+import ast
+import html
+import json
+import re
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from rapidfuzz import fuzz, process
+
+from r1ranker.tasks.prompts import AnswerFormat, AnswerStyle, Mode, shown
+
+SIMILARITY = 90.0
+"""rapidfuzz ratio, 0 to 100, from which a name that is written slightly wrong counts as meant"""
+SHORTEST_WITHIN = 4
+"""characters that a name needs to be looked for inside a sentence"""
+
+_QUOTES = "\"'`´‘’“”«»*_"
+_MARKER = re.compile(r"^\s*(?:[-*•·–—+>]|\(?\d{1,3}[.):]|\[\d{1,3}\]|#\d{1,3}[.:]?)\s+")
+_LABEL = re.compile(r"^\W*(?:\[\s*(\d{1,3})\s*\].*|(\d{1,3})\W*)$", re.DOTALL)
+_SEPARATOR = re.compile(r"\s*(?:,|;|\||→|->|>)\s*")
+_NUMBERED = re.compile(r"(?:^|\s)\(?(\d{1,3})[.)]\s+")
+_NUMERALS = re.compile(r"\d+|\b[ivxlc]+\b")
+
+
+def with_prefill(completion: str, think: bool) -> str:
+    """The completion with the tag that the prompt had already opened, unless it has it itself."""
+    tag = "<think>" if think else "<answer>"
+    return completion if completion.lstrip().startswith(tag) else tag + completion
+
+
+@lru_cache(maxsize=65536)
+def normalise(text: str) -> str:
+    """`text` without differences that do not make another name: entities, quotes around it, case, width, white space."""
+    previous = None
+    while previous != text:
+        previous, text = text, html.unescape(text)
+    text = text.replace("‹", "<").replace("›", ">")
+    text = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+    stripped = text.strip(_QUOTES + " ").rstrip(".,;:" + _QUOTES + " ")
+    return stripped or text
+
+
+@dataclass(frozen=True)
+class ParsedAnswer:
+    """What a completion says."""
+
+    thought: str
+    answer: str | None
+    """text of the last answer block; None where there is none"""
+    named: tuple[int, ...]
+    """indices of the candidates named, each once, in order"""
+    unmatched: tuple[str, ...] = ()
+    """pieces of the answer that name no candidate, or more than one"""
+
+
+class CandidateMatcher:
+    """Finds the candidate that a piece of text means: exactly, after normalisation, then by similarity; never a tie."""
+
+    def __init__(self, candidates: Sequence[str], answer_style: AnswerStyle = "name") -> None:
+        self._style = answer_style
+        self._exact = {shown(name): index for index, name in enumerate(candidates)}
+        self._exact.update({name: index for index, name in enumerate(candidates)})
+        self._count = len(candidates)
+        self._forms = [normalise(name) for name in candidates]
+        self._by_form: dict[str, int | None] = {}
+        for index, form in enumerate(self._forms):
+            self._by_form[form] = None if form in self._by_form else index
+
+    def match(self, text: str) -> int | None:
+        """Index of the candidate that `text` means, or None."""
+        found = self.match_closely(text)
+        return self._within(text) if found is None else found
+
+    def match_closely(self, text: str) -> int | None:
+        """The same without names inside sentences and without slips of spelling."""
+        text = text.strip()
+        if self._style == "label":
+            label = _LABEL.match(text)
+            if label:
+                number = int(label.group(1) or label.group(2))
+                return number - 1 if 1 <= number <= self._count else None
+        if text in self._exact:
+            return self._exact[text]
+        # a leading number may be part of the name ("12 Angry Men"): taken off only where the whole matches nothing
+        bare = _MARKER.sub("", text, count=1)
+        for form in (normalise(text), normalise(bare)):
+            if form in self._by_form:
+                return self._by_form[form]
+        return None
+
+    def _within(self, text: str) -> int | None:
+        form = normalise(_MARKER.sub("", text.strip(), count=1))
+        if not form:
+            return None
+        spans: list[tuple[int, int, int]] = []
+        for index, name in enumerate(self._forms):
+            if len(name) >= SHORTEST_WITHIN:
+                spans += [
+                    (found.start(), found.end(), index)
+                    for found in re.finditer(rf"(?<!\w){re.escape(name)}(?!\w)", form)
+                ]
+        outer = {
+            index
+            for start, end, index in spans
+            if not any(s <= start and end <= e and (s, e) != (start, end) for s, e, _ in spans)
+        }
+        if outer:
+            index = outer.pop()
+            return index if not outer and self._by_form[self._forms[index]] is not None else None
+        return self._similar(form)
+
+    def _similar(self, form: str) -> int | None:
+        best = process.extract(form, self._forms, scorer=fuzz.ratio, score_cutoff=SIMILARITY, limit=2)
+        # another number is another thing: "passage 1" is not "passage 10", nor "Rocky II" "Rocky III"
+        if not best or _NUMERALS.findall(best[0][0]) != _NUMERALS.findall(form):
+            return None
+        if len(best) > 1 and best[0][1] == best[1][1]:
+            return None
+        return int(best[0][2])
+
+
+def parse_answer(
+    completion: str, candidates: Sequence[str], mode: Mode, answer_format: AnswerFormat | None = None
+) -> ParsedAnswer:
+    """Thought and named candidates of a completion, with or without the tag that the prompt had opened.
+
+    direct: the answer is a list, in lines, numbered, with bullets, separated by commas, semicolons or '>', or as JSON.
+    iterative: the answer is one name; an answer that names several names none.
+    """
+    answer_format = answer_format or AnswerFormat()
+    text = with_prefill(completion, answer_format.think)
+    thought = _between(text, text.find("<think>"), "<think>", "</think>")
+    end = text.rfind("</answer>")
+    start = text.rfind("<answer>", 0, end) if end >= 0 else -1
+    if start < 0:
+        return ParsedAnswer(thought, None, ())
+    answer = text[start + len("<answer>") : end]
+    matcher = CandidateMatcher(candidates, answer_format.answer_style)
+    named: list[int] = []
+    unmatched: list[str] = []
+    whole = matcher.match_closely(answer) if mode == "iterative" else None
+    if whole is not None:
+        return ParsedAnswer(thought, answer, (whole,))
+    for found, piece in _pieces(answer, matcher):
+        if found is None:
+            unmatched.append(piece)
+        elif found not in named:
+            named.append(found)
+    if mode == "iterative" and len(named) != 1:
+        return ParsedAnswer(thought, answer, (), (answer,))
+    return ParsedAnswer(thought, answer, tuple(named), tuple(unmatched))
+
+
+def _between(text: str, start: int, opening: str, closing: str) -> str:
+    if start < 0:
+        return ""
+    end = text.find(closing, start)
+    return text[start + len(opening) : end if end >= 0 else len(text)].strip()
+
+
+def _pieces(answer: str, matcher: CandidateMatcher) -> list[tuple[int | None, str]]:
+    """The answer's pieces, each with the candidate it means."""
+    listed = _as_list(answer.strip())
+    lines = listed if listed is not None else [line for line in answer.split("\n") if line.strip()]
+    pieces: list[tuple[int | None, str]] = []
+    for line in lines:
+        found = matcher.match_closely(line)
+        if found is not None:
+            pieces.append((found, line))
+        else:
+            pieces += _parts(line, matcher)
+    return pieces
+
+
+def _as_list(text: str) -> list[str] | None:
+    """The strings of a JSON or Python list."""
+    if not (text.startswith("[") and text.endswith("]")) or len(text) > 100_000:
+        return None
+    for read in (json.loads, ast.literal_eval):
+        try:
+            value = read(text)
+        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            continue
+        if isinstance(value, list) and all(isinstance(item, str | int) for item in value) and len(value) > 1:
+            return [str(item) for item in value]
+    return None
+
+
+def _parts(line: str, matcher: CandidateMatcher) -> list[tuple[int | None, str]]:
+    """A line that is no single name: several names with numbers or separators between them, or a sentence."""
+    numbered = [part for part in _NUMBERED.split(line)[2::2] if part.strip()]
+    if len(numbered) > 1:
+        matched = [(matcher.match(part.strip().rstrip(",;")), part) for part in numbered]
+        if sum(found is not None for found, _ in matched) > 1:
+            return matched
+    tokens = list(_SEPARATOR.finditer(line))
+    if not tokens:
+        return [(matcher.match(line), line)]
+    starts = [0, *(token.end() for token in tokens)]
+    ends = [*(token.start() for token in tokens), len(line)]
+    parts: list[tuple[int | None, str]] = []
+    place = 0
+    while place < len(starts):
+        # names hold separators too: the longest run of pieces that is a name is taken
+        for last in range(len(starts) - 1, place - 1, -1):
+            piece = line[starts[place] : ends[last]].strip("[]() ")
+            found = matcher.match_closely(piece) if piece else None
+            if found is not None:
+                parts.append((found, piece))
+                place = last + 1
+                break
+        else:
+            piece = line[starts[place] : ends[place]].strip()
+            if piece:
+                parts.append((None, piece))
+            place += 1
+    if all(found is None for found, _ in parts):
+        return [(matcher.match(line), line)]
+    return [(matcher.match(piece) if found is None else found, piece) for found, piece in parts]

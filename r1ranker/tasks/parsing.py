@@ -1,0 +1,98 @@
+"""Taking a problem's text apart again: our own wording and Ranking-bench's."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+from r1ranker.tasks.catalog import Task, get_task
+from r1ranker.tasks.example import RankingExample
+from r1ranker.tasks.prompts import shown
+
+_BENCH_HISTORY = re.compile(r"in order:\n(\[.*\])$", re.MULTILINE)
+_BENCH_QUERY = re.compile(r"\A[^\n]*following query:\n(.*?)\n\nThe LLM names and their descriptions are:\n", re.DOTALL)
+_BENCH_PASSAGES = re.compile(r"\A## Here is a query: (.*?) and candidate passages:\n(.*)\Z", re.DOTALL)
+
+
+def parse_problem(task_name: str, problem: str, candidates: Sequence[str]) -> RankingExample:
+    """The request in `problem`, whose pool is `candidates`; wording that is not known stays whole, in `problem`."""
+    task = get_task(task_name)
+    pool = tuple(candidates)
+    for parse in (_own, _bench):
+        example = parse(task, problem, pool)
+        if example is not None:
+            return example
+    return RankingExample(task_name, pool, problem=problem)
+
+
+def _own(task: Task, problem: str, pool: tuple[str, ...]) -> RankingExample | None:
+    head, separator, tail = problem.partition(f"\n\nCandidate {task.plural}:\n")
+    if not separator or not head.startswith(task.request + "\n"):
+        return None
+    lines = tail.split("\n")[: len(pool)]
+    texts: list[str] = []
+    for line, name in zip(lines, pool, strict=False):
+        content = re.sub(r"^(?:-|\[\d+\]) ", "", line)
+        if content == shown(name):
+            continue
+        if not content.startswith(shown(name) + ":"):
+            return None
+        texts.append(content[len(shown(name)) + 2 :])
+    if len(lines) != len(pool) or len(texts) not in (0, len(pool)):
+        return None
+    body = head[len(task.request) + 1 :]
+    if task.scenario == "recommendation":
+        history = tuple(line.removeprefix("- ") for line in body.split("\n") if line)
+        return RankingExample(task.name, pool, history=history, texts=tuple(texts))
+    return RankingExample(task.name, pool, query=body, texts=tuple(texts))
+
+
+def _bench(task: Task, problem: str, pool: tuple[str, ...]) -> RankingExample | None:
+    if task.scenario == "recommendation":
+        found = _BENCH_HISTORY.search(problem)
+        items = _numbered_items(found.group(1)) if found else None
+        return RankingExample(task.name, pool, history=items) if items else None
+    if task.scenario == "routing":
+        found = _BENCH_QUERY.match(problem)
+        if not found:
+            return None
+        texts = _after_names(problem[found.end() :], "# ", pool)
+        return RankingExample(task.name, pool, query=found.group(1), texts=texts) if texts else None
+    found = _BENCH_PASSAGES.match(problem)
+    if not found:
+        return None
+    body = found.group(2)
+    end = body.rfind("\n\nPlease think step by step")
+    texts = _after_names(body if end < 0 else body[:end], "", pool)
+    return RankingExample(task.name, pool, query=found.group(1), texts=texts) if texts else None
+
+
+def _after_names(body: str, mark: str, pool: tuple[str, ...]) -> tuple[str, ...]:
+    """The text behind `<mark><name>: ` of each name, in the order of the pool; empty where one is missing."""
+    texts = []
+    for name in pool:
+        found = re.search(rf"^{re.escape(mark + name)}: ?(.*?)(?=\n{re.escape(mark)}(?:{_any(pool)}): |\n\nNow there are|\Z)", body, re.DOTALL | re.MULTILINE)
+        if not found:
+            return ()
+        texts.append(found.group(1).strip())
+    return tuple(texts)
+
+
+def _any(pool: tuple[str, ...]) -> str:
+    return "|".join(re.escape(name) for name in pool)
+
+
+def _numbered_items(text: str) -> tuple[str, ...] | None:
+    """Items of `['0. first', '1. second', ...]`; the numbers part them, since quotes inside items are not escaped."""
+    items: list[str] = []
+    opening = re.match(r"\[(['\"])0\. ", text)
+    if not opening:
+        return None
+    start = opening.end()
+    while True:
+        following = re.compile(rf"(['\"]), (['\"]){len(items) + 1}\. ").search(text, start)
+        if following is None:
+            items.append(text[start:].removesuffix("]")[:-1])
+            return tuple(items)
+        items.append(text[start : following.start()])
+        start = following.end()

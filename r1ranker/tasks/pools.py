@@ -1,0 +1,43 @@
+"""Sub-pools of a query for iterative training, and the state of an elimination."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+
+from r1ranker.tasks.example import RankingExample
+
+
+def sub_pools(example: RankingExample, rng: random.Random) -> list[tuple[str, ...]]:
+    """One random sub-pool of each size from 2 to n that holds the positive, each in random order."""
+    others = [name for name in example.candidates if name != example.positive]
+    pools = []
+    for size in range(2, len(example.candidates) + 1):
+        pool = [example.positive, *rng.sample(others, size - 1)]
+        rng.shuffle(pool)
+        pools.append(tuple(pool))
+    return pools
+
+
+class Elimination:
+    """A pool from which one candidate goes out a round, until one is left."""
+
+    def __init__(self, candidates: Sequence[str]) -> None:
+        self.pool = tuple(candidates)
+        self.eliminated: list[str] = []
+
+    def eliminate(self, name: str) -> None:
+        """Take `name` out; raises ValueError where it is not in the pool."""
+        if name not in self.pool:
+            raise ValueError(f"{name!r} is not in the pool")
+        self.pool = tuple(other for other in self.pool if other != name)
+        self.eliminated.append(name)
+
+    @property
+    def done(self) -> bool:
+        """Whether there is nothing left to decide."""
+        return len(self.pool) <= 1
+
+    def ranking(self) -> tuple[str, ...]:
+        """Best first: who is left, then the eliminated, last out first."""
+        return (*self.pool, *reversed(self.eliminated))
