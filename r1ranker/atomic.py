@@ -1,0 +1,55 @@
+"""Files that appear whole or not at all: written beside their place, flushed to disk, then renamed."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from r1ranker.errors import UserError
+
+
+@contextmanager
+def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
+    """A path to write to, a file or a directory, which takes the place of `target` when the block ends without an error.
+
+    Raises UserError where the target's directory cannot be written.
+    """
+    target = Path(target)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        holder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written ({error.strerror}); a writable directory is wanted") from error
+    temporary = holder / target.name
+    try:
+        yield temporary
+        _flush(temporary)
+        if target.is_dir() and temporary.is_dir():
+            # a directory cannot be replaced in one step: the old one is moved aside first
+            target.rename(holder / "replaced")
+        os.replace(temporary, target)
+        _flush_directory(target.parent)
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written ({error.strerror})") from error
+    finally:
+        if not target.exists() and (holder / "replaced").exists():
+            (holder / "replaced").rename(target)
+        shutil.rmtree(holder, ignore_errors=True)
+
+
+def _flush(path: Path) -> None:
+    for file in [path] if path.is_file() else [inner for inner in path.rglob("*") if inner.is_file()]:
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+
+
+def _flush_directory(directory: Path) -> None:
+    handle = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,147 @@
+"""Examples to training rows in veRL's schema, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from r1ranker.atomic import atomic_path
+from r1ranker.data.table import read_table
+from r1ranker.errors import UserError
+from r1ranker.rewards import MODES
+from r1ranker.tasks.example import RankingExample
+from r1ranker.tasks.parsing import parse_problem
+from r1ranker.tasks.prompts import AnswerFormat, Mode, chat_messages, render_problem, user_problem
+
+SCHEMA = pa.schema(
+    [
+        ("data_source", pa.string()),
+        ("prompt", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))),
+        ("ability", pa.string()),
+        (
+            "reward_model",
+            pa.struct(
+                [
+                    ("style", pa.string()),
+                    ("ground_truth", pa.struct([("candidate_text", pa.list_(pa.string())), ("gt", pa.string())])),
+                ]
+            ),
+        ),
+        (
+            "extra_info",
+            pa.struct(
+                [
+                    ("split", pa.string()),
+                    ("index", pa.int64()),
+                    ("task_name", pa.string()),
+                    ("think", pa.bool_()),
+                    ("answer_style", pa.string()),
+                ]
+            ),
+        ),
+    ]
+)
+_COLUMNS = {
+    "data_source": "text",
+    "prompt": "a list of messages",
+    "ability": "text",
+    "reward_model": "a record",
+    "extra_info": "a record",
+}
+
+
+def training_row(
+    example: RankingExample, mode: Mode, split: str, index: int, answer_format: AnswerFormat | None = None
+) -> dict[str, Any]:
+    """The row of an example in veRL's schema."""
+    answer_format = answer_format or AnswerFormat()
+    return {
+        "data_source": f"{mode}_ranking",
+        "prompt": chat_messages(render_problem(example, mode, answer_format.answer_style), answer_format, mode),
+        "ability": "ranking",
+        "reward_model": {
+            "style": "rule",
+            "ground_truth": {"candidate_text": list(example.candidates), "gt": example.positive},
+        },
+        "extra_info": {
+            "split": split,
+            "index": index,
+            "task_name": example.task,
+            "think": answer_format.think,
+            "answer_style": answer_format.answer_style,
+        },
+    }
+
+
+def write_rows(rows: Iterable[dict[str, Any]], path: str, schema: pa.Schema = SCHEMA) -> int:
+    """Write rows to a parquet file, whole or not at all; returns how many there were."""
+    count = 0
+    rows = iter(rows)
+    with atomic_path(Path(path)) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+        while chunk := list(islice(rows, 2048)):
+            writer.write_table(pa.Table.from_pylist(chunk, schema=schema))
+            count += len(chunk)
+    return count
+
+
+def read_training_rows(paths: Sequence[str]) -> list[dict[str, Any]]:
+    """Rows of training parquet; raises UserError naming file and row for whatever cannot be trained on."""
+    rows: list[dict[str, Any]] = []
+    for path in paths:
+        for number, row in enumerate(read_table(path, _COLUMNS)):
+            _check(row, f"{path}: row {number}")
+            rows.append(row)
+    return rows
+
+
+def _check(row: dict[str, Any], where: str) -> None:
+    for column in _COLUMNS:
+        if row[column] is None:
+            raise UserError(f"{where}: {column} is null")
+    if row["data_source"] not in MODES:
+        raise UserError(f"{where}: data_source {row['data_source']!r}; one of {', '.join(MODES)} is wanted")
+    for message in row["prompt"]:
+        if not message or set(message) != {"role", "content"} or None in message.values():
+            raise UserError(f"{where}: prompt holds {message!r}; messages of role and content are wanted")
+    if not any(message["role"] == "user" for message in row["prompt"]):
+        raise UserError(f"{where}: prompt has no message of role 'user'")
+    truth = row["reward_model"].get("ground_truth")
+    if not truth or truth.get("candidate_text") is None or truth.get("gt") is None:
+        raise UserError(f"{where}: reward_model.ground_truth lacks candidate_text or gt")
+    RankingExample("", tuple(truth["candidate_text"]), truth["gt"]).validate(where)
+    if not truth["gt"]:
+        raise UserError(f"{where}: reward_model.ground_truth.gt is empty; the positive is wanted")
+    if row["extra_info"].get("task_name") is None:
+        raise UserError(f"{where}: extra_info lacks task_name")
+
+
+def row_mode(row: dict[str, Any]) -> Mode:
+    """How the row is ranked."""
+    return MODES[row["data_source"]]
+
+
+def row_format(row: dict[str, Any]) -> AnswerFormat:
+    """The answer format that the row was worded for; the published one where it does not say."""
+    extra = row["extra_info"]
+    think = extra.get("think")
+    return AnswerFormat(extra.get("answer_style") or "name", True if think is None else bool(think))
+
+
+def row_to_example(row: dict[str, Any]) -> RankingExample:
+    """The example that a row was made from."""
+    truth = row["reward_model"]["ground_truth"]
+    problem = user_problem(row["prompt"], row_format(row), row_mode(row))
+    example = parse_problem(row["extra_info"]["task_name"], problem, truth["candidate_text"])
+    return replace(example, positive=truth["gt"])
+
+
+def reworded(row: dict[str, Any], answer_format: AnswerFormat) -> dict[str, Any]:
+    """The same row worded for another answer format."""
+    extra = row["extra_info"]
+    return training_row(row_to_example(row), row_mode(row), extra["split"], extra["index"], answer_format)

@@ -1,0 +1,73 @@
+"""Ranking-bench, or a directory of its layout: {direct,iterative}/{train,test}.parquet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+from r1ranker.data.table import read_table
+from r1ranker.errors import UserError
+from r1ranker.tasks.catalog import get_task
+from r1ranker.tasks.example import RankingExample
+from r1ranker.tasks.parsing import parse_problem
+from r1ranker.tasks.prompts import Mode
+
+Split = Literal["train", "test"]
+COLUMNS = {"problem": "text", "candidates": "a list of texts", "gt": "text", "task_name": "text"}
+
+
+def read_ranking_bench(source: str, config: Mode, split: Split) -> Iterator[tuple[int, RankingExample]]:
+    """(row, example) of each row of a local directory in the benchmark's layout, or of a hub data set.
+
+    Raises UserError naming file and row for whatever cannot be used.
+    """
+    if Path(source).is_dir() or source.startswith((".", "/", "~")) or source.count("/") != 1:
+        if not Path(source).is_dir():
+            raise UserError(f"{source}: no such directory; one holding {config}/{split}.parquet, or a hub id, is wanted")
+        where = str(Path(source) / config / f"{split}.parquet")
+        rows: Iterable[dict[str, Any]] = read_table(where, COLUMNS)
+    else:
+        where = f"{source} ({config}, {split})"
+        rows = _hub_rows(source, config, split)
+    count = 0
+    for number, row in enumerate(rows):
+        count += 1
+        yield number, example_of(row, f"{where}: row {number}")
+    if not count:
+        raise UserError(f"{where}: no rows; at least one is wanted")
+
+
+def example_of(row: dict[str, Any], where: str) -> RankingExample:
+    """The validated example of a row of the benchmark's layout."""
+    for column in COLUMNS:
+        if row.get(column) is None:
+            raise UserError(f"{where}: {column} is null; {COLUMNS[column]} is wanted")
+    try:
+        get_task(row["task_name"])
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from None
+    candidates = row["candidates"]
+    if any(name is None for name in candidates):
+        raise UserError(f"{where}: candidates holds null; names are wanted")
+    checked = RankingExample(row["task_name"], tuple(candidates), row["gt"])
+    checked.validate(where)
+    if not row["gt"].strip():
+        raise UserError(f"{where}: gt is blank; one of the candidates is wanted")
+    parsed = parse_problem(row["task_name"], row["problem"], candidates)
+    return RankingExample(
+        parsed.task, parsed.candidates, row["gt"], parsed.query, parsed.history, parsed.texts, parsed.problem
+    )
+
+
+def _hub_rows(source: str, config: Mode, split: Split) -> Iterable[dict[str, Any]]:
+    import datasets
+
+    try:
+        return datasets.load_dataset(source, config, split=split)  # type: ignore[no-any-return]
+    except Exception as error:  # the hub's client raises many kinds, from no network to no such configuration
+        first = str(error).strip().split("\n")[0]
+        raise UserError(
+            f"{source}: the hub data set cannot be read ({type(error).__name__}: {first}); "
+            "a local directory of its layout works as well: --source DIR"
+        ) from error
