@@ -1,0 +1,43 @@
+"""Evaluate a ranker on a task of Ranking-bench.
+
+python eval/eval.py --dataset Rec-Movie --model_path DIR [--data DIR] [--strategy iterative|direct] [--gpu_id 0]
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from r1ranker.errors import exit_on_user_error
+
+
+def main() -> None:
+    """Read the arguments and run the evaluation."""
+    parser = argparse.ArgumentParser(description="Rank the test rows of a task and measure the rankings.")
+    parser.add_argument("--dataset", required=True, help="one of the nine tasks, or all")
+    parser.add_argument("--model_path", required=True, help="model directory or hub id")
+    parser.add_argument("--data", default="ulab-ai/Ranking-bench", help="directory in its layout, or hub id (%(default)s)")
+    parser.add_argument("--strategy", choices=["iterative", "direct"], help="default: as the model was trained")
+    parser.add_argument("--constrain", choices=["none", "candidates"], help="default: as the model was trained")
+    parser.add_argument("--limit", type=int, help="rows a task at most")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--gpu_id", type=int, default=0)
+    parser.add_argument("--output_dir", default="eval/eval_result")
+    options = parser.parse_args()
+    from r1ranker.evaluation.runner import run_evaluation, tasks_of
+
+    tasks_of(options.dataset)
+    run_evaluation(
+        options.dataset,
+        options.model_path,
+        data=options.data,
+        strategy=options.strategy,
+        limit=options.limit,
+        output_dir=options.output_dir,
+        constrain=options.constrain,
+        gpu=options.gpu_id,
+        seed=options.seed,
+    )
+
+
+if __name__ == "__main__":
+    exit_on_user_error(main)

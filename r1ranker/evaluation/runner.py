@@ -1,0 +1,133 @@
+"""Ranking the test rows of tasks, measuring the rankings, and keeping every one of them in a result file."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import Progress
+
+from r1ranker.atomic import atomic_path
+from r1ranker.data.generate import HUB_ID
+from r1ranker.data.sources.ranking_bench import read_ranking_bench
+from r1ranker.errors import UserError
+from r1ranker.evaluation.baselines import MostFrequentLabel, as_given, random_order
+from r1ranker.evaluation.metrics import metrics_of_rank, rank_of, summarise
+from r1ranker.evaluation.table import print_results
+from r1ranker.ranking.decode import RankingResult
+from r1ranker.ranking.ranker import Ranker
+from r1ranker.tasks.catalog import TASK_NAMES, get_task
+from r1ranker.tasks.example import RankingExample
+from r1ranker.tasks.prompts import Mode
+
+ALL = "all"
+
+
+def tasks_of(dataset: str) -> list[str]:
+    """The task of that name, or all nine for `all`; raises UserError listing them."""
+    return list(TASK_NAMES) if dataset == ALL else [get_task(dataset).name]
+
+
+def examples_by_task(source: str, tasks: Sequence[str], split: Any, limit: int | None = None) -> dict[str, list[RankingExample]]:
+    """Direct rows of the tasks, the first `limit` of each; raises UserError where one has none."""
+    found: dict[str, list[RankingExample]] = {task: [] for task in tasks}
+    for _, example in read_ranking_bench(source, "direct", split):
+        if example.task in found and (limit is None or len(found[example.task]) < limit):
+            found[example.task].append(example)
+    missing = [task for task, examples in found.items() if not examples]
+    if missing:
+        raise UserError(f"{source}: no {split} rows of {', '.join(missing)} in the direct configuration")
+    return found
+
+
+def evaluate(ranker: Ranker, test: dict[str, list[RankingExample]], train: Sequence[RankingExample], seed: int = 0) -> dict[str, Any]:
+    """Rank and measure the test rows of every task; `train` rows feed the most-frequent-label baseline."""
+    most_frequent = MostFrequentLabel(train)
+    results: dict[str, Any] = {}
+    with Progress(console=Console(), transient=True) as progress:
+        for task, examples in test.items():
+            bar = progress.add_task(task, total=len(examples))
+            began = time.perf_counter()
+            rankings = ranker.rank_examples(examples, lambda count, bar=bar: progress.advance(bar, count))  # type: ignore[misc]
+            seconds = time.perf_counter() - began
+            results[task] = _measured(task, examples, rankings, seconds, seed)
+            cutoffs = get_task(task).cutoffs
+            results[task]["baselines"] = {
+                "random": summarise([random_order(example, cutoffs) for example in examples], seed),
+                "order as given": summarise([as_given(example, cutoffs) for example in examples], seed),
+                "most frequent label": summarise([most_frequent(example, cutoffs) for example in examples], seed),
+            }
+    return results
+
+
+def _measured(
+    task: str, examples: Sequence[RankingExample], rankings: Sequence[RankingResult], seconds: float, seed: int
+) -> dict[str, Any]:
+    cutoffs = get_task(task).cutoffs
+    per_query = [
+        metrics_of_rank(rank_of(result.ranking, example.positive), cutoffs)
+        for example, result in zip(examples, rankings, strict=True)
+    ]
+    calls = max(1, sum(result.calls for result in rankings))
+    return {
+        "queries": len(examples),
+        "metrics": summarise(per_query, seed),
+        "valid_answer_rate": sum(result.valid_answers for result in rankings) / calls,
+        "fallback_rate": sum(result.fallbacks for result in rankings) / calls,
+        "calls_per_query": calls / len(examples),
+        "prompt_tokens_per_query": sum(result.prompt_tokens for result in rankings) / len(examples),
+        "response_tokens_per_query": sum(result.response_tokens for result in rankings) / len(examples),
+        "seconds_per_query": seconds / len(examples),
+        "rankings": [
+            {
+                "query": example.query,
+                "history": list(example.history),
+                "positive": example.positive,
+                "ranking": list(result.ranking),
+                "out_in_round": result.out_in_round,
+                "thoughts": result.thoughts,
+            }
+            for example, result in zip(examples, rankings, strict=True)
+        ],
+    }
+
+
+def run_evaluation(
+    dataset: str,
+    model_path: str,
+    data: str = HUB_ID,
+    strategy: Mode | None = None,
+    limit: int | None = None,
+    output_dir: str = "eval/eval_result",
+    constrain: Any = None,
+    gpu: int = 0,
+    seed: int = 0,
+    show: bool = True,
+) -> dict[str, Any]:
+    """Evaluate a model on a task or on all nine; writes one JSON file and prints a table. Returns what was written."""
+    tasks = tasks_of(dataset)
+    if limit is not None and limit < 1:
+        raise UserError(f"--limit: found {limit}; at least 1 is wanted")
+    test = examples_by_task(data, tasks, "test", limit)
+    train = [example for examples in examples_by_task(data, tasks, "train").values() for example in examples]
+    ranker = Ranker.from_pretrained(model_path, strategy, constrain, gpu, seed=seed)
+    report = {
+        "model": model_path,
+        "data": data,
+        "seed": seed,
+        "settings": asdict(ranker.settings),
+        "tasks": evaluate(ranker, test, train, seed),
+    }
+    name = Path(model_path.rstrip("/"))
+    label = name.parent.name if name.name == "actor" else name.name
+    file = Path(output_dir) / f"{dataset}_{label}_{ranker.settings.strategy}.json"
+    with atomic_path(file) as temporary:
+        temporary.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", errors="replace")
+    if show:
+        print_results(report, str(file))
+    return report
