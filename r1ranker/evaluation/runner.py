@@ -23,14 +23,14 @@ from r1ranker.ranking.decode import RankingResult
 from r1ranker.ranking.ranker import Ranker
 from r1ranker.tasks.catalog import TASK_NAMES, get_task
 from r1ranker.tasks.example import RankingExample
-from r1ranker.tasks.prompts import Mode
+from r1ranker.tasks.prompts import AnswerFormat, Mode
 
 ALL = "all"
 
 
 def tasks_of(dataset: str) -> list[str]:
-    """The task of that name, or all nine for `all`; raises UserError listing them."""
-    return list(TASK_NAMES) if dataset == ALL else [get_task(dataset).name]
+    """The task of that name, several with commas between them, or all nine for `all`; raises UserError listing them."""
+    return list(TASK_NAMES) if dataset == ALL else [get_task(name.strip()).name for name in dataset.split(",")]
 
 
 def examples_by_task(source: str, tasks: Sequence[str], split: Any, limit: int | None = None) -> dict[str, list[RankingExample]]:
@@ -105,6 +105,7 @@ def run_evaluation(
     limit: int | None = None,
     output_dir: str = "eval/eval_result",
     constrain: Any = None,
+    answer_format: AnswerFormat | None = None,
     gpu: int = 0,
     seed: int = 0,
     show: bool = True,
@@ -115,7 +116,8 @@ def run_evaluation(
         raise UserError(f"--limit: found {limit}; at least 1 is wanted")
     test = examples_by_task(data, tasks, "test", limit)
     train = [example for examples in examples_by_task(data, tasks, "train").values() for example in examples]
-    ranker = Ranker.from_pretrained(model_path, strategy, constrain, gpu, seed=seed)
+    changes = {} if answer_format is None else {"answer_format": answer_format}
+    ranker = Ranker.from_pretrained(model_path, strategy, constrain, gpu, seed=seed, **changes)
     report = {
         "model": model_path,
         "data": data,
@@ -125,7 +127,8 @@ def run_evaluation(
     }
     name = Path(model_path.rstrip("/"))
     label = name.parent.name if name.name == "actor" else name.name
-    file = Path(output_dir) / f"{dataset}_{label}_{ranker.settings.strategy}.json"
+    named = dataset if len(tasks) == 1 or dataset == ALL else f"{len(tasks)}-tasks"
+    file = Path(output_dir) / f"{named}_{label}_{ranker.settings.strategy}.json"
     with atomic_path(file) as temporary:
         temporary.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", errors="replace")
     if show:

@@ -10,19 +10,19 @@ from rich.table import Table
 
 
 def print_results(report: dict[str, Any], file: str) -> None:
-    """A task's model and baselines, a row each, with 95% intervals of MRR."""
+    """A table a task: metrics down, the model and the baselines across, with 95% intervals of the MRR."""
+    console = Console()
     for task, result in report["tasks"].items():
-        names = list(result["metrics"])
         table = Table(title=f"{task}: {result['queries']} queries, {report['settings']['strategy']}")
-        table.add_column("")
-        for name in [*names, "valid answers"]:
+        table.add_column("x 100")
+        systems = {"model": result["metrics"], **result["baselines"]}
+        for name in systems:
             table.add_column(name, justify="right")
-        valid = f"{100 * result['valid_answer_rate']:.1f}%"
-        table.add_row(report["model"], *(_cell(result["metrics"][name], name) for name in names), valid)
-        for baseline, metrics in result["baselines"].items():
-            table.add_row(baseline, *(_cell(metrics[name], name) for name in names), "")
-        Console().print(table)
-    Console().print(f"metrics x 100, 95% bootstrap interval of the MRR in brackets; every ranking: {file}", highlight=False)
+        for metric in result["metrics"]:
+            table.add_row(metric, *(_cell(metrics[metric], metric) for metrics in systems.values()))
+        table.add_row("valid answers", f"{100 * result['valid_answer_rate']:.1f}%")
+        console.print(table)
+    console.print(f"model: {report['model']}\n95% bootstrap intervals; every ranking is in {file}", highlight=False)
 
 
 def _cell(metric: dict[str, float], name: str) -> str:

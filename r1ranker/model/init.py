@@ -15,6 +15,7 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config,
 from r1ranker.atomic import atomic_path
 from r1ranker.data.parquet import read_training_rows
 from r1ranker.errors import UserError
+from r1ranker.model.loading import quiet
 from r1ranker.tasks.prompts import neutralise, one_line
 
 CONTROL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -106,6 +107,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, names: Sequence[str] 
 
 def save_hf(directory: str, model: Any, tokenizer: Any) -> None:
     """Write a Hugging Face directory (config, safetensors, tokenizer), whole or not at all."""
+    quiet()
     with atomic_path(Path(directory)) as temporary:
         model.save_pretrained(temporary, safe_serialization=True)
         tokenizer.save_pretrained(temporary)

@@ -49,7 +49,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
 def load_causal_lm(path: str, dtype: torch.dtype, attention: str) -> PreTrainedModel:
     """The causal language model of a directory or hub id, on the CPU, in evaluation mode (dropout off)."""
     check_model_directory(path)
-    _quiet()
+    quiet()
     try:
         config = AutoConfig.from_pretrained(path)
         model = AutoModelForCausalLM.from_pretrained(
@@ -77,7 +77,7 @@ def _first_line(error: BaseException) -> str:
     return str(error).strip().split("\n")[0][:300]
 
 
-def _quiet() -> None:
+def quiet() -> None:
     """No loading bars and no advice on stderr: our own progress is shown instead."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     transformers_logging.set_verbosity_error()
