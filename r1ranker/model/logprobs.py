@@ -14,6 +14,9 @@ def token_logprobs(
     Rows listed in `constrained` [C] are distributions over the ids in `allowed` [C, K] alone (padded with -1).
     """
     rows = len(targets)
+    if rows == 0:  # still a function of the model, so that a process without work can take part in the backward pass
+        nothing = logits.float().sum(dim=1)
+        return nothing, nothing if with_entropy else None
     scale = temperature or 1.0
     logprobs = logits.new_zeros(rows, dtype=torch.float32)
     entropy = logits.new_zeros(rows, dtype=torch.float32) if with_entropy else None

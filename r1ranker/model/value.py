@@ -22,7 +22,8 @@ class ValueModel(nn.Module):
     def forward(self, positions_of_interest: Tensor, **inputs: Any) -> Tensor:
         """Values [R] in float32 at the given places of the packed row `input_ids` [1, T]."""
         hidden = self.trunk(use_cache=False, **inputs).last_hidden_state[0]
-        return self.head(hidden[positions_of_interest])[:, 0].float()
+        # a copy: FSDP hangs a hook on what is returned, which a view would lose
+        return self.head(hidden[positions_of_interest])[:, 0].float().clone()
 
     def gradient_checkpointing_enable(self) -> None:
         """Recompute activations in the backward pass."""

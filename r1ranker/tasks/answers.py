@@ -22,7 +22,8 @@ SHORTEST_WITHIN = 4
 
 _QUOTES = "\"'`´‘’“”«»*_"
 _MARKER = re.compile(r"^\s*(?:[-*•·–—+>]|\(?\d{1,3}[.):]|\[\d{1,3}\]|#\d{1,3}[.:]?)\s+")
-_LABEL = re.compile(r"^\W*(?:\[\s*(\d{1,3})\s*\].*|(\d{1,3})\W*)$", re.DOTALL)
+_LABEL = re.compile(r"\[\s*(\d{1,3})\s*\]")
+_BARE_LABEL = re.compile(r"\W*(\d{1,3})\W*")
 _SEPARATOR = re.compile(r"\s*(?:,|;|\||→|->|>)\s*")
 _NUMBERED = re.compile(r"(?:^|\s)\(?(\d{1,3})[.)]\s+")
 _NUMERALS = re.compile(r"\d+|\b[ivxlc]+\b")
@@ -63,7 +64,7 @@ class CandidateMatcher:
     """Finds the candidate that a piece of text means: exactly, after normalisation, then by similarity; never a tie."""
 
     def __init__(self, candidates: Sequence[str], answer_style: AnswerStyle = "name") -> None:
-        self._style = answer_style
+        self.answer_style = answer_style
         self._exact = {shown(name): index for index, name in enumerate(candidates)}
         self._exact.update({name: index for index, name in enumerate(candidates)})
         self._count = len(candidates)
@@ -80,11 +81,11 @@ class CandidateMatcher:
     def match_closely(self, text: str) -> int | None:
         """The same without names inside sentences and without slips of spelling."""
         text = text.strip()
-        if self._style == "label":
-            label = _LABEL.match(text)
-            if label:
-                number = int(label.group(1) or label.group(2))
-                return number - 1 if 1 <= number <= self._count else None
+        if self.answer_style == "label":
+            labels = _LABEL.findall(text) or [match.group(1) for match in [_BARE_LABEL.fullmatch(text)] if match]
+            if labels:
+                number = int(labels[0])
+                return number - 1 if len(set(labels)) == 1 and 1 <= number <= self._count else None
         if text in self._exact:
             return self._exact[text]
         # a leading number may be part of the name ("12 Angry Men"): taken off only where the whole matches nothing
@@ -166,6 +167,8 @@ def _between(text: str, start: int, opening: str, closing: str) -> str:
 
 def _pieces(answer: str, matcher: CandidateMatcher) -> list[tuple[int | None, str]]:
     """The answer's pieces, each with the candidate it means."""
+    if matcher.answer_style == "label" and len(labels := _LABEL.findall(answer)) > 1:
+        return [(matcher.match_closely(f"[{label}]"), f"[{label}]") for label in labels]
     listed = _as_list(answer.strip())
     lines = listed if listed is not None else [line for line in answer.split("\n") if line.strip()]
     pieces: list[tuple[int | None, str]] = []

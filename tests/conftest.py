@@ -1,0 +1,66 @@
+"""Fixtures made once: the built-in data in both modes, and a tiny model whose tokenizer was trained on it."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+settings.register_profile("seeded", derandomize=True, deadline=None)
+settings.load_profile("seeded")
+
+SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="session")
+def mini() -> Path:
+    """The real data in Ranking-bench's layout."""
+    directory = SHARED / "ranking_bench_mini"
+    if not directory.is_dir():
+        pytest.skip(f"no real data at {directory}")
+    return directory
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built-in data: bench/, direct_ranking/ and iterative_ranking/, answered at once."""
+    from r1ranker.data.generate import prepare_all
+
+    directory = tmp_path_factory.mktemp("toy")
+    prepare_all("toy", str(directory), think=False, size=30, cold_start=True)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def toy_thinking(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The built-in data with thoughts before answers."""
+    from r1ranker.data.generate import prepare_all
+
+    directory = tmp_path_factory.mktemp("toy_thinking")
+    prepare_all("toy", str(directory), think=True, size=10, cold_start=True)
+    return directory
+
+
+def _model(toy: Path, directory: Path, tie: bool) -> str:
+    from r1ranker.model.init import ModelSize, init_model
+
+    files = [str(toy / f"{mode}_ranking" / "train.parquet") for mode in ("direct", "iterative")]
+    size = ModelSize(hidden_size=32, layers=2, heads=4, kv_heads=2, tie_embeddings=tie)
+    init_model(str(directory), files, size, vocab_size=500, title_tokens=True)
+    return str(directory)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A Qwen2-shaped model of about 50,000 parameters, tied embeddings."""
+    return _model(toy, tmp_path_factory.mktemp("models") / "tied", tie=True)
+
+
+@pytest.fixture(scope="session")
+def untied_model(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The same with an output embedding of its own."""
+    return _model(toy, tmp_path_factory.mktemp("models") / "untied", tie=False)

@@ -1,0 +1,132 @@
+"""The parser: every notation of a list, every way of writing a name, and never a guess between two."""
+
+from __future__ import annotations
+
+import json
+import random
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from r1ranker.tasks.answers import CandidateMatcher, normalise, parse_answer, with_prefill
+from r1ranker.tasks.prompts import AnswerFormat, shown
+
+TITLES = [
+    "12 Angry Men", "2001: A Space Odyssey", "Good, the Bad and the Ugly, The", "Rocky II", "Rocky III", "Alien",
+    "Aliens", "Ben-Hur", "Se7en", "Fly, The", "Might and Magic VII: For Blood &amp; Honor", "Doug's 1st Movie",
+    "\"Weird Al\" Live", "X", "29", "passage 1", "passage 11", "meta/llama-2-70b-chat", "Amélie (Le fabuleux destin)",
+    "</answer><|im_end|>",
+]  # fmt: skip
+
+NOTATIONS = {
+    "lines": lambda names: "\n".join(names),
+    "bullets": lambda names: "\n".join(f"- {name}" for name in names),
+    "stars": lambda names: "\n".join(f"* {name}" for name in names),
+    "numbers": lambda names: "\n".join(f"{place}. {name}" for place, name in enumerate(names, 1)),
+    "parentheses": lambda names: "\n".join(f"({place}) {name}" for place, name in enumerate(names, 1)),
+    "quoted lines": lambda names: "\n".join(f'"{name}",' for name in names),
+    "semicolons": lambda names: "; ".join(names),
+    "arrows": lambda names: " > ".join(names),
+    "json": lambda names: json.dumps(names),
+    "python": lambda names: repr(list(names)),
+    "commas": lambda names: ", ".join(names),
+    "spaced lines": lambda names: "\n\n" + "\n\n".join(f"  {name}  " for name in names) + "\n",
+}
+
+
+@given(st.permutations(TITLES), st.integers(2, len(TITLES)), st.sampled_from(sorted(NOTATIONS)))
+def test_any_permutation_in_any_notation_comes_back(order: list[str], size: int, notation: str) -> None:
+    pool = sorted(order[:size])
+    written = NOTATIONS[notation]([shown(name) for name in order[:size]])
+    parsed = parse_answer(f"thought</think>\n<answer>{written}</answer>", pool, "direct")
+    assert [pool[place] for place in parsed.named] == order[:size]
+    assert not parsed.unmatched
+
+
+@given(st.permutations(range(6)), st.sampled_from(["\n", ", ", " > ", " "]))
+def test_labels_come_back_in_any_order(order: list[int], separator: str) -> None:
+    if separator == " ":
+        separator = "\n- "
+    written = separator.join(f"[{place + 1}]" for place in order)
+    parsed = parse_answer(f"<answer>{written}</answer>", list("abcdef"), "direct", AnswerFormat("label", think=False))
+    assert list(parsed.named) == list(order)
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["rocky  ii", "“Rocky II”", "2. Rocky II", "- Rocky II.", "**Rocky II**", "Rocky II\n", "The worst is Rocky II.", "`Rocky II`"],
+)
+def test_a_name_is_known_in_other_dress(written: str) -> None:
+    parsed = parse_answer(f"</think>\n<answer>{written}</answer>", TITLES, "iterative")
+    assert [TITLES[place] for place in parsed.named] == ["Rocky II"]
+
+
+def test_entities_match_written_out_and_not() -> None:
+    for written in ("Might and Magic VII: For Blood & Honor", "Might and Magic VII: For Blood &amp; Honor"):
+        parsed = parse_answer(f"</think>\n<answer>{written}</answer>", TITLES, "iterative")
+        assert TITLES[parsed.named[0]].startswith("Might")
+
+
+def test_a_slip_of_spelling_is_forgiven_but_another_number_is_another_thing() -> None:
+    matcher = CandidateMatcher(["Shawshank Redemption, The", "Rocky II", "passage 1"])
+    assert matcher.match("Shawshenk Redemption, The") == 0
+    assert matcher.match("Rocky III") is None
+    assert matcher.match("passage 10") is None
+    assert matcher.match("Terminator") is None
+
+
+def test_two_candidates_equally_near_are_no_match() -> None:
+    assert CandidateMatcher(["The Cat Show A", "The Cat Show B"]).match("The Cat Show C") is None
+    assert CandidateMatcher(["Alien", "ALIEN"]).match("alien") is None
+    assert CandidateMatcher(["Alien", "ALIEN"]).match("ALIEN") == 1
+
+
+def test_the_longest_name_counts_where_one_holds_another() -> None:
+    matcher = CandidateMatcher(["Alien", "Alien Resurrection"])
+    assert matcher.match("I would drop Alien Resurrection here") == 1
+    assert matcher.match("I would drop Alien here") == 0
+    assert matcher.match("either Alien or Alien Resurrection") is None
+
+
+@pytest.mark.parametrize("answer", ["", "   \n", "nothing of the kind", "Alien and Ben-Hur", "Alien\nBen-Hur", "[3]"])
+def test_an_elimination_that_names_none_or_two_names_none(answer: str) -> None:
+    assert parse_answer(f"</think>\n<answer>{answer}</answer>", TITLES, "iterative").named == ()
+
+
+def test_the_last_answer_block_counts_and_the_thought_is_not_an_answer() -> None:
+    parsed = parse_answer("Alien?</think>\n<answer>Alien</answer> no: <answer>Ben-Hur</answer>", TITLES, "iterative")
+    assert [TITLES[place] for place in parsed.named] == ["Ben-Hur"]
+    assert parsed.thought == "Alien?"
+    nothing = parse_answer("I take Alien</think>", TITLES, "iterative")
+    assert (nothing.answer, nothing.named) == (None, ())
+
+
+def test_a_repeated_candidate_is_named_once() -> None:
+    parsed = parse_answer("</think><answer>Alien\nBen-Hur\nAlien</answer>", TITLES, "direct")
+    assert [TITLES[place] for place in parsed.named] == ["Alien", "Ben-Hur"]
+
+
+@given(st.text(max_size=300), st.sampled_from(["direct", "iterative"]), st.sampled_from(["name", "label"]), st.booleans())
+def test_any_text_at_all_is_parsed_into_distinct_places_of_the_pool(text: str, mode: str, style: str, think: bool) -> None:
+    parsed = parse_answer(text, TITLES, mode, AnswerFormat(style, think))  # type: ignore[arg-type]
+    assert len(set(parsed.named)) == len(parsed.named)
+    assert all(0 <= place < len(TITLES) for place in parsed.named)
+    assert len(parsed.named) <= (1 if mode == "iterative" else len(TITLES))
+
+
+@given(st.text(max_size=80))
+def test_normalising_twice_is_normalising_once(text: str) -> None:
+    assert normalise(normalise(text)) == normalise(text)
+
+
+def test_the_prefilled_tag_is_put_back_once() -> None:
+    assert with_prefill("x</think>", think=True) == "<think>x</think>"
+    assert with_prefill("<think>x</think>", think=True) == "<think>x</think>"
+    assert with_prefill("a</answer>", think=False) == "<answer>a</answer>"
+
+
+def test_large_answers_are_parsed_in_linear_time_of_pieces() -> None:
+    rng = random.Random(0)
+    answer = "\n".join(rng.choice(TITLES) for _ in range(2000))
+    assert len(parse_answer(f"</think><answer>{answer}</answer>", TITLES, "direct").named) > 15
