@@ -1,0 +1,198 @@
+"""Training parquet: veRL's schema, round trips, re-wording, the toy world, the loader, and cold-start rows."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from r1ranker.data.generate import generate
+from r1ranker.data.loader import Prompt, PromptLoader, load_prompts, spread_over_tasks
+from r1ranker.data.parquet import read_training_rows, reworded, row_format, row_mode, row_to_example, training_row
+from r1ranker.data.sft import read_sft_rows
+from r1ranker.data.sources.ranking_bench import read_ranking_bench
+from r1ranker.data.sources.toy import World, toy_examples
+from r1ranker.errors import UserError
+from r1ranker.model.loading import load_tokenizer
+from r1ranker.rewards import compute_score
+from r1ranker.tasks.catalog import TASK_NAMES
+from r1ranker.tasks.example import RankingExample
+from r1ranker.tasks.pools import Elimination, sub_pools
+from r1ranker.tasks.prompts import AnswerFormat
+
+
+def test_the_schema_is_verls(toy: Path) -> None:
+    frame = pd.read_parquet(toy / "iterative_ranking" / "train.parquet")
+    assert list(frame.columns) == ["data_source", "prompt", "ability", "reward_model", "extra_info"]
+    row = frame.iloc[5]
+    assert row["data_source"] == "iterative_ranking"
+    assert row["ability"] == "ranking"
+    assert [message["role"] for message in row["prompt"]] == ["system", "user", "assistant"]
+    assert set(row["reward_model"]) == {"style", "ground_truth"}
+    assert row["reward_model"]["style"] == "rule"
+    assert set(row["reward_model"]["ground_truth"]) == {"candidate_text", "gt"}
+    assert set(row["extra_info"]) == {"split", "index", "task_name", "think", "answer_style"}
+    assert (row["extra_info"]["split"], row["extra_info"]["index"]) == ("train", 5)
+
+
+@pytest.mark.parametrize(("mode", "train", "test"), [("direct", 900, 360), ("iterative", 10200, 4080)])
+def test_the_real_data_gives_as_many_rows_as_it_has(mini: Path, tmp_path: Path, mode: str, train: int, test: int) -> None:
+    counts = generate(str(mini), str(tmp_path), mode, AnswerFormat())  # type: ignore[arg-type]
+    assert {split: counter.total() for split, counter in counts.items()} == {"train": train, "test": test}
+    for split, expected in (("train", train), ("test", test)):
+        rows = read_training_rows([str(tmp_path / f"{split}.parquet")])
+        assert len(rows) == expected
+        original = [example for _, example in read_ranking_bench(str(mini), mode, split)]  # type: ignore[arg-type]
+        for row, example in zip(rows[:: expected // 90], original[:: expected // 90], strict=True):
+            assert row["reward_model"]["ground_truth"] == {
+                "candidate_text": list(example.candidates),
+                "gt": example.positive,
+            }
+
+
+@pytest.mark.parametrize("mode", ["direct", "iterative"])
+def test_rows_go_back_to_their_examples_and_into_other_wordings(toy: Path, mode: str) -> None:
+    for row in read_training_rows([str(toy / f"{mode}_ranking" / "test.parquet")])[::7]:
+        extra = row["extra_info"]
+        again = training_row(row_to_example(row), row_mode(row), extra["split"], extra["index"], row_format(row))
+        assert again == row
+        for answer_format in (AnswerFormat(), AnswerFormat("label", think=False), AnswerFormat("label")):
+            other = reworded(row, answer_format)
+            assert row_format(other) == answer_format
+            assert other["prompt"] != row["prompt"]
+            assert reworded(other, row_format(row)) == row
+
+
+@pytest.mark.parametrize("task", TASK_NAMES)
+def test_toy_splits_share_no_request_and_positives_stand_anywhere(task: str) -> None:
+    train, test = toy_examples(task, "train", 200, seed=3), toy_examples(task, "test", 200, seed=3)
+    requests = [{(one.query, one.history) for one in split} for split in (train, test)]
+    assert not requests[0] & requests[1]
+    assert (len(train), len(test)) == (200, 80)
+    places = Counter(one.candidates.index(one.positive) for one in train)
+    assert len(places) == len(train[0].candidates)
+    for one in (*train, *test):
+        one.validate()
+    assert toy_examples(task, "train", 200, seed=3) == train
+    assert toy_examples(task, "train", 200, seed=4) != train
+
+
+def test_toy_positives_follow_from_hidden_properties() -> None:
+    world = World()
+    for one in toy_examples("Rec-Music", "test", 50, seed=1):
+        assert one.positive == max(one.candidates, key=world.quality["Rec-Music"].__getitem__)
+    cost = [one.positive for one in toy_examples("Router-Cost", "train", 50, seed=1)]
+    quality = [one.positive for one in toy_examples("Router-Performance", "train", 50, seed=1)]
+    assert np.mean([world.price[name] for name in cost]) < np.mean([world.price[name] for name in quality])
+
+
+def test_sub_pools_have_every_size_and_hold_the_positive() -> None:
+    example = RankingExample("Rec-Movie", tuple("abcdef"), "c", history=("z",))
+    pools = sub_pools(example, random.Random(0))
+    assert [len(pool) for pool in pools] == [2, 3, 4, 5, 6]
+    assert all("c" in pool and len(set(pool)) == len(pool) for pool in pools)
+
+
+@given(st.permutations("abcde"))
+def test_an_elimination_ranks_in_reverse_order_of_going_out(order: list[str]) -> None:
+    state = Elimination("abcde")
+    for name in order[:-1]:
+        assert not state.done
+        state.eliminate(name)
+    assert state.done
+    assert list(state.ranking()) == order[::-1]
+    with pytest.raises(ValueError, match="not in the pool"):
+        state.eliminate(order[0])
+
+
+@pytest.mark.parametrize("mode", ["direct", "iterative"])
+def test_cold_start_rows_are_well_formed_and_do_not_give_the_ranking_away(
+    toy: Path, toy_thinking: Path, mode: str
+) -> None:
+    for directory in (toy, toy_thinking):
+        rows = read_training_rows([str(directory / f"{mode}_ranking" / "train.parquet")])
+        completions = read_sft_rows([str(directory / f"{mode}_ranking" / "sft.parquet")])
+        scores = [
+            compute_score(row["data_source"], one["completion"], row["reward_model"]["ground_truth"], row["extra_info"])
+            for row, one in zip(rows, completions, strict=True)
+        ]
+        assert all(score["valid"] == 1 and score["format"] == 0 and score["tags"] == 0 for score in scores)
+        right = np.mean([score["task"] for score in scores])
+        assert right < 0.9  # answers are random
+
+
+def prompts(count: int, task: str = "Rec-Movie") -> list[Prompt]:
+    return [
+        Prompt([number], "direct_ranking", {"candidate_text": ["a"], "gt": "a"}, {"task_name": task}, "direct", AnswerFormat())
+        for number in range(count)
+    ]
+
+
+@given(st.integers(4, 40), st.integers(1, 4), st.integers(0, 5))
+def test_an_epoch_deals_every_prompt_at_most_once_and_resumes_exactly(count: int, batch: int, stop: int) -> None:
+    def run(loader: PromptLoader, steps: int) -> list[list[int]]:
+        return [[prompt.token_ids[0] for prompt in loader.next()] for _ in range(steps)]
+
+    whole = PromptLoader(prompts(count), batch, seed=1, shuffle=True)
+    steps = 2 * whole.steps_per_epoch + 1
+    expected = run(whole, steps)
+    first = [number for one in expected[: whole.steps_per_epoch] for number in one]
+    assert len(set(first)) == len(first) == count // batch * batch
+    interrupted = PromptLoader(prompts(count), batch, seed=1, shuffle=True)
+    done = run(interrupted, stop)
+    resumed = PromptLoader(prompts(count), batch, seed=1, shuffle=True)
+    resumed.restore(interrupted.state())
+    assert done + run(resumed, steps - stop) == expected[: max(steps, stop)] or stop > steps
+
+
+def test_epochs_differ_in_order_and_seeds_too() -> None:
+    loader = PromptLoader(prompts(20), 20, seed=1, shuffle=True)
+    epochs = [[prompt.token_ids[0] for prompt in loader.next()] for _ in range(3)]
+    assert all(one != other for one, other in pairwise(epochs))
+    assert [prompt.token_ids[0] for prompt in PromptLoader(prompts(20), 20, 2, shuffle=True).next()] != epochs[0]
+    assert [prompt.token_ids[0] for prompt in PromptLoader(prompts(20), 20, 2, shuffle=False).next()] == list(range(20))
+    with pytest.raises(UserError, match="train_batch_size: 30"):
+        PromptLoader(prompts(20), 30, 1, shuffle=True)
+
+
+def test_validation_rows_are_spread_over_tasks() -> None:
+    mixed = prompts(50, "Rec-Movie") + prompts(5, "Passage-5") + prompts(50, "Router-Cost")
+    chosen = Counter(prompt.task for prompt in spread_over_tasks(mixed, 30))
+    assert chosen == {"Rec-Movie": 10, "Passage-5": 5, "Router-Cost": 10}
+    assert len(spread_over_tasks(mixed, -1)) == 105
+
+
+def test_prompts_over_the_limit_are_left_out_and_counted_or_refused(toy: Path, tiny_model: str) -> None:
+    tokenizer = load_tokenizer(tiny_model)
+    files = [str(toy / "direct_ranking" / "train.parquet")]
+    everything, none_left_out = load_prompts(files, tokenizer, 10_000)
+    assert none_left_out == 0
+    lengths = sorted(len(prompt.token_ids) for prompt in everything)
+    limit = lengths[len(lengths) // 2]
+    kept, left_out = load_prompts(files, tokenizer, limit)
+    assert len(kept) == sum(length <= limit for length in lengths)
+    assert left_out == len(lengths) - len(kept) > 0
+    with pytest.raises(UserError, match=r"row \d+: a prompt of \d+ tokens.*max_prompt_length"):
+        load_prompts(files, tokenizer, limit, filter_overlong=False)
+    with pytest.raises(UserError, match="all 270 prompts"):
+        load_prompts(files, tokenizer, 5)
+
+
+def test_both_switches_are_one_override_away(toy: Path, tiny_model: str) -> None:
+    tokenizer = load_tokenizer(tiny_model)
+    files = [str(toy / "iterative_ranking" / "test.parquet")]
+    plain, _ = load_prompts(files, tokenizer, 10_000)
+    other, _ = load_prompts(files, tokenizer, 10_000, answer_style="label", think=True)
+    assert plain[0].answer_format == AnswerFormat("name", think=False)
+    assert other[0].answer_format == AnswerFormat("label", think=True)
+    text = tokenizer.decode(other[0].token_ids)
+    assert text.endswith("Let me solve this step by step.\n<think>")
+    assert "[1] " in text
+    assert "- " + plain[0].candidates[0] in tokenizer.decode(plain[0].token_ids)
