@@ -15,7 +15,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Rank the test rows of a task and measure the rankings.")
     parser.add_argument("--dataset", required=True, help="one of the nine tasks, or all")
     parser.add_argument("--model_path", required=True, help="model directory or hub id")
-    parser.add_argument("--data", default="ulab-ai/Ranking-bench", help="directory in its layout, or hub id (%(default)s)")
+    parser.add_argument(
+        "--data", default="ulab-ai/Ranking-bench", help="directory in its layout, or hub id (%(default)s)"
+    )
     parser.add_argument("--strategy", choices=["iterative", "direct"], help="default: as the model was trained")
     parser.add_argument("--constrain", choices=["none", "candidates"], help="default: as the model was trained")
     parser.add_argument("--limit", type=int, help="rows a task at most")

@@ -29,7 +29,9 @@ def prepare(
     size: Annotated[int, typer.Option(help="toy: direct training rows a task")] = 100,
     seed: Annotated[int, typer.Option(help="of sub-pools and the toy world's rows")] = 42,
     task: Annotated[list[str] | None, typer.Option(help="only these tasks; may be given several times")] = None,
-    cold_start: Annotated[bool, typer.Option(help="also write sft.parquet: the answer's format with random answers")] = False,
+    cold_start: Annotated[
+        bool, typer.Option(help="also write sft.parquet: the answer's format with random answers")
+    ] = False,
 ) -> None:
     """Write training parquet (direct and iterative, train and test) from a ranking data set."""
     from r1ranker.data.generate import prepare_all
@@ -101,7 +103,9 @@ def train(
 def evaluate_command(
     dataset: Annotated[str, typer.Option(help="one of the nine tasks, or all")],
     model_path: Annotated[str, typer.Option(help="model directory or hub id")],
-    data: Annotated[str, typer.Option(help="a directory in Ranking-bench's layout, or a hub data set")] = "ulab-ai/Ranking-bench",
+    data: Annotated[
+        str, typer.Option(help="a directory in Ranking-bench's layout, or a hub data set")
+    ] = "ulab-ai/Ranking-bench",
     strategy: Annotated[Literal["iterative", "direct"] | None, typer.Option()] = None,
     limit: Annotated[int | None, typer.Option(help="rows a task at most")] = None,
     output_dir: str = "eval/eval_result",

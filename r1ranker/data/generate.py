@@ -101,7 +101,9 @@ def checked_format(answer_style: str, think: bool) -> AnswerFormat:
 def main(mode: Mode) -> None:
     """The command line of examples/data_preprocess/<mode>_data_generation.py."""
     parser = argparse.ArgumentParser(description=f"Write training parquet for {mode} ranking.")
-    parser.add_argument("--source", default=HUB_ID, help="hub data set, directory of its layout, or `toy` (%(default)s)")
+    parser.add_argument(
+        "--source", default=HUB_ID, help="hub data set, directory of its layout, or `toy` (%(default)s)"
+    )
     parser.add_argument("--local_dir", default=f"data/{mode}_ranking", help="where to write (%(default)s)")
     parser.add_argument("--answer_style", choices=["name", "label"], default="name")
     parser.add_argument("--no_think", action="store_true", help="answer at once, without reasoning before")

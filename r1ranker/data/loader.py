@@ -103,7 +103,9 @@ class PromptLoader:
 
     def __init__(self, prompts: Sequence[Prompt], batch_size: int, seed: int, shuffle: bool) -> None:
         if len(prompts) < batch_size:
-            raise UserError(f"data.train_batch_size: {batch_size} prompts a step, but the training files hold {len(prompts)}")
+            raise UserError(
+                f"data.train_batch_size: {batch_size} prompts a step, but the training files hold {len(prompts)}"
+            )
         self.prompts = prompts
         self._batch_size = batch_size
         self._seed = seed

@@ -23,10 +23,10 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str,
     Raises UserError where the tokenizer has no chat template.
     """
     if not getattr(tokenizer, "chat_template", None):
-        raise UserError(f"{tokenizer.name_or_path}: the tokenizer has no chat template; one is wanted (chat_template.jinja)")
-    marked = [
-        {"role": message["role"], "content": f"{_OPEN}{index}{_CLOSE}"} for index, message in enumerate(messages)
-    ]
+        raise UserError(
+            f"{tokenizer.name_or_path}: the tokenizer has no chat template; one is wanted (chat_template.jinja)"
+        )
+    marked = [{"role": message["role"], "content": f"{_OPEN}{index}{_CLOSE}"} for index, message in enumerate(messages)]
     begun = messages[-1]["role"] == "assistant"
     rendered = str(
         tokenizer.apply_chat_template(

@@ -38,7 +38,9 @@ def metrics_of_rank(rank: int, cutoffs: Sequence[int]) -> dict[str, float]:
     return values
 
 
-def bootstrap_interval(values: Sequence[float], seed: int = 0, level: float = 0.95, draws: int = 2000) -> tuple[float, float]:
+def bootstrap_interval(
+    values: Sequence[float], seed: int = 0, level: float = 0.95, draws: int = 2000
+) -> tuple[float, float]:
     """Percentile bootstrap interval of the mean over queries (Efron, 1979)."""
     array = np.asarray(values, dtype=np.float64)
     if len(array) == 0:

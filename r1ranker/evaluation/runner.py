@@ -33,7 +33,9 @@ def tasks_of(dataset: str) -> list[str]:
     return list(TASK_NAMES) if dataset == ALL else [get_task(name.strip()).name for name in dataset.split(",")]
 
 
-def examples_by_task(source: str, tasks: Sequence[str], split: Any, limit: int | None = None) -> dict[str, list[RankingExample]]:
+def examples_by_task(
+    source: str, tasks: Sequence[str], split: Any, limit: int | None = None
+) -> dict[str, list[RankingExample]]:
     """Direct rows of the tasks, the first `limit` of each; raises UserError where one has none."""
     found: dict[str, list[RankingExample]] = {task: [] for task in tasks}
     for _, example in read_ranking_bench(source, "direct", split):
@@ -45,7 +47,9 @@ def examples_by_task(source: str, tasks: Sequence[str], split: Any, limit: int |
     return found
 
 
-def evaluate(ranker: Ranker, test: dict[str, list[RankingExample]], train: Sequence[RankingExample], seed: int = 0) -> dict[str, Any]:
+def evaluate(
+    ranker: Ranker, test: dict[str, list[RankingExample]], train: Sequence[RankingExample], seed: int = 0
+) -> dict[str, Any]:
     """Rank and measure the test rows of every task; `train` rows feed the most-frequent-label baseline."""
     most_frequent = MostFrequentLabel(train)
     results: dict[str, Any] = {}
@@ -130,7 +134,9 @@ def run_evaluation(
     named = dataset if len(tasks) == 1 or dataset == ALL else f"{len(tasks)}-tasks"
     file = Path(output_dir) / f"{named}_{label}_{ranker.settings.strategy}.json"
     with atomic_path(file) as temporary:
-        temporary.write_text(json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", errors="replace")
+        temporary.write_text(
+            json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", errors="replace"
+        )
     if show:
         print_results(report, str(file))
     return report

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -52,7 +53,7 @@ def packed_attention(
             scale=scaling,
             enable_gqa=grouped,
         )
-        for start, end in zip(bounds, bounds[1:], strict=False)
+        for start, end in pairwise(bounds)
     ]
     return torch.cat(parts, dim=2).transpose(1, 2), None
 
@@ -67,7 +68,8 @@ def _flash_kernel() -> Callable[..., Tensor]:
         def torch_kernel(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, longest: int, scale: float | None) -> Tensor:
             repeats = q.shape[1] // k.shape[1]
             k, v = (tensor.repeat_interleave(repeats, dim=1) if repeats > 1 else tensor for tensor in (k, v))
-            return varlen_attn(q, k, v, bounds, bounds, longest, longest, scale=scale, window_size=(-1, 0))
+            out: Any = varlen_attn(q, k, v, bounds, bounds, longest, longest, scale=scale, window_size=(-1, 0))
+            return out
 
         return torch_kernel
 
@@ -77,4 +79,6 @@ def _flash_kernel() -> Callable[..., Tensor]:
     return flash_kernel
 
 
-AttentionInterface.register(PACKED, packed_attention)
+def register_packed() -> None:
+    """Make `attn_implementation="packed"` known to transformers."""
+    AttentionInterface.register(PACKED, packed_attention)

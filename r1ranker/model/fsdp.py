@@ -39,4 +39,4 @@ def full_tensor(tensor: Tensor, device: torch.device) -> Tensor:
     tensor = tensor.detach()
     if not isinstance(tensor, DTensor):
         return tensor
-    return tensor.to(device).full_tensor()
+    return tensor.to(device).full_tensor()  # type: ignore[attr-defined]

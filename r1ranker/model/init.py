@@ -140,4 +140,6 @@ def _check(size: ModelSize, vocab_size: int) -> None:
     if size.heads % size.kv_heads:
         raise UserError(f"--heads {size.heads} is not a multiple of --kv-heads {size.kv_heads}")
     if min(size.hidden_size, size.layers, size.heads, size.kv_heads, size.max_positions) < 1 or vocab_size < 1:
-        raise UserError("--hidden-size, --layers, --heads, --kv-heads, --max-positions and --vocab-size must be at least 1")
+        raise UserError(
+            "--hidden-size, --layers, --heads, --kv-heads, --max-positions and --vocab-size must be at least 1"
+        )

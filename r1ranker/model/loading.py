@@ -11,7 +11,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTra
 from transformers.utils import logging as transformers_logging
 
 from r1ranker.errors import UserError
-from r1ranker.model import attention  # noqa: F401  (registers the packed attention with transformers)
+from r1ranker.model.attention import register_packed
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")
 _WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
@@ -49,6 +49,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
 def load_causal_lm(path: str, dtype: torch.dtype, attention: str) -> PreTrainedModel:
     """The causal language model of a directory or hub id, on the CPU, in evaluation mode (dropout off)."""
     check_model_directory(path)
+    register_packed()
     quiet()
     try:
         config = AutoConfig.from_pretrained(path)
@@ -62,6 +63,12 @@ def load_causal_lm(path: str, dtype: torch.dtype, attention: str) -> PreTrainedM
             raise UserError(f"{path}: model.safetensors is damaged ({_first_line(error)})") from error
         raise
     return model.eval()
+
+
+def moved(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+    """The model on `device`."""
+    torch.nn.Module.to(model, device)
+    return model
 
 
 def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:

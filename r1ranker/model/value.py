@@ -13,7 +13,7 @@ class ValueModel(nn.Module):
 
     def __init__(self, language_model: PreTrainedModel) -> None:
         super().__init__()
-        self.trunk = language_model.base_model
+        self.trunk: Any = language_model.base_model
         self.head = nn.Linear(language_model.config.hidden_size, 1, bias=True, dtype=language_model.dtype)
         # zero: the first values are 0 everywhere, so that advantages start as plain returns
         nn.init.zeros_(self.head.weight)
@@ -32,4 +32,5 @@ class ValueModel(nn.Module):
     @property
     def layers(self) -> nn.ModuleList:
         """The transformer blocks, the units of sharding."""
-        return self.trunk.layers
+        layers: nn.ModuleList = self.trunk.layers
+        return layers

@@ -111,5 +111,5 @@ def rank_direct(
 def closest(answer: str, candidates: Sequence[str]) -> int:
     """The candidate most like `answer` in spelling; of equals, as for an empty answer, the last one shown."""
     form = normalise(answer)
-    scores = [fuzz.partial_ratio(form, normalise(name)) if form else 0.0 for name in candidates]
+    scores = [fuzz.ratio(form, normalise(name)) if form else 0.0 for name in candidates]
     return max(range(len(candidates)), key=lambda place: (scores[place], place))

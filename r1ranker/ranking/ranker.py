@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +29,7 @@ class RankerSettings:
     """How a model is to be asked; saved beside the weights, since it has to be asked as it was trained."""
 
     strategy: Mode = "iterative"
-    answer_format: AnswerFormat = AnswerFormat()
+    answer_format: AnswerFormat = field(default_factory=AnswerFormat)
     constrain: Literal["none", "candidates"] = "none"
     max_tokens: int = 1024
     top_p: float = 0.7
@@ -115,9 +115,7 @@ class Ranker:
     def _ask(self, examples: Sequence[RankingExample], mode: Mode) -> list[Reply]:
         settings = self.settings
         requests = [self._request(example, mode) for example in examples]
-        params = SamplingParams(
-            temperature=settings.temperature, top_p=settings.top_p, max_tokens=settings.max_tokens
-        )
+        params = SamplingParams(temperature=settings.temperature, top_p=settings.top_p, max_tokens=settings.max_tokens)
         replies = []
         for request, (completion,) in zip(requests, self.engine.generate(requests, params), strict=True):
             ids = completion.token_ids[:-1] if completion.finish_reason == "stop" else completion.token_ids

@@ -31,7 +31,9 @@ def compute_score(
     answer can be used as it is. Raises UserError for an unknown data_source or a positive that is no candidate.
     """
     if data_source not in MODES:
-        raise UserError(f"data_source: found {data_source!r}{nearest(data_source, MODES)}; one of {', '.join(MODES)} is wanted")
+        raise UserError(
+            f"data_source: found {data_source!r}{nearest(data_source, MODES)}; one of {', '.join(MODES)} is wanted"
+        )
     mode = MODES[data_source]
     extra = extra_info or {}
     think = extra.get("think")

@@ -56,4 +56,4 @@ def get_reward(name: str) -> RewardFunction:
     if not callable(function):
         functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise UserError(f"{path}: no function {function_name!r}{nearest(function_name, functions)}")
-    return function  # type: ignore[no-any-return]
+    return function

@@ -56,7 +56,9 @@ class ConstraintState:
         self._depth = 0
 
     def _sequence(self, candidate: int) -> tuple[int, ...]:
-        whole = self._constraint.last if len(self._remaining) == 1 or not self._constraint.more else self._constraint.more
+        whole = (
+            self._constraint.last if len(self._remaining) == 1 or not self._constraint.more else self._constraint.more
+        )
         return whole[candidate]
 
     def allowed(self) -> list[int]:
@@ -69,7 +71,7 @@ class ConstraintState:
         """Take the sampled token, which must be among the allowed ones."""
         if self._free:
             self._tail = (self._tail + self._token_text(token))[-64:]
-            before, tag, after = self._tail.rpartition(_OPENING)
+            _, tag, after = self._tail.rpartition(_OPENING)
             self._free = not (tag and not after.strip())
             return
         self._matching = tuple(

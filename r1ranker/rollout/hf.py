@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from r1ranker.device import compute_dtype, pick_device
-from r1ranker.model.loading import load_causal_lm, load_tokenizer, stop_token_ids
+from r1ranker.model.loading import load_causal_lm, load_tokenizer, moved, stop_token_ids
 from r1ranker.rollout.constraint import ConstraintState
 from r1ranker.rollout.engine import Completion, Request, SamplingParams
 from r1ranker.rollout.sampling import choose, uniform_stream
@@ -46,7 +46,7 @@ class HFEngine:
         """Model and tokenizer of a local directory or hub id; raises UserError where either is missing."""
         device = device or pick_device()
         tokenizer = load_tokenizer(directory)
-        model = load_causal_lm(directory, dtype=compute_dtype(device), attention="sdpa").to(device)
+        model = moved(load_causal_lm(directory, compute_dtype(device), "sdpa"), device)
         return cls(model, tokenizer, max_num_seqs)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
@@ -113,7 +113,11 @@ class HFEngine:
             position = mask.sum(dim=1, keepdim=True)
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
             logits = self.model(
-                input_ids=tokens[:, None], attention_mask=mask, position_ids=position, past_key_values=past, use_cache=True
+                input_ids=tokens[:, None],
+                attention_mask=mask,
+                position_ids=position,
+                past_key_values=past,
+                use_cache=True,
             ).logits[:, -1]
         for response in responses:
             completions.setdefault(response.place, _completion(response, stopped=False))

@@ -32,7 +32,13 @@ _REC, _SMALL = (5, 10, 20), (3, 5, 10)
 
 def _recommendation(name: str, noun: str, plural: str, done: str, next_: str) -> Task:
     return Task(
-        name, "recommendation", noun, plural, f"how likely I am to {next_} it next", f"{plural.capitalize()} I have {done}, oldest first:", _REC
+        name,
+        "recommendation",
+        noun,
+        plural,
+        f"how likely I am to {next_} it next",
+        f"{plural.capitalize()} I have {done}, oldest first:",
+        _REC,
     )
 
 

@@ -71,7 +71,11 @@ def _after_names(body: str, mark: str, pool: tuple[str, ...]) -> tuple[str, ...]
     """The text behind `<mark><name>: ` of each name, in the order of the pool; empty where one is missing."""
     texts = []
     for name in pool:
-        found = re.search(rf"^{re.escape(mark + name)}: ?(.*?)(?=\n{re.escape(mark)}(?:{_any(pool)}): |\n\nNow there are|\Z)", body, re.DOTALL | re.MULTILINE)
+        found = re.search(
+            rf"^{re.escape(mark + name)}: ?(.*?)(?=\n{re.escape(mark)}(?:{_any(pool)}): |\n\nNow there are|\Z)",
+            body,
+            re.DOTALL | re.MULTILINE,
+        )
         if not found:
             return ()
         texts.append(found.group(1).strip())

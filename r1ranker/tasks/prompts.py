@@ -90,10 +90,7 @@ def _question(task: Task, mode: Mode) -> str:
 def answer_request(mode: Mode, answer_format: AnswerFormat) -> str:
     """What the user asks of the answer's form."""
     what = "label, such as [2]," if answer_format.answer_style == "label" else "name, exactly as listed,"
-    if mode == "direct":
-        form = f"every candidate's {what} one a line"
-    else:
-        form = f"only that candidate's {what}"
+    form = f"every candidate's {what} one a line" if mode == "direct" else f"only that candidate's {what}"
     form = form.removesuffix(",")
     if answer_format.think:
         return f"Show your work in <think> </think> tags. Then give {form} in <answer> </answer> tags."

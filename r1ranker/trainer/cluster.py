@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -58,7 +59,7 @@ class RayCluster:
                 f"trainer.n_gpus_per_node: {self.size} processes do not fit; Ray has {dict(ray.cluster_resources())}"
             )
         actor = ray.remote(num_cpus=1, num_gpus=gpus)(Worker)
-        self._workers = [
+        self._workers: list[Any] = [
             actor.options(
                 scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=rank)
             ).remote(config, rank)
@@ -98,13 +99,13 @@ def started(config: Config, total_steps: int) -> Iterator[Cluster]:
 
     own = not ray.is_initialized()
     if own and "RAY_ADDRESS" in os.environ:
-        ray.init(logging_level="error")
+        ray.init(logging_level=logging.ERROR)
     elif own:
         # processes on the CPU share its cores: Ray is told of as many as there are processes
         ray.init(
             num_cpus=max(config.world_size, os.cpu_count() or 1),
             include_dashboard=False,
-            logging_level="error",
+            logging_level=logging.ERROR,
             log_to_driver=True,
         )
     cluster: RayCluster | None = None

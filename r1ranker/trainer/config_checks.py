@@ -63,14 +63,18 @@ def _check_ranges(config: Config) -> None:
         if value < 1:
             raise UserError(f"{key}: found {value}; at least 1 is wanted")
     if trainer.total_training_steps is not None and trainer.total_training_steps < 1:
-        raise UserError(f"trainer.total_training_steps: found {trainer.total_training_steps}; at least 1 or null is wanted")
+        raise UserError(
+            f"trainer.total_training_steps: found {trainer.total_training_steps}; at least 1 or null is wanted"
+        )
     for key, number in (("algorithm.gamma", config.algorithm.gamma), ("algorithm.lam", config.algorithm.lam)):
         if not 0 <= number <= 1:
             raise UserError(f"{key}: found {number}; a number from 0 to 1 is wanted")
     _check_optim("actor_rollout_ref.actor.optim", actor.optim)
     _check_optim("critic.optim", config.critic.optim)
     if rollout.temperature <= 0:
-        raise UserError(f"actor_rollout_ref.rollout.temperature: found {rollout.temperature}; training samples, so a number over 0 is wanted")
+        raise UserError(
+            f"actor_rollout_ref.rollout.temperature: found {rollout.temperature}; training samples, so a number over 0 is wanted"
+        )
     for key, found in (("grad_clip", actor.grad_clip), ("clip_ratio", actor.clip_ratio)):
         if found <= 0:
             raise UserError(f"actor_rollout_ref.actor.{key}: found {found}; a number over 0 is wanted")
@@ -84,14 +88,18 @@ def _check_optim(where: str, optim: OptimConfig) -> None:
     if len(optim.betas) != 2 or not all(0 <= beta < 1 for beta in optim.betas):
         raise UserError(f"{where}.betas: found {list(optim.betas)}; two numbers from 0 to under 1 are wanted")
     if not 0 <= optim.lr_warmup_steps_ratio <= 1:
-        raise UserError(f"{where}.lr_warmup_steps_ratio: found {optim.lr_warmup_steps_ratio}; a share from 0 to 1 is wanted")
+        raise UserError(
+            f"{where}.lr_warmup_steps_ratio: found {optim.lr_warmup_steps_ratio}; a share from 0 to 1 is wanted"
+        )
 
 
 def _check_sizes(config: Config) -> None:
     actor, data = config.actor_rollout_ref.actor, config.data
     batch, mini = data.train_batch_size, actor.ppo_mini_batch_size
     if batch % mini:
-        raise UserError(f"actor_rollout_ref.actor.ppo_mini_batch_size: {mini} does not divide data.train_batch_size {batch}")
+        raise UserError(
+            f"actor_rollout_ref.actor.ppo_mini_batch_size: {mini} does not divide data.train_batch_size {batch}"
+        )
     critic_mini = config.critic.ppo_mini_batch_size
     if config.needs_critic and critic_mini is not None and (critic_mini < 1 or batch % critic_mini):
         raise UserError(f"critic.ppo_mini_batch_size: {critic_mini} does not divide data.train_batch_size {batch}")
@@ -138,7 +146,9 @@ def _check_rollout(config: Config) -> None:
         )
     for name, model in (("actor_rollout_ref", config.actor_rollout_ref.model), ("critic", config.critic.model)):
         if not model.use_remove_padding:
-            raise UserError(f"{name}.model.use_remove_padding: found false; batches are always packed, so true is wanted")
+            raise UserError(
+                f"{name}.model.use_remove_padding: found false; batches are always packed, so true is wanted"
+            )
     if config.trainer.default_hdfs_dir is not None:
         raise UserError(
             f"trainer.default_hdfs_dir: found {config.trainer.default_hdfs_dir!r}; only null is taken, checkpoints go to "

@@ -28,7 +28,9 @@ def load_config(name: str, overrides: Sequence[str] = (), config_path: str | Non
     directory = Path(config_path).resolve() if config_path else BUILT_IN
     if not (directory / f"{name}.yaml").is_file():
         found = sorted(path.stem for path in directory.glob("*.yaml"))
-        raise UserError(f"{directory}/{name}.yaml: no such config{nearest(name, found)}; there are {', '.join(found) or 'none'}")
+        raise UserError(
+            f"{directory}/{name}.yaml: no such config{nearest(name, found)}; there are {', '.join(found) or 'none'}"
+        )
     schema = OmegaConf.structured(Config)
     known = set(_keys(schema))
     try:
@@ -50,7 +52,7 @@ def typed(values: DictConfig, where: str) -> Config:
     """`values` as a checked Config."""
     known = set(_keys(OmegaConf.structured(Config)))
     for key in _keys(values):
-        if key not in known and not any(key.startswith(prefix) for prefix in ()):
+        if key not in known:
             raise UserError(f"{where}: unknown key {key!r}{nearest(key, known)}")
     merged = OmegaConf.structured(Config)
     for key in _leaves(values):
@@ -83,7 +85,7 @@ def _checked(override: str, known: set[str]) -> str:
 def _keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
     """Dotted names of all keys, inner and outer."""
     for key in node:
-        name = f"{prefix}{key}"
+        name = prefix + str(key)
         yield name
         child = node._get_node(key)
         if isinstance(child, DictConfig) and not child._is_none():
@@ -102,7 +104,14 @@ def _wanted(key: str, fallback: str) -> str:
     for parent in parents:
         node = getattr(node, parent)
     declared = str(type(node).__dataclass_fields__[last].type)
-    words = {"int": "an integer", "float": "a number", "bool": "true or false", "str": "text", "list": "a list", "None": "null"}
+    words = {
+        "int": "an integer",
+        "float": "a number",
+        "bool": "true or false",
+        "str": "text",
+        "list": "a list",
+        "None": "null",
+    }
     parts = [words.get(part.strip().split("[")[0], "") for part in declared.split("|")]
     return " or ".join(part for part in parts if part) or f"a section ({fallback})"
 

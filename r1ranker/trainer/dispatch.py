@@ -61,7 +61,9 @@ def update(cluster: Cluster, trajectories: Sequence[Trajectory], budget: Budget,
     """One optimizer step on a mini-batch; the workers' metrics brought together and divided by its tokens."""
     arranged = arrange(trajectories, cluster.size, budget)
     parts = cluster.each(method, [(bins,) for bins in _bins(trajectories, arranged)])
-    tokens = max(1, sum(int((trajectory.weights > 0).sum()) for trajectory in trajectories if trajectory.weights is not None))
+    tokens = max(
+        1, sum(int((trajectory.weights > 0).sum()) for trajectory in trajectories if trajectory.weights is not None)
+    )
     merged: dict[str, float] = {}
     for name in parts[0]:
         values = [part[name] for part in parts]

@@ -32,8 +32,14 @@ def put_advantages(
     else:
         groups = [trajectory.group_id for trajectory in trajectories]
         scores = [trajectory.score for trajectory in trajectories]
-        whole = grpo(scores, groups, algorithm.norm_adv_by_std_in_grpo) if algorithm.adv_estimator == "grpo" else rloo(scores, groups)
-        advantages = [np.full(len(trajectory.response_ids), value) for trajectory, value in zip(trajectories, whole, strict=True)]
+        whole = (
+            grpo(scores, groups, algorithm.norm_adv_by_std_in_grpo)
+            if algorithm.adv_estimator == "grpo"
+            else rloo(scores, groups)
+        )
+        advantages = [
+            np.full(len(trajectory.response_ids), value) for trajectory, value in zip(trajectories, whole, strict=True)
+        ]
         returns = advantages
     for trajectory, advantage, value in zip(trajectories, advantages, returns, strict=True):
         trajectory.advantages, trajectory.returns = advantage, value
@@ -61,5 +67,3 @@ def _penalty(trajectory: Trajectory, kind: str) -> np.ndarray:
     assert trajectory.ref_logprobs is not None
     estimate = kl_estimate(torch.from_numpy(trajectory.old_logprobs), torch.from_numpy(trajectory.ref_logprobs), kind)
     return np.where(trajectory.valid, estimate.numpy(), 0.0)
-
-

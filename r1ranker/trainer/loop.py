@@ -13,7 +13,7 @@ from r1ranker.data.loader import Prompt, PromptLoader, load_prompts, spread_over
 from r1ranker.device import has_gpu
 from r1ranker.model.loading import load_tokenizer
 from r1ranker.rollout.constraint import build_constraint
-from r1ranker.rollout.engine import Completion, Request, SamplingParams
+from r1ranker.rollout.engine import Request, SamplingParams
 from r1ranker.trainer import dispatch
 from r1ranker.trainer.cluster import Cluster, call_all, started
 from r1ranker.trainer.config import Config
@@ -85,7 +85,9 @@ class Run:
             data.think,
         )
         if left_out:
-            self.notes.append(f"{key}: {left_out} prompts over {data.max_prompt_length} tokens left out, {len(prompts)} kept")
+            self.notes.append(
+                f"{key}: {left_out} prompts over {data.max_prompt_length} tokens left out, {len(prompts)} kept"
+            )
         return prompts
 
     def step(self, cluster: Cluster, step: int) -> dict[str, float]:
@@ -104,7 +106,9 @@ class Run:
         with _timed(timing, "sync_weights"):
             call_all(cluster, "sync_weights")
         rates = call_all(cluster, "end_step")
-        metrics |= rates[0] | {"perf/max_memory_allocated_gb": max(rate["perf/max_memory_allocated_gb"] for rate in rates)}
+        metrics |= rates[0] | {
+            "perf/max_memory_allocated_gb": max(rate["perf/max_memory_allocated_gb"] for rate in rates)
+        }
         metrics |= batch_metrics(trajectories, self.config.data.max_prompt_length, self.config.data.max_response_length)
         timing["step"] = time.perf_counter() - started_at
         metrics["perf/throughput"] = metrics["perf/total_num_tokens"] / timing["step"] / cluster.size
@@ -198,14 +202,22 @@ class Run:
         self, cluster: Cluster, trajectories: list[Trajectory], step: int, timing: dict[str, float]
     ) -> dict[str, float]:
         """Update critic and actor, mini-batch by mini-batch."""
-        config, metrics = self.config, {}
+        config = self.config
+        metrics: dict[str, float] = {}
         if config.needs_critic:
             critic = config.critic
             size = critic.ppo_mini_batch_size or config.actor_rollout_ref.actor.ppo_mini_batch_size
             epochs = critic.ppo_epochs or config.actor_rollout_ref.actor.ppo_epochs
             with _timed(timing, "update_critic"):
                 metrics |= self._epochs(
-                    cluster, trajectories, step, size, epochs, critic.loss_agg_mode, self._critic_budget(), "update_critic"
+                    cluster,
+                    trajectories,
+                    step,
+                    size,
+                    epochs,
+                    critic.loss_agg_mode,
+                    self._critic_budget(),
+                    "update_critic",
                 )
         actor = config.actor_rollout_ref.actor
         if step > config.trainer.critic_warmup:
@@ -241,7 +253,9 @@ class Run:
             for start in range(0, len(dealt), mini_batch):
                 chosen = set(dealt[start : start + mini_batch].tolist())
                 batch = [trajectory for trajectory in trajectories if trajectory.group_id in chosen]
-                for trajectory, share in zip(batch, token_shares([one.valid for one in batch], loss_agg_mode), strict=True):
+                for trajectory, share in zip(
+                    batch, token_shares([one.valid for one in batch], loss_agg_mode), strict=True
+                ):
                     trajectory.weights = share
                 parts.append(dispatch.update(cluster, batch, budget, method))
         metrics = mean_over_updates(parts)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from r1ranker.model.attention import PACKED
 from r1ranker.model.fsdp import shard
-from r1ranker.model.loading import load_causal_lm
+from r1ranker.model.loading import load_causal_lm, moved
 from r1ranker.model.logprobs import token_logprobs
 from r1ranker.trainer.config import ActorConfig
 from r1ranker.trainer.losses import ClipRange, kl_estimate, policy_loss
@@ -82,15 +83,14 @@ class Policy:
             # transformers checkpoints in training mode alone; the shapes we train have no dropout left on
             model.train()
             _without_dropout(model)
-        self.module = model if offload else model.to(device)
-        shard(self.module, model.base_model.layers, device, world_size, offload)
+        self.module: nn.Module = model if offload else moved(model, device)
+        trunk: Any = model.base_model
+        shard(self.module, trunk.layers, device, world_size, offload)
 
     def forward(self, batch: MicroBatch, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
         """Log-probabilities [R] and entropies [R] of the sampled tokens of a micro-batch on this device."""
         logits = self.module(**batch.model_inputs(), use_cache=False, logits_to_keep=batch.predicting).logits[0]
-        return token_logprobs(
-            logits, batch.targets, self._temperature, batch.constrained, batch.allowed, with_entropy
-        )
+        return token_logprobs(logits, batch.targets, self._temperature, batch.constrained, batch.allowed, with_entropy)
 
     @torch.no_grad()
     def logprobs(self, bins: Bins) -> list[list[np.ndarray]]:
@@ -112,7 +112,9 @@ class Policy:
             (value * self._world_size).backward()
             sums |= mismatch(batch, logprobs.detach())
             for name, number in sums.items():
-                totals[name] = max(totals.get(name, 0.0), number) if name.endswith("_max") else totals.get(name, 0.0) + number
+                totals[name] = (
+                    max(totals.get(name, 0.0), number) if name.endswith("_max") else totals.get(name, 0.0) + number
+                )
         return totals
 
     def update(self, bins: Bins, loss: PolicyLoss, optimisation: Optimisation) -> dict[str, float]:

@@ -42,7 +42,7 @@ class SFTSettings:
 
 def examples_of(rows: Sequence[dict], tokenizer: PreTrainedTokenizerBase) -> list[Trajectory]:
     """Rows of (prompt, completion) as trajectories whose response is the completion and EOS."""
-    examples = []
+    examples: list[Trajectory] = []
     for row in rows:
         response = [*plain_ids(tokenizer, row["completion"]), int(tokenizer.eos_token_id)]
         examples.append(
@@ -57,7 +57,9 @@ def examples_of(rows: Sequence[dict], tokenizer: PreTrainedTokenizerBase) -> lis
     return examples
 
 
-def fine_tune(model_path: str, data_files: Sequence[str], output_dir: str, settings: SFTSettings | None = None) -> list[float]:
+def fine_tune(
+    model_path: str, data_files: Sequence[str], output_dir: str, settings: SFTSettings | None = None
+) -> list[float]:
     """Fine-tune the model on (prompt, completion) parquet and write it to `output_dir`; returns the loss (nats) of each step.
 
     Raises UserError for unreadable data or model, and for an example longer than a micro-batch.
@@ -67,7 +69,9 @@ def fine_tune(model_path: str, data_files: Sequence[str], output_dir: str, setti
     examples = examples_of(read_sft_rows(data_files), tokenizer)
     longest = max(len(example) for example in examples)
     if longest > settings.max_tokens:
-        raise UserError(f"{', '.join(data_files)}: an example of {longest} tokens; at most --max-tokens {settings.max_tokens} is wanted")
+        raise UserError(
+            f"{', '.join(data_files)}: an example of {longest} tokens; at most --max-tokens {settings.max_tokens} is wanted"
+        )
     device = pick_device()
     torch.manual_seed(settings.seed)
     join(None, 0, 1, device)
@@ -79,7 +83,9 @@ def fine_tune(model_path: str, data_files: Sequence[str], output_dir: str, setti
     losses: list[float] = []
     order = np.random.default_rng(settings.seed)
     waiting: list[int] = []
-    with Progress(*Progress.get_default_columns(), TextColumn("loss {task.fields[loss]:.3f}"), console=Console()) as progress:
+    with Progress(
+        *Progress.get_default_columns(), TextColumn("loss {task.fields[loss]:.3f}"), console=Console()
+    ) as progress:
         bar = progress.add_task("supervised cold start", total=settings.steps, loss=float("nan"))
         for _ in range(settings.steps):
             while len(waiting) < settings.batch_size:

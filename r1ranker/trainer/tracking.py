@@ -33,7 +33,9 @@ class JsonLines:
             directory.mkdir(parents=True, exist_ok=True)
             self._file = (directory / "metrics.jsonl").open("w", encoding="utf-8")
         except OSError as error:
-            raise UserError(f"trainer.default_local_dir: {directory}: {error.strerror}; a writable directory is wanted") from error
+            raise UserError(
+                f"trainer.default_local_dir: {directory}: {error.strerror}; a writable directory is wanted"
+            ) from error
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         self._file.write(json.dumps({"step": step, **metrics}) + "\n")

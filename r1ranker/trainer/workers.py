@@ -16,8 +16,8 @@ import torch.distributed as dist
 
 from r1ranker.atomic import atomic_path
 from r1ranker.device import compute_dtype, peak_memory_gib, pick_device, release_cached_memory
-from r1ranker.model.fsdp import full_parameters
-from r1ranker.model.loading import load_causal_lm, load_tokenizer
+from r1ranker.model.fsdp import full_parameters, full_tensor
+from r1ranker.model.loading import load_causal_lm, load_tokenizer, moved
 from r1ranker.rollout.engine import Completion, Request, SamplingParams
 from r1ranker.rollout.hf import HFEngine
 from r1ranker.trainer.config import Config, FSDPConfig
@@ -73,7 +73,7 @@ class Worker:
                 critic.model.enable_gradient_checkpointing,
             )
             self.critic_optimisation = Optimisation(self.critic.module, critic.optim, total_steps, critic.grad_clip)
-        engine_model = load_causal_lm(path, dtype=compute_dtype(self.device), attention="sdpa").to(self.device)
+        engine_model = moved(load_causal_lm(path, compute_dtype(self.device), "sdpa"), self.device)
         self.engine = HFEngine(engine_model, self.tokenizer, rollout.max_num_seqs)
 
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> list[list[Completion]]:
@@ -128,8 +128,9 @@ class Worker:
         """Gradient of the policy's loss by parameter name, gathered, without a step. Collective; for checks."""
         self.policy.accumulate(bins, self.policy_loss)
         gathered = {
-            name: parameter.grad.full_tensor() if hasattr(parameter.grad, "full_tensor") else parameter.grad
+            name: full_tensor(parameter.grad, self.device)
             for name, parameter in self.policy.module.named_parameters()
+            if parameter.grad is not None
         }
         self.policy_optimisation.optimizer.zero_grad(set_to_none=True)
         return {name: gradient.cpu().numpy() for name, gradient in gathered.items()}

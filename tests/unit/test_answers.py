@@ -55,7 +55,16 @@ def test_labels_come_back_in_any_order(order: list[int], separator: str) -> None
 
 @pytest.mark.parametrize(
     "written",
-    ["rocky  ii", "“Rocky II”", "2. Rocky II", "- Rocky II.", "**Rocky II**", "Rocky II\n", "The worst is Rocky II.", "`Rocky II`"],
+    [
+        "rocky  ii",
+        "“Rocky II”",
+        "2. Rocky II",
+        "- Rocky II.",
+        "**Rocky II**",
+        "Rocky II\n",
+        "The worst is Rocky II.",
+        "`Rocky II`",
+    ],
 )
 def test_a_name_is_known_in_other_dress(written: str) -> None:
     parsed = parse_answer(f"</think>\n<answer>{written}</answer>", TITLES, "iterative")
@@ -107,8 +116,12 @@ def test_a_repeated_candidate_is_named_once() -> None:
     assert [TITLES[place] for place in parsed.named] == ["Alien", "Ben-Hur"]
 
 
-@given(st.text(max_size=300), st.sampled_from(["direct", "iterative"]), st.sampled_from(["name", "label"]), st.booleans())
-def test_any_text_at_all_is_parsed_into_distinct_places_of_the_pool(text: str, mode: str, style: str, think: bool) -> None:
+@given(
+    st.text(max_size=300), st.sampled_from(["direct", "iterative"]), st.sampled_from(["name", "label"]), st.booleans()
+)
+def test_any_text_at_all_is_parsed_into_distinct_places_of_the_pool(
+    text: str, mode: str, style: str, think: bool
+) -> None:
     parsed = parse_answer(text, TITLES, mode, AnswerFormat(style, think))  # type: ignore[arg-type]
     assert len(set(parsed.named)) == len(parsed.named)
     assert all(0 <= place < len(TITLES) for place in parsed.named)

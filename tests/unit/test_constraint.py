@@ -24,7 +24,9 @@ POOLS = (
 )
 
 
-def walk(tokenizer: PreTrainedTokenizerBase, pool: list[str], mode: str, answer_format: AnswerFormat, rng: random.Random) -> str:
+def walk(
+    tokenizer: PreTrainedTokenizerBase, pool: list[str], mode: str, answer_format: AnswerFormat, rng: random.Random
+) -> str:
     """The text of a response whose free tokens are a fixed thought and whose constrained ones are drawn blindly."""
     constraint = build_constraint(tokenizer, pool, mode, answer_format)  # type: ignore[arg-type]
     state = ConstraintState(constraint, lambda token: tokenizer.decode([token]))
@@ -58,7 +60,9 @@ def test_every_path_through_the_constraint_is_a_valid_answer(
 def test_every_candidate_can_come_first(mode: str) -> None:
     rng, pool = random.Random(0), POOLS[0]
     firsts = {
-        parse_answer(walk(PLAIN, pool, mode, AnswerFormat(think=False), rng), pool, mode, AnswerFormat(think=False)).named[0]  # type: ignore[arg-type]
+        parse_answer(
+            walk(PLAIN, pool, mode, AnswerFormat(think=False), rng), pool, mode, AnswerFormat(think=False)
+        ).named[0]  # type: ignore[arg-type]
         for _ in range(200)
     }
     assert firsts == set(range(len(pool)))

@@ -43,7 +43,9 @@ def test_the_schema_is_verls(toy: Path) -> None:
 
 
 @pytest.mark.parametrize(("mode", "train", "test"), [("direct", 900, 360), ("iterative", 10200, 4080)])
-def test_the_real_data_gives_as_many_rows_as_it_has(mini: Path, tmp_path: Path, mode: str, train: int, test: int) -> None:
+def test_the_real_data_gives_as_many_rows_as_it_has(
+    mini: Path, tmp_path: Path, mode: str, train: int, test: int
+) -> None:
     counts = generate(str(mini), str(tmp_path), mode, AnswerFormat())  # type: ignore[arg-type]
     assert {split: counter.total() for split, counter in counts.items()} == {"train": train, "test": test}
     for split, expected in (("train", train), ("test", test)):
@@ -130,7 +132,14 @@ def test_cold_start_rows_are_well_formed_and_do_not_give_the_ranking_away(
 
 def prompts(count: int, task: str = "Rec-Movie") -> list[Prompt]:
     return [
-        Prompt([number], "direct_ranking", {"candidate_text": ["a"], "gt": "a"}, {"task_name": task}, "direct", AnswerFormat())
+        Prompt(
+            [number],
+            "direct_ranking",
+            {"candidate_text": ["a"], "gt": "a"},
+            {"task_name": task},
+            "direct",
+            AnswerFormat(),
+        )
         for number in range(count)
     ]
 

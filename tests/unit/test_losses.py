@@ -66,7 +66,10 @@ def test_kl_estimates_are_their_formulas_and_k3_is_never_negative() -> None:
 
 def test_value_loss_takes_the_worse_of_clipped_and_plain() -> None:
     values = torch.tensor([0.0, 2.0, -1.0], dtype=torch.float64, requires_grad=True)
-    old, returns = torch.tensor([0.0, 0.0, 0.0], dtype=torch.float64), torch.tensor([1.0, 1.0, 2.0], dtype=torch.float64)
+    old, returns = (
+        torch.tensor([0.0, 0.0, 0.0], dtype=torch.float64),
+        torch.tensor([1.0, 1.0, 2.0], dtype=torch.float64),
+    )
     losses, clipped = value_loss(values, old, returns, 0.5)
     np.testing.assert_allclose(losses.detach(), [0.5, 0.5 * max(1.0, 0.25), 0.5 * max(9.0, 6.25)])
     assert clipped.tolist() == [0, 0, 0]

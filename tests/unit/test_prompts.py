@@ -36,7 +36,13 @@ def example(task: str, pool: list[str], other: list[str]) -> RankingExample:
     return RankingExample(task, tuple(pool), query=other[0], texts=tuple(f"text {place}" for place in range(len(pool))))
 
 
-@given(st.sampled_from(TASK_NAMES), names, names, st.sampled_from(["direct", "iterative"]), st.sampled_from(["name", "label"]))
+@given(
+    st.sampled_from(TASK_NAMES),
+    names,
+    names,
+    st.sampled_from(["direct", "iterative"]),
+    st.sampled_from(["name", "label"]),
+)
 def test_a_rendered_problem_can_be_taken_apart_and_worded_the_same_again(
     task: str, pool: list[str], other: list[str], mode: str, style: str
 ) -> None:
@@ -61,7 +67,10 @@ def test_every_task_has_wording_of_its_own() -> None:
 
 
 def test_routing_names_its_objective() -> None:
-    questions = {render_problem(example(f"Router-{goal}", ["a", "b"], ["c"]), "direct") for goal in ("Performance", "Balance", "Cost")}
+    questions = {
+        render_problem(example(f"Router-{goal}", ["a", "b"], ["c"]), "direct")
+        for goal in ("Performance", "Balance", "Cost")
+    }
     assert len(questions) == 3
 
 
@@ -116,7 +125,7 @@ def test_wording_that_is_not_known_is_kept_and_gets_the_pool_behind_it() -> None
 
 
 def test_unknown_tasks_are_answered_with_the_nearest_and_all_nine() -> None:
-    with pytest.raises(UserError, match="Rec-Movie.*Passage-9"):
+    with pytest.raises(UserError, match=r"Rec-Movie.*Passage-9"):
         get_task("Rec-Movies")
 
 

@@ -115,7 +115,9 @@ def test_unknown_sources_and_positives_outside_the_pool_are_refused() -> None:
 
 def test_a_users_own_reward_is_loaded_from_its_file(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
-    file.write_text("def shorter_is_better(data_source, solution_str, ground_truth, extra_info=None):\n    return -len(solution_str)\n")
+    file.write_text(
+        "def shorter_is_better(data_source, solution_str, ground_truth, extra_info=None):\n    return -len(solution_str)\n"
+    )
     assert get_reward(f"{file}:shorter_is_better")("direct_ranking", "abc", TRUTH) == -3
     with pytest.raises(UserError, match="did you mean 'shorter_is_better'"):
         get_reward(f"{file}:shorter_is_bettr")

@@ -24,7 +24,9 @@ def read_ranking_bench(source: str, config: Mode, split: Split) -> Iterator[tupl
     """
     if Path(source).is_dir() or source.startswith((".", "/", "~")) or source.count("/") != 1:
         if not Path(source).is_dir():
-            raise UserError(f"{source}: no such directory; one holding {config}/{split}.parquet, or a hub id, is wanted")
+            raise UserError(
+                f"{source}: no such directory; one holding {config}/{split}.parquet, or a hub id, is wanted"
+            )
         where = str(Path(source) / config / f"{split}.parquet")
         rows: Iterable[dict[str, Any]] = read_table(where, COLUMNS)
     else:
@@ -64,7 +66,7 @@ def _hub_rows(source: str, config: Mode, split: Split) -> Iterable[dict[str, Any
     import datasets
 
     try:
-        return datasets.load_dataset(source, config, split=split)  # type: ignore[no-any-return]
+        return datasets.load_dataset(source, config, split=split)
     except Exception as error:  # the hub's client raises many kinds, from no network to no such configuration
         first = str(error).strip().split("\n")[0]
         raise UserError(

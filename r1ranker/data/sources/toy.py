@@ -51,7 +51,18 @@ _LLMS = (
     "fjord-large", "garnet-7b", "helix-34b", "indigo-base", "juniper-chat",
 )  # fmt: skip
 _KINDS = ("algebra", "poetry", "programming", "history")
-_SOURCES = ("Almanac", "Blog", "Chronicle", "Digest", "Encyclopedia", "Forum", "Gazette", "Herald", "Journal", "Leaflet")
+_SOURCES = (
+    "Almanac",
+    "Blog",
+    "Chronicle",
+    "Digest",
+    "Encyclopedia",
+    "Forum",
+    "Gazette",
+    "Herald",
+    "Journal",
+    "Leaflet",
+)
 _TOPICS = ("amber", "bamboo", "copper", "dunes", "eclipses", "falcons", "glaciers", "harps", "inks", "jade")
 _REMARKS = ("it is found in the north", "it is known since long ago", "there are many kinds", "its use is disputed")
 
@@ -80,7 +91,9 @@ class World:
     def routing(self, task: str, number: int, rng: random.Random) -> RankingExample:
         """A query of some kind; the positive maximises a * skill - b * price, both scaled to 0..1."""
         kind = rng.choice(_KINDS)
-        quality, cost = {"Router-Performance": (1.0, 0.0), "Router-Balance": (0.5, 0.5), "Router-Cost": (0.2, 0.8)}[task]
+        quality, cost = {"Router-Performance": (1.0, 0.0), "Router-Balance": (0.5, 0.5), "Router-Cost": (0.2, 0.8)}[
+            task
+        ]
         dearest = max(self.price.values())
 
         def merit(name: str) -> tuple[float, float]:

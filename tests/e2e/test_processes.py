@@ -1,0 +1,122 @@
+"""The update is the same for one process and two, here and through Ray, in one micro-batch and in seven."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from r1ranker.trainer.cluster import Cluster, call_all, started
+from r1ranker.trainer.config import Config
+from r1ranker.trainer.config_load import load_config
+from r1ranker.trainer.dispatch import Budget, arrange, fill, update
+from r1ranker.trainer.losses import token_shares
+from r1ranker.trainer.trajectory import Trajectory
+
+
+def config_of(model: str, *overrides: str) -> Config:
+    return load_config(
+        "quickstart",
+        [
+            "data.train_files=x",
+            "data.val_files=x",
+            f"actor_rollout_ref.model.path={model}",
+            f"critic.model.path={model}",
+            "algorithm.adv_estimator=gae",
+            "actor_rollout_ref.actor.use_kl_loss=true",
+            "actor_rollout_ref.actor.entropy_coeff=0.01",
+            "actor_rollout_ref.actor.optim.lr=1e-4",
+            *overrides,
+        ],
+    )
+
+
+def batch(seed: int = 0, count: int = 7) -> list[Trajectory]:
+    random = np.random.default_rng(seed)
+    made = []
+    for group in range(count):
+        length = int(random.integers(2, 9))
+        made.append(
+            Trajectory(
+                prompt_ids=random.integers(0, 400, int(random.integers(3, 30))).tolist(),
+                response_ids=random.integers(0, 400, length).tolist(),
+                rollout_logprobs=random.normal(-6.1, 0.1, length),
+                finish_reason="stop",
+                group_id=group,
+                advantages=random.normal(size=length),
+                returns=random.normal(size=length),
+                old_logprobs=random.normal(-6.1, 0.1, length),
+                allowed=[[]] * (length - 1) + [[int(token) for token in (1, 2, 3)]] if group == 1 else [],
+            )
+        )
+        if group == 1:
+            made[-1].response_ids[-1] = 2
+    for one, share in zip(made, token_shares([one.valid for one in made], "token-mean"), strict=True):
+        one.weights = share
+    return made
+
+
+def run(cluster: Cluster, budget: Budget) -> dict[str, np.ndarray]:
+    """Everything a step computes: reference, values, the gradient, both updates, and the weights after them."""
+    trajectories = batch()
+    fill(cluster, trajectories, "ref_logprobs", budget, "logprobs", "reference")
+    fill(cluster, trajectories, "values", budget, "values")
+    bins = [
+        [[trajectories[index] for index in one] for one in hand] for hand in arrange(trajectories, cluster.size, budget)
+    ]
+    gradients = cluster.each("gradients", [(hand,) for hand in bins])[0]
+    critic = update(cluster, trajectories, budget, "update_critic")
+    policy = update(cluster, trajectories, budget, "update_policy")
+    weights = call_all(cluster, "weights")[0]
+    return (
+        {f"gradient {name}": value for name, value in gradients.items()}
+        | {f"weight {name}": value for name, value in weights.items()}
+        | {name: np.array(value) for name, value in (critic | policy).items()}
+        | {"ref": np.concatenate([one.ref_logprobs for one in trajectories])}
+        | {"values": np.concatenate([one.values for one in trajectories])}
+    )
+
+
+@pytest.fixture(scope="module")
+def alone(tiny_model: str) -> dict[str, np.ndarray]:
+    """One process, one micro-batch."""
+    with started(config_of(tiny_model), 10) as cluster:
+        return run(cluster, Budget(10_000))
+
+
+def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert set(found) == set(expected)
+    for name, value in expected.items():
+        # norms and sums are of order 1 to 10, gradients and weights below 1
+        np.testing.assert_allclose(found[name], value, atol=1e-6, rtol=1e-6, err_msg=name)
+
+
+@pytest.mark.parametrize("budget", [Budget(10_000, 1), Budget(40), Budget(10_000, 3)])
+def test_micro_batches_make_no_difference(tiny_model: str, alone: dict[str, np.ndarray], budget: Budget) -> None:
+    with started(config_of(tiny_model), 10) as cluster:
+        assert_same(run(cluster, budget), alone)
+
+
+@pytest.mark.parametrize(
+    ("processes", "budget"), [(1, Budget(10_000)), (2, Budget(10_000)), (2, Budget(10_000, 1)), (2, Budget(60))]
+)
+def test_processes_make_no_difference(
+    tiny_model: str, alone: dict[str, np.ndarray], processes: int, budget: Budget
+) -> None:
+    config = config_of(tiny_model, "trainer.executor=ray", f"trainer.n_gpus_per_node={processes}")
+    with started(config, 10) as cluster:
+        assert cluster.size == processes
+        assert_same(run(cluster, budget), alone)
+
+
+def test_a_batch_of_one_leaves_a_process_without_work_and_nothing_hangs(tiny_model: str) -> None:
+    config = config_of(tiny_model, "trainer.executor=ray", "trainer.n_gpus_per_node=2")
+    with started(config, 10) as cluster:
+        only = batch(count=1)
+        for one in only:
+            one.ref_logprobs = one.old_logprobs
+        metrics = update(cluster, only, Budget(10_000), "update_policy")
+    with started(config_of(tiny_model), 10) as cluster:
+        expected = update(cluster, only, Budget(10_000), "update_policy")
+    for name, value in expected.items():
+        # a norm over all parameters is summed in another order by two processes
+        assert metrics[name] == pytest.approx(value, abs=1e-6, rel=1e-5 if name.endswith("norm") else 0), name

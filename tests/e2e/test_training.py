@@ -1,0 +1,200 @@
+"""Whole runs on the built-in data: every estimator, the metrics they write, that they repeat themselves, and that they learn."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from r1ranker import Ranker
+from r1ranker.errors import UserError
+from r1ranker.evaluation.runner import run_evaluation
+from r1ranker.trainer.config_load import load_config
+from r1ranker.trainer.loop import fit
+from r1ranker.trainer.metrics import METRIC_NAMES, known_name
+from r1ranker.trainer.sft import SFTSettings, fine_tune
+
+
+def train(toy: Path, model: str, output: Path, *overrides: str, mode: str = "iterative") -> tuple[str, list[dict]]:
+    """Run `quickstart` with overrides; returns the actor's directory and the lines of metrics.jsonl."""
+    config = load_config(
+        "quickstart",
+        [
+            f"data.train_files={toy}/{mode}_ranking/train.parquet",
+            f"data.val_files={toy}/{mode}_ranking/test.parquet",
+            f"actor_rollout_ref.model.path={model}",
+            f"critic.model.path={model}",
+            f"trainer.default_local_dir={output}",
+            "data.train_batch_size=8",
+            "actor_rollout_ref.actor.ppo_mini_batch_size=8",
+            "actor_rollout_ref.rollout.n=4",
+            "data.val_max_samples=9",
+            "trainer.total_training_steps=2",
+            *overrides,
+        ],
+    )
+    actor = fit(config)
+    return actor, [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+RUNS = {
+    "grpo": ["trainer.test_freq=1"],
+    "grpo, direct": ["trainer.save_freq=1"],
+    "rloo": ["algorithm.adv_estimator=rloo", "actor_rollout_ref.actor.loss_agg_mode=seq-mean-token-mean"],
+    "ppo": [
+        "algorithm.adv_estimator=gae", "actor_rollout_ref.actor.ppo_mini_batch_size=4", "actor_rollout_ref.actor.ppo_epochs=2",
+        "algorithm.use_kl_in_reward=true", "algorithm.kl_ctrl.type=adaptive", "algorithm.lam=0.95", "critic.ppo_mini_batch_size=2",
+        "actor_rollout_ref.actor.recompute_old_log_probs=true", "trainer.critic_warmup=1",
+    ],
+    "reinforce++": [
+        "algorithm.adv_estimator=reinforce_plus_plus", "algorithm.use_kl_in_reward=true", "actor_rollout_ref.actor.loss_agg_mode=seq-mean-token-sum",
+    ],
+    "free answers": [
+        "actor_rollout_ref.rollout.constrain=none", "data.think=true", "data.max_response_length=24", "actor_rollout_ref.actor.use_kl_loss=true",
+        "actor_rollout_ref.actor.use_dynamic_bsz=false", "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu=3",
+        "actor_rollout_ref.model.enable_gradient_checkpointing=true", "data.answer_style=label",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", sorted(RUNS))
+def test_every_kind_of_run_writes_known_finite_metrics_and_a_model_that_ranks(
+    name: str, toy: Path, tiny_model: str, tmp_path: Path
+) -> None:
+    mode = "direct" if "direct" in name else "iterative"
+    actor, lines = train(toy, tiny_model, tmp_path, *RUNS[name], mode=mode)
+    assert [line["step"] for line in lines] == [0, 1, 2]
+    for line in lines:
+        for metric, value in line.items():
+            assert metric == "step" or known_name(metric), metric
+            assert np.isfinite(value), metric
+    last = lines[-1]
+    assert last["rollout/logprob_diff_max"] < 1e-4
+    assert last["actor/skipped_updates"] == last["rollout/dropped_tokens"] == 0
+    assert ("critic/values/mean" in last) == (name == "ppo")
+    assert ("actor/kl_loss" in last) == (name == "free answers")
+    assert ("actor/reward_kl_penalty" in last) == (name in ("ppo", "reinforce++"))
+    if name == "ppo":
+        assert "actor/pg_loss" not in lines[1]  # the critic warms up alone
+        assert "timing_s/old_log_prob" in last
+    if "free" not in name:
+        assert last["reward/valid/mean"] == 1
+    result = Ranker.from_pretrained(actor).rank(
+        ["Silent Harbour"], ["Golden Verdict", "Broken Mirror", "Crimson Island"]
+    )
+    assert sorted(result.ranking) == ["Broken Mirror", "Crimson Island", "Golden Verdict"]
+
+
+def test_known_names_are_known_and_others_are_not() -> None:
+    for name in (
+        "critic/score/mean",
+        "actor/pg_loss",
+        "val-core/Rec-Movie/reward/mean",
+        "reward/task/mean",
+        "timing_s/gen",
+    ):
+        assert known_name(name), METRIC_NAMES
+    for name in ("critic/score", "actor/pg_los", "val-core/reward/mean", "timing_s/generation"):
+        assert not known_name(name)
+
+
+def test_the_same_seed_gives_the_same_tokens_losses_and_weights(toy: Path, tiny_model: str, tmp_path: Path) -> None:
+    runs = [
+        train(toy, tiny_model, tmp_path / name, f"trainer.seed={seed}") for name, seed in (("a", 1), ("b", 1), ("c", 2))
+    ]
+    weights = [load_file(f"{actor}/model.safetensors") for actor, _ in runs]
+    losses = [
+        [{k: v for k, v in line.items() if not k.startswith(("timing", "perf"))} for line in lines] for _, lines in runs
+    ]
+    assert losses[0] == losses[1] != losses[2]
+    for name, value in weights[0].items():
+        np.testing.assert_array_equal(value, weights[1][name])
+    assert any((value != weights[2][name]).any() for name, value in weights[0].items())
+
+
+def test_a_mini_batch_of_the_whole_batch_starts_at_ratio_one(toy: Path, tiny_model: str, tmp_path: Path) -> None:
+    _, lines = train(toy, tiny_model, tmp_path)
+    for line in lines[1:]:
+        assert line["actor/pg_clipfrac"] == 0
+        assert line["actor/ppo_kl"] == 0
+        assert line["critic/advantages/mean"] == pytest.approx(0, abs=1e-6)
+
+
+def test_a_batch_without_any_signal_takes_its_step_and_changes_nothing(
+    toy: Path, tiny_model: str, tmp_path: Path
+) -> None:
+    reward = tmp_path / "flat.py"
+    reward.write_text(
+        "def flat(data_source, solution_str, ground_truth, extra_info=None):\n    return {'score': 0.4307, 'own_part': 2.0}\n"
+    )
+    actor, lines = train(
+        toy, tiny_model, tmp_path / "run", f"custom_reward_function.path={reward}", "custom_reward_function.name=flat",
+    )  # fmt: skip
+    assert lines[-1]["critic/zero_signal_groups"] == 8
+    assert lines[-1]["actor/grad_norm"] == 0
+    assert lines[-1]["reward/own_part/mean"] == 2.0
+    before, after = load_file(f"{tiny_model}/model.safetensors"), load_file(f"{actor}/model.safetensors")
+    for name, value in before.items():
+        np.testing.assert_array_equal(value, after[name])
+
+
+@pytest.mark.parametrize(
+    ("body", "wanted"),
+    [
+        ("return float('nan')", "finite number"),
+        ("return 1 / 0", r"odd.py:2.*ZeroDivisionError"),
+        ("return 'x'", "finite number"),
+    ],
+)
+def test_a_reward_that_fails_is_named_with_its_place(
+    body: str, wanted: str, toy: Path, tiny_model: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "odd.py"
+    file.write_text(f"def compute_score(data_source, solution_str, ground_truth, extra_info=None):\n    {body}\n")
+    with pytest.raises(UserError, match=wanted):
+        train(toy, tiny_model, tmp_path / "run", f"custom_reward_function.path={file}")
+
+
+def test_wandb_offline_and_tensorboard_are_written_by_name(toy: Path, tiny_model: str, tmp_path: Path) -> None:
+    train(toy, tiny_model, tmp_path, "trainer.logger=[wandb,tensorboard]", "trainer.total_training_steps=1")
+    assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
+    assert list((tmp_path / "wandb").glob("offline-run-*"))
+
+
+@pytest.mark.parametrize("mode", ["iterative", "direct"])
+def test_a_ranker_learns_the_toy_world(mode: str, toy: Path, tiny_model: str, tmp_path: Path) -> None:
+    overrides = [
+        "data.train_batch_size=16",
+        "actor_rollout_ref.actor.ppo_mini_batch_size=16",
+        "actor_rollout_ref.rollout.n=8",
+    ]
+    overrides += [
+        "trainer.total_training_steps=30",
+        "actor_rollout_ref.actor.optim.lr=3e-3",
+        "trainer.val_before_train=false",
+    ]
+    actor, _ = train(toy, tiny_model, tmp_path / "run", *overrides, mode=mode)
+
+    def mrr(model: str) -> float:
+        report = run_evaluation(
+            "Rec-Movie", model, str(toy / "bench"), mode, constrain="candidates", output_dir=str(tmp_path), show=False,  # type: ignore[arg-type]
+        )  # fmt: skip
+        return float(report["tasks"]["Rec-Movie"]["metrics"]["mrr"]["mean"])
+
+    assert mrr(actor) > mrr(tiny_model) + 0.2
+
+
+def test_a_cold_start_lowers_the_loss_and_teaches_the_form(toy_thinking: Path, tiny_model: str, tmp_path: Path) -> None:
+    files = [str(toy_thinking / "iterative_ranking" / "sft.parquet")]
+    losses = fine_tune(tiny_model, files, str(tmp_path / "sft"), SFTSettings(steps=60, batch_size=16, lr=5e-3))
+    assert losses[-1] < 0.5 * losses[0]
+    _, lines = train(
+        toy_thinking, str(tmp_path / "sft"), tmp_path / "run", "actor_rollout_ref.rollout.constrain=none", "trainer.total_training_steps=1",
+    )  # fmt: skip
+    _, untaught = train(
+        toy_thinking, tiny_model, tmp_path / "base", "actor_rollout_ref.rollout.constrain=none", "trainer.total_training_steps=1",
+    )  # fmt: skip
+    assert lines[1]["reward/format/mean"] > untaught[1]["reward/format/mean"] + 0.3

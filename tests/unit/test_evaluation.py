@@ -1,0 +1,167 @@
+"""Metrics against ir-measures, baselines against known figures, decoding against a scripted engine."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import ir_measures
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from r1ranker.data.sources.ranking_bench import read_ranking_bench
+from r1ranker.errors import UserError
+from r1ranker.evaluation.baselines import MostFrequentLabel, as_given, random_order
+from r1ranker.evaluation.metrics import bootstrap_interval, metrics_of_rank, rank_of, summarise
+from r1ranker.evaluation.runner import run_evaluation, tasks_of
+from r1ranker.ranking.decode import Reply, closest, rank_direct, rank_iterative
+from r1ranker.tasks.catalog import TASK_NAMES
+from r1ranker.tasks.example import RankingExample
+from r1ranker.tasks.prompts import AnswerFormat, Mode
+
+CUTOFFS = (3, 5, 10, 20)
+
+
+@given(st.permutations([f"d{number}" for number in range(12)]), st.integers(0, 12))
+def test_metrics_are_those_of_ir_measures(ranking: list[str], positive: int) -> None:
+    gold = f"d{positive}"  # d12 is in no ranking
+    run = {"q": {name: float(len(ranking) - place) for place, name in enumerate(ranking)}}
+    measures = [ir_measures.RR, *(ir_measures.nDCG @ k for k in CUTOFFS), *(ir_measures.Success @ k for k in CUTOFFS)]
+    expected = {str(name): value for name, value in ir_measures.calc_aggregate(measures, {"q": {gold: 1}}, run).items()}
+    found = metrics_of_rank(rank_of(ranking, gold), CUTOFFS)
+    assert found["mrr"] == pytest.approx(expected["RR"], abs=1e-12)
+    for k in CUTOFFS:
+        assert found[f"ndcg@{k}"] == pytest.approx(expected[f"nDCG@{k}"], abs=1e-12)
+        assert found[f"hit@{k}"] == pytest.approx(expected[f"Success@{k}"], abs=1e-12)
+
+
+@pytest.mark.parametrize(("size", "mrr"), [(20, 17.99), (10, 29.29), (5, 45.67), (7, 37.04), (9, 31.43)])
+def test_the_random_baseline_is_the_exact_expectation(size: int, mrr: float) -> None:
+    example = RankingExample("Rec-Movie", tuple(map(str, range(size))), "0", history=("x",))
+    exact = random_order(example, CUTOFFS)
+    assert 100 * exact["mrr"] == pytest.approx(mrr, abs=0.006)
+    rng = random.Random(0)
+    drawn = [metrics_of_rank(rng.randint(1, size), CUTOFFS) for _ in range(20000)]
+    for name, value in exact.items():
+        assert np.mean([one[name] for one in drawn]) == pytest.approx(value, abs=0.015)
+
+
+def test_the_most_frequent_label_comes_first_and_ties_are_shared() -> None:
+    train = [RankingExample("Router-Cost", ("a", "b", "c"), gold, query="q") for gold in "aab"]
+    rank = MostFrequentLabel(train)
+    test = RankingExample("Router-Cost", ("c", "b", "a", "d"), "b", query="q")
+    assert rank(test, (3,))["mrr"] == 0.5
+    unseen = RankingExample("Router-Cost", ("c", "b", "a", "d"), "d", query="q")
+    assert rank(unseen, (3,))["mrr"] == pytest.approx((1 / 3 + 1 / 4) / 2)
+    assert as_given(test, (3,))["mrr"] == 0.5
+
+
+def test_label_frequency_on_the_real_data_is_what_its_notes_say(mini: Path) -> None:
+    train = MostFrequentLabel([example for _, example in read_ranking_bench(str(mini), "direct", "train")])
+    test = [example for _, example in read_ranking_bench(str(mini), "direct", "test")]
+    for task, expected in (("Router-Performance", 72.1), ("Router-Balance", 53.8), ("Router-Cost", 71.4)):
+        values = [train(example, (3,))["mrr"] for example in test if example.task == task]
+        assert len(values) == 40
+        assert 100 * np.mean(values) == pytest.approx(expected, abs=0.6)  # ties there are broken, here shared
+
+
+def test_bootstrap_intervals_hold_the_mean_and_shrink_with_more_queries() -> None:
+    values = np.random.default_rng(0).random(400)
+    low, high = bootstrap_interval(values)
+    assert low < values.mean() < high
+    assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)  # the normal approximation
+    assert bootstrap_interval(values) == (low, high)
+    few = bootstrap_interval(values[:40])
+    assert few[1] - few[0] > high - low
+    assert summarise([{"mrr": 1.0}, {"mrr": 0.5}])["mrr"]["mean"] == 0.75
+
+
+QUALITY = {name: place for place, name in enumerate("hgfedcba")}
+
+
+def scripted(answer_for: dict[Mode, object]) -> object:
+    """An engine's stand-in that answers by the candidates' hidden quality."""
+
+    def ask(examples: list[RankingExample], mode: Mode) -> list[Reply]:
+        function = answer_for[mode]
+        return [Reply(function(example), 10, 3) for example in examples]  # type: ignore[operator]
+
+    return ask
+
+
+def pools() -> list[RankingExample]:
+    rng = random.Random(0)
+    return [
+        RankingExample("Rec-Movie", tuple(rng.sample("abcdefgh", size)), history=("x",)) for size in (2, 5, 8, 1, 3)
+    ]
+
+
+def test_eliminating_the_worst_each_round_ranks_by_quality() -> None:
+    def worst(example: RankingExample) -> str:
+        return f"hm</think>\n<answer>{min(example.candidates, key=QUALITY.__getitem__)}</answer>"
+
+    finished: list[int] = []
+    results = rank_iterative(pools(), scripted({"iterative": worst}), AnswerFormat(), finished.append)  # type: ignore[arg-type]
+    for example, result in zip(pools(), results, strict=True):
+        assert result.ranking == tuple(sorted(example.candidates, key=QUALITY.__getitem__, reverse=True))
+        assert result.calls == result.valid_answers == len(example.candidates) - 1
+        assert result.out_in_round == {name: place for place, name in enumerate(reversed(result.ranking[1:]), 1)}
+        assert result.thoughts == ["hm"] * result.calls
+    assert sum(finished) == len(results)
+
+
+def test_answers_that_name_nothing_fall_back_and_are_counted() -> None:
+    results = rank_iterative(pools(), scripted({"iterative": lambda example: "no idea"}), AnswerFormat())  # type: ignore[arg-type]
+    for example, result in zip(pools(), results, strict=True):
+        assert result.ranking == example.candidates  # the last shown goes out first
+        assert result.fallbacks == result.calls == len(example.candidates) - 1
+    assert closest("golden qwest", ["Silver Lake", "Golden Quest", "Old"]) == 1
+
+
+def test_a_direct_answer_is_completed_in_the_order_shown() -> None:
+    def two_best(example: RankingExample) -> str:
+        best = sorted(example.candidates, key=QUALITY.__getitem__, reverse=True)[:2]
+        return "</think>\n<answer>" + "\n".join(best) + "</answer>"
+
+    for example, result in zip(
+        pools(), rank_direct(pools(), scripted({"direct": two_best}), AnswerFormat()), strict=True
+    ):  # type: ignore[arg-type]
+        best = sorted(example.candidates, key=QUALITY.__getitem__, reverse=True)[:2]
+        rest = [name for name in example.candidates if name not in best]
+        assert result.ranking == (*best, *rest)
+        assert result.valid_answers == (len(example.candidates) <= 2)
+
+
+def test_names_of_tasks() -> None:
+    assert tasks_of("all") == list(TASK_NAMES)
+    assert tasks_of("Rec-Movie,Passage-5") == ["Rec-Movie", "Passage-5"]
+    with pytest.raises(UserError, match="Router-Balance"):
+        tasks_of("Rec-Film")
+
+
+@pytest.mark.parametrize("strategy", ["iterative", "direct"])
+def test_an_evaluation_keeps_every_ranking_and_repeats_itself(
+    toy: Path, tiny_model: str, tmp_path: Path, strategy: Mode
+) -> None:
+    def run(name: str) -> dict:
+        return run_evaluation(
+            "Rec-Movie,Passage-5", tiny_model, str(toy / "bench"), strategy, limit=4, output_dir=str(tmp_path / name),
+            constrain="candidates", answer_format=AnswerFormat(think=False), show=name == "a",
+        )  # fmt: skip
+
+    report = run("a")
+    (file,) = (tmp_path / "a").iterdir()
+    saved = json.loads(file.read_text())
+    for task in ("Rec-Movie", "Passage-5"):
+        result = saved["tasks"][task]
+        assert result["queries"] == len(result["rankings"]) == 4
+        assert result["valid_answer_rate"] == 1
+        ranks = [one["ranking"].index(one["positive"]) + 1 for one in result["rankings"]]
+        assert result["metrics"]["mrr"]["mean"] == pytest.approx(np.mean([1 / rank for rank in ranks]))
+        assert set(result["baselines"]) == {"random", "order as given", "most frequent label"}
+    again = run("b")
+    for task in report["tasks"]:
+        assert report["tasks"][task]["rankings"] == again["tasks"][task]["rankings"]

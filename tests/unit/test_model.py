@@ -1,0 +1,225 @@
+"""The model over packed rows: equal to transformers one by one, in logits and in every gradient."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from r1ranker.errors import UserError
+from r1ranker.model.attention import PACKED
+from r1ranker.model.init import ModelSize, init_model
+from r1ranker.model.loading import check_model_directory, load_causal_lm, load_tokenizer
+from r1ranker.model.value import ValueModel
+from r1ranker.trainer.losses import ClipRange, token_shares
+from r1ranker.trainer.policy import PolicyLoss
+from r1ranker.trainer.trajectory import MicroBatch, Trajectory, pack
+
+SOURCE = Path(__file__).parents[2] / "r1ranker"
+
+
+def trajectories(count: int = 7, seed: int = 0) -> list[Trajectory]:
+    random = np.random.default_rng(seed)
+    made = []
+    for group in range(count):
+        length = int(random.integers(1, 9))
+        made.append(
+            Trajectory(
+                prompt_ids=random.integers(0, 300, int(random.integers(1, 12))).tolist(),
+                response_ids=random.integers(0, 300, length).tolist(),
+                rollout_logprobs=random.normal(-1, 0.3, length),
+                finish_reason="stop",
+                group_id=group,
+                advantages=random.normal(size=length),
+                old_logprobs=random.normal(-5.5, 0.2, length),
+                ref_logprobs=random.normal(-5.5, 0.2, length),
+            )
+        )
+    for one, share in zip(made, token_shares([one.valid for one in made], "token-mean"), strict=True):
+        one.weights = share
+    return made
+
+
+def logprobs_one_by_one(model: torch.nn.Module, one: Trajectory) -> Tensor:
+    """transformers' own forward pass over one unpadded sequence."""
+    logits = model(torch.tensor([[*one.prompt_ids, *one.response_ids]])).logits[0]
+    chosen = logits.log_softmax(-1)[:-1].gather(1, torch.tensor([*one.prompt_ids, *one.response_ids])[1:, None])[:, 0]
+    return chosen[len(one.prompt_ids) - 1 :]
+
+
+def packed_logits(model: torch.nn.Module, batch: MicroBatch) -> Tensor:
+    return model(**batch.model_inputs(), use_cache=False, logits_to_keep=batch.predicting).logits[0]
+
+
+def test_packed_equals_one_by_one(tiny_model: str) -> None:
+    packed = load_causal_lm(tiny_model, torch.float32, PACKED)
+    plain = load_causal_lm(tiny_model, torch.float32, "sdpa")
+    batch = pack(trajectories())
+    together = packed_logits(packed, batch).log_softmax(-1).gather(1, batch.targets[:, None])[:, 0]
+    apart = torch.cat([logprobs_one_by_one(plain, one) for one in trajectories()])
+    torch.testing.assert_close(together, apart, atol=1e-6, rtol=0)
+
+
+LOSS = PolicyLoss(ClipRange(), entropy_coeff=0.01, kl_coef=0.1)
+
+
+def gradient(model: torch.nn.Module, bins: list[list[Trajectory]]) -> dict[str, Tensor]:
+    from r1ranker.model.logprobs import token_logprobs
+
+    model.zero_grad()
+    for one in bins:
+        batch = pack(one)
+        logprobs, entropy = token_logprobs(
+            packed_logits(model, batch), batch.targets, 1.0, batch.constrained, batch.allowed, with_entropy=True
+        )
+        LOSS(batch, logprobs, entropy)[0].backward()
+    return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def test_the_gradient_does_not_depend_on_micro_batches(tiny_model: str) -> None:
+    model, batch = load_causal_lm(tiny_model, torch.float32, PACKED), trajectories()
+    whole = gradient(model, [batch])
+    for bins in ([[one] for one in batch], [batch[:3], [], batch[3:]]):
+        other = gradient(model, bins)
+        for name, expected in whole.items():
+            torch.testing.assert_close(other[name], expected, atol=1e-6, rtol=0, msg=name)
+
+
+def test_the_gradient_is_that_of_finite_differences(tiny_model: str) -> None:
+    from r1ranker.model.logprobs import token_logprobs
+
+    model, one = load_causal_lm(tiny_model, torch.float32, PACKED).double(), trajectories(3)
+    batch = pack(one)
+
+    def value() -> Tensor:
+        logprobs, entropy = token_logprobs(
+            packed_logits(model, batch), batch.targets, 1.0, batch.constrained, batch.allowed, with_entropy=True
+        )
+        return LOSS(batch, logprobs, entropy)[0].double()
+
+    value().backward()
+    random = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        direction = torch.randn(parameter.shape, generator=random, dtype=torch.float64)
+        direction /= direction.norm()
+        with torch.no_grad():
+            step, sides = 1e-2, []
+            for sign in (1, -1):
+                parameter += sign * step * direction
+                sides.append(value().item())
+                parameter -= sign * step * direction
+        assert parameter.grad is not None
+        expected = (sides[0] - sides[1]) / (2 * step)
+        # log-probabilities are float32 inside, which bounds how exact a difference can be
+        assert (parameter.grad * direction).sum().item() == pytest.approx(expected, rel=2e-2, abs=2e-4)
+
+
+def test_gradient_checkpointing_changes_nothing(tiny_model: str) -> None:
+    plain, saving = (load_causal_lm(tiny_model, torch.float32, PACKED) for _ in range(2))
+    saving.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    saving.train()
+    expected = gradient(plain, [trajectories()])
+    for name, found in gradient(saving, [trajectories()]).items():
+        torch.testing.assert_close(found, expected[name], atol=1e-7, rtol=0)
+
+
+def test_unusable_tokens_leave_loss_and_gradient(tiny_model: str) -> None:
+    model, batch = load_causal_lm(tiny_model, torch.float32, PACKED), trajectories(3)
+    batch[1].rollout_logprobs[:] = np.nan
+    batch[1].old_logprobs = batch[1].rollout_logprobs
+    kept = [batch[0], batch[2]]
+    for some in (batch, kept):
+        for one, share in zip(some, token_shares([one.valid for one in some], "token-mean"), strict=True):
+            one.weights = share
+        if some is batch:
+            found = gradient(model, [batch])
+    expected = gradient(model, [kept])
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value, atol=1e-7, rtol=0)
+
+
+def test_a_process_without_work_has_a_gradient_of_zero(tiny_model: str) -> None:
+    model = load_causal_lm(tiny_model, torch.float32, PACKED)
+    gradients = gradient(model, [[]])
+    assert set(gradients) == {name for name, _ in model.named_parameters()}
+    assert not any(value.any() for value in gradients.values())
+
+
+def test_values_start_at_zero_and_belong_to_the_state_before_the_token(tiny_model: str) -> None:
+    model = ValueModel(load_causal_lm(tiny_model, torch.float32, PACKED))
+    batch = pack(trajectories())
+    assert not model(batch.predicting, **batch.model_inputs()).any()
+    torch.nn.init.normal_(model.head.weight)
+    values = model(batch.predicting, **batch.model_inputs())
+    plain = load_causal_lm(tiny_model, torch.float32, "sdpa")
+    expected = []
+    for one in trajectories():
+        hidden = plain.model(torch.tensor([[*one.prompt_ids, *one.response_ids]])).last_hidden_state[0]
+        expected.append(model.head(hidden)[len(one.prompt_ids) - 1 : -1, 0])
+    torch.testing.assert_close(values, torch.cat(expected), atol=1e-5, rtol=0)
+
+
+def test_a_built_model_loads_in_transformers_with_its_tokenizer(tiny_model: str) -> None:
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_model), AutoTokenizer.from_pretrained(tiny_model)
+    assert model.config.model_type == "qwen2"
+    assert model.config.vocab_size == len(tokenizer)
+    text = "- Silent Harbour\n<answer>[3]</answer>"
+    assert tokenizer.decode(tokenizer(text)["input_ids"]) == text
+    assert len(tokenizer("Silent Harbour")["input_ids"]) == 1
+    assert tokenizer.eos_token == "<|im_end|>"
+
+
+def test_the_same_seed_builds_the_same_model(toy: Path, tmp_path: Path) -> None:
+    files = [str(toy / "direct_ranking" / "test.parquet")]
+    for name, seed in (("a", 1), ("b", 1), ("c", 2)):
+        init_model(str(tmp_path / name), files, ModelSize(16, 1, 2, 1), vocab_size=300, seed=seed)
+    weights = {name: (tmp_path / name / "model.safetensors").read_bytes() for name in "abc"}
+    assert weights["a"] == weights["b"] != weights["c"]
+
+
+@pytest.mark.parametrize(
+    ("size", "wanted"),
+    [
+        (ModelSize(30, 1, 4, 2), "multiple of --heads"),
+        (ModelSize(12, 1, 4, 2), "odd width"),
+        (ModelSize(32, 1, 4, 3), "--kv-heads"),
+    ],
+)
+def test_impossible_sizes_are_refused(toy: Path, tmp_path: Path, size: ModelSize, wanted: str) -> None:
+    with pytest.raises(UserError, match=wanted):
+        init_model(str(tmp_path / "m"), [str(toy / "direct_ranking" / "test.parquet")], size)
+    assert not (tmp_path / "m").exists()
+
+
+def test_model_directories_that_lack_something_are_named(tiny_model: str, tmp_path: Path) -> None:
+    import shutil
+
+    for removed, wanted in (
+        ("tokenizer", "without tokenizer"),
+        ("model.safetensors", "no model.safetensors"),
+        ("config.json", "no config.json"),
+    ):
+        copy = tmp_path / removed
+        shutil.copytree(tiny_model, copy)
+        for file in copy.glob(removed + "*"):
+            file.unlink()
+        with pytest.raises(UserError, match=wanted):
+            check_model_directory(str(copy))
+    with pytest.raises(UserError, match="no such model directory"):
+        load_tokenizer(str(tmp_path / "nowhere"))
+    damaged = tmp_path / "damaged"
+    shutil.copytree(tiny_model, damaged)
+    (damaged / "model.safetensors").write_bytes((damaged / "model.safetensors").read_bytes()[:1000])
+    with pytest.raises(UserError, match="damaged"):
+        load_causal_lm(str(damaged), torch.float32, "sdpa")
+
+
+def test_the_accelerator_is_named_in_one_module_alone() -> None:
+    named = re.compile(r"\.cuda\b|[\"']cuda|torch\.cuda")
+    found = [path.name for path in SOURCE.rglob("*.py") if named.search(path.read_text())]
+    assert found == ["device.py"]
