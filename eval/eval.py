@@ -20,6 +20,12 @@ def main() -> None:
     )
     parser.add_argument("--strategy", choices=["iterative", "direct"], help="default: as the model was trained")
     parser.add_argument("--constrain", choices=["none", "candidates"], help="default: as the model was trained")
+    parser.add_argument(
+        "--think",
+        action=argparse.BooleanOptionalAction,
+        help="reason before answering; default: as the model was trained",
+    )
+    parser.add_argument("--answer_style", choices=["name", "label"], help="default: as the model was trained")
     parser.add_argument("--limit", type=int, help="rows a task at most")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--gpu_id", type=int, default=0)
@@ -36,6 +42,8 @@ def main() -> None:
         limit=options.limit,
         output_dir=options.output_dir,
         constrain=options.constrain,
+        think=options.think,
+        answer_style=options.answer_style,
         gpu=options.gpu_id,
         seed=options.seed,
     )

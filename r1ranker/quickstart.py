@@ -10,7 +10,7 @@ from rich.console import Console
 
 from r1ranker.data.generate import prepare_all
 from r1ranker.errors import UserError, exit_on_user_error
-from r1ranker.tasks.prompts import AnswerFormat, Mode
+from r1ranker.tasks.prompts import Mode
 
 TASKS = ("Rec-Movie", "Rec-Music", "Rec-Game", "Router-Performance", "Router-Balance", "Router-Cost")
 MODES: tuple[Mode, ...] = ("iterative", "direct")
@@ -78,7 +78,7 @@ def run(output: Path, steps: int, sft_steps: int, size: int) -> None:
                         model,
                         data=bench,
                         strategy=mode,
-                        answer_format=AnswerFormat(think=False),
+                        think=False,
                         constrain="candidates",
                         output_dir=str(output / "eval"),
                         show=False,

@@ -16,14 +16,14 @@ from r1ranker.atomic import atomic_path
 from r1ranker.data.generate import HUB_ID
 from r1ranker.data.sources.ranking_bench import read_ranking_bench
 from r1ranker.errors import UserError
-from r1ranker.evaluation.baselines import MostFrequentLabel, as_given, random_order
+from r1ranker.evaluation.baselines import Metrics, MostFrequentLabel, as_given, random_order
 from r1ranker.evaluation.metrics import metrics_of_rank, rank_of, summarise
 from r1ranker.evaluation.table import print_results
 from r1ranker.ranking.decode import RankingResult
 from r1ranker.ranking.ranker import Ranker
 from r1ranker.tasks.catalog import TASK_NAMES, get_task
 from r1ranker.tasks.example import RankingExample
-from r1ranker.tasks.prompts import AnswerFormat, Mode
+from r1ranker.tasks.prompts import AnswerStyle, Mode
 
 ALL = "all"
 
@@ -47,45 +47,64 @@ def examples_by_task(
     return found
 
 
+PerQuery = dict[str, list[Metrics]]
+"""of a system (the model or a baseline): the metrics of each query"""
+
+
 def evaluate(
     ranker: Ranker, test: dict[str, list[RankingExample]], train: Sequence[RankingExample], seed: int = 0
 ) -> dict[str, Any]:
-    """Rank and measure the test rows of every task; `train` rows feed the most-frequent-label baseline."""
+    """Rank and measure the test rows of every task; `train` rows feed the most-frequent-label baseline.
+
+    Returns {"tasks": task -> figures and rankings, "pooled": figures over all queries, of the metrics all tasks share}.
+    """
     most_frequent = MostFrequentLabel(train)
     results: dict[str, Any] = {}
+    measured: dict[str, PerQuery] = {}
+    every: list[RankingResult] = []
     with Progress(console=Console(), transient=True) as progress:
         for task, examples in test.items():
             bar = progress.add_task(task, total=len(examples))
             began = time.perf_counter()
             rankings = ranker.rank_examples(examples, lambda count, bar=bar: progress.advance(bar, count))  # type: ignore[misc]
             seconds = time.perf_counter() - began
-            results[task] = _measured(task, examples, rankings, seconds, seed)
+            every.extend(rankings)
             cutoffs = get_task(task).cutoffs
-            results[task]["baselines"] = {
-                "random": summarise([random_order(example, cutoffs) for example in examples], seed),
-                "order as given": summarise([as_given(example, cutoffs) for example in examples], seed),
-                "most frequent label": summarise([most_frequent(example, cutoffs) for example in examples], seed),
+            measured[task] = {
+                "model": [
+                    metrics_of_rank(rank_of(result.ranking, example.positive), cutoffs)
+                    for example, result in zip(examples, rankings, strict=True)
+                ],
+                "random": [random_order(example, cutoffs) for example in examples],
+                "order as given": [as_given(example, cutoffs) for example in examples],
+                "most frequent label": [most_frequent(example, cutoffs) for example in examples],
             }
-    return results
+            results[task] = _figures(measured[task], rankings, seed) | _answers(examples, rankings, seconds)
+    shared = set.intersection(*(set(systems["model"][0]) for systems in measured.values()))
+    pooled: PerQuery = {}
+    for systems in measured.values():
+        for name, queries in systems.items():
+            pooled.setdefault(name, []).extend({m: v for m, v in query.items() if m in shared} for query in queries)
+    return {"tasks": results, "pooled": _figures(pooled, every, seed)}
 
 
-def _measured(
-    task: str, examples: Sequence[RankingExample], rankings: Sequence[RankingResult], seconds: float, seed: int
-) -> dict[str, Any]:
-    cutoffs = get_task(task).cutoffs
-    per_query = [
-        metrics_of_rank(rank_of(result.ranking, example.positive), cutoffs)
-        for example, result in zip(examples, rankings, strict=True)
-    ]
-    calls = max(1, sum(result.calls for result in rankings))
+def _figures(systems: PerQuery, rankings: Sequence[RankingResult], seed: int) -> dict[str, Any]:
+    summaries = {name: summarise(queries, seed) for name, queries in systems.items()}
+    queries, calls = len(rankings), max(1, sum(result.calls for result in rankings))
     return {
-        "queries": len(examples),
-        "metrics": summarise(per_query, seed),
+        "queries": queries,
+        "metrics": summaries.pop("model"),
+        "baselines": summaries,
         "valid_answer_rate": sum(result.valid_answers for result in rankings) / calls,
         "fallback_rate": sum(result.fallbacks for result in rankings) / calls,
-        "calls_per_query": calls / len(examples),
-        "prompt_tokens_per_query": sum(result.prompt_tokens for result in rankings) / len(examples),
-        "response_tokens_per_query": sum(result.response_tokens for result in rankings) / len(examples),
+        "calls_per_query": calls / queries,
+        "prompt_tokens_per_query": sum(result.prompt_tokens for result in rankings) / queries,
+        "response_tokens_per_query": sum(result.response_tokens for result in rankings) / queries,
+    }
+
+
+def _answers(examples: Sequence[RankingExample], rankings: Sequence[RankingResult], seconds: float) -> dict[str, Any]:
+    return {
         "seconds_per_query": seconds / len(examples),
         "rankings": [
             {
@@ -109,7 +128,8 @@ def run_evaluation(
     limit: int | None = None,
     output_dir: str = "eval/eval_result",
     constrain: Any = None,
-    answer_format: AnswerFormat | None = None,
+    think: bool | None = None,
+    answer_style: AnswerStyle | None = None,
     gpu: int = 0,
     seed: int = 0,
     show: bool = True,
@@ -120,14 +140,13 @@ def run_evaluation(
         raise UserError(f"--limit: found {limit}; at least 1 is wanted")
     test = examples_by_task(data, tasks, "test", limit)
     train = [example for examples in examples_by_task(data, tasks, "train").values() for example in examples]
-    changes = {} if answer_format is None else {"answer_format": answer_format}
-    ranker = Ranker.from_pretrained(model_path, strategy, constrain, gpu, seed=seed, **changes)
+    ranker = Ranker.from_pretrained(model_path, strategy, constrain, gpu, think, answer_style, seed=seed)
     report = {
         "model": model_path,
         "data": data,
         "seed": seed,
         "settings": asdict(ranker.settings),
-        "tasks": evaluate(ranker, test, train, seed),
+        **evaluate(ranker, test, train, seed),
     }
     name = Path(model_path.rstrip("/"))
     label = name.parent.name if name.name == "actor" else name.name

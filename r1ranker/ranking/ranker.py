@@ -19,7 +19,7 @@ from r1ranker.rollout.constraint import build_constraint
 from r1ranker.rollout.engine import Engine, Request, SamplingParams
 from r1ranker.rollout.hf import HFEngine
 from r1ranker.tasks.example import RankingExample
-from r1ranker.tasks.prompts import AnswerFormat, Mode, chat_messages, render_problem
+from r1ranker.tasks.prompts import AnswerFormat, AnswerStyle, Mode, chat_messages, render_problem
 
 SETTINGS_FILE = "r1ranker.json"
 
@@ -70,9 +70,13 @@ class Ranker:
         strategy: Mode | None = None,
         constrain: Literal["none", "candidates"] | None = None,
         gpu: int = 0,
+        think: bool | None = None,
+        answer_style: AnswerStyle | None = None,
         **changes: Any,
     ) -> Ranker:
-        """The model of a directory or hub id, asked as it was trained unless `strategy`, `constrain` or `changes` say otherwise.
+        """The model of a directory or hub id, asked as it was trained unless the other arguments say otherwise.
+
+        `changes` are further fields of RankerSettings.
 
         Raises UserError for a directory that holds no model or no tokenizer.
         """
@@ -82,6 +86,9 @@ class Ranker:
             changes["strategy"] = strategy
         if constrain is not None:
             changes["constrain"] = constrain
+        asked = settings.answer_format
+        style = asked.answer_style if answer_style is None else answer_style
+        changes["answer_format"] = AnswerFormat(style, asked.think if think is None else think)
         from r1ranker.device import pick_device
 
         engine = HFEngine.from_pretrained(directory, pick_device(gpu))

@@ -149,7 +149,7 @@ def test_an_evaluation_keeps_every_ranking_and_repeats_itself(
     def run(name: str) -> dict:
         return run_evaluation(
             "Rec-Movie,Passage-5", tiny_model, str(toy / "bench"), strategy, limit=4, output_dir=str(tmp_path / name),
-            constrain="candidates", answer_format=AnswerFormat(think=False), show=name == "a",
+            constrain="candidates", think=False, show=name == "a",
         )  # fmt: skip
 
     report = run("a")
