@@ -16,9 +16,10 @@ from r1ranker.errors import UserError
 def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     """A path to write to, a file or a directory, which takes the place of `target` when the block ends without an error.
 
-    Raises UserError where the target's directory cannot be written.
+    After an error everything is as it was before. Raises UserError where the target's directory cannot be written.
     """
     target = Path(target)
+    made = [parent for parent in target.parents if not parent.exists()]
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         holder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
@@ -39,6 +40,16 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
         if not target.exists() and (holder / "replaced").exists():
             (holder / "replaced").rename(target)
         shutil.rmtree(holder, ignore_errors=True)
+        if not target.exists():
+            _remove_empty(made)
+
+
+def _remove_empty(directories: list[Path]) -> None:
+    for directory in directories:  # innermost first
+        try:
+            directory.rmdir()
+        except OSError:  # something else was put there meanwhile
+            return
 
 
 def _flush(path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -43,7 +44,7 @@ def breakdown(reward: RewardFunction, prompt: Prompt, text: str) -> dict[str, fl
     except Exception as error:
         raise UserError(f"{_place(error)}: the reward failed on {row}: {type(error).__name__}: {error}") from error
     parts = dict(result) if isinstance(result, Mapping) else {"score": result}
-    numbers = {name: float(value) for name, value in parts.items() if isinstance(value, int | float)}
+    numbers = {name: float(value) for name, value in parts.items() if isinstance(value, Real)}
     if not math.isfinite(numbers.get("score", math.nan)):
         raise UserError(f"the reward gave {result!r} for {row}; a finite number, or a dict with `score`, is wanted")
     return numbers

@@ -1,0 +1,102 @@
+"""The commands that users type, as they type them: each in a process of its own, from data to an evaluated model."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from r1ranker.quickstart import run as quickstart
+from r1ranker.tasks.catalog import TASK_NAMES
+
+ROOT = Path(__file__).resolve().parents[2]
+PUBLISHED = {
+    "N_GPUS": "2",
+    "BASE_MODEL": "Qwen/Qwen2.5-3B-Instruct",
+    "DATA_DIR": "data/iterative_ranking",
+    "ROLLOUT_TP_SIZE": "1",
+    "EXPERIMENT_NAME": "iterative_ranking",
+}
+
+
+def call(*command: str, cwd: Path | None = None, code: int = 0, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a command with `variables` set; fails showing its output where it ends with another code."""
+    inherited = {name: value for name, value in os.environ.items() if name not in PUBLISHED}
+    environment = inherited | {"COLUMNS": "200"} | variables
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=environment, check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+@pytest.mark.parametrize("name", sorted(PUBLISHED))
+def test_a_missing_variable_is_named_with_an_example(name: str) -> None:
+    given = {key: value for key, value in PUBLISHED.items() if key != name}
+    error = call("bash", "scripts/Ranking_FM.sh", cwd=ROOT, code=2, **given).stderr
+    assert error.startswith(f"error: the variable {name} is not set; for example: export {name}=")
+    assert len(error.splitlines()) == 1
+
+
+def test_the_published_commands_lead_from_data_to_an_evaluated_model(
+    toy: Path, tiny_model: str, tmp_path: Path
+) -> None:
+    for mode in ("direct", "iterative"):
+        script = str(ROOT / "examples" / "data_preprocess" / f"{mode}_data_generation.py")
+        printed = call(sys.executable, script, "--source", str(toy / "bench"), cwd=tmp_path).stdout
+        assert f"data/{mode}_ranking" in printed
+        assert all(task in printed for task in TASK_NAMES)
+        for split in ("train", "test"):
+            rows = pd.read_parquet(tmp_path / "data" / f"{mode}_ranking" / f"{split}.parquet")
+            assert len(rows) == len(pd.read_parquet(toy / "bench" / mode / f"{split}.parquet"))
+    overrides = [
+        "data.train_batch_size=8", "data.max_response_length=24", "actor_rollout_ref.actor.ppo_mini_batch_size=4",
+        "data.val_max_samples=9", "trainer.total_training_steps=2", "trainer.test_freq=-1",
+    ]  # fmt: skip
+    variables = PUBLISHED | {"BASE_MODEL": tiny_model}
+    call("bash", str(ROOT / "scripts" / "Ranking_FM.sh"), *overrides, cwd=tmp_path, **variables)
+    run = tmp_path / "checkpoints" / "Ranking-FM" / "iterative_ranking"
+    steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in steps] == [0, 1, 2]
+    assert steps[-1]["rollout/logprob_diff_max"] < 1e-4
+    assert steps[-1]["critic/vf_loss"] > 0
+
+    actor = run / "actor"
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {file.name for file in actor.iterdir()}
+    model = AutoModelForCausalLM.from_pretrained(actor)
+    tokens = AutoTokenizer.from_pretrained(actor)("Which film?", return_tensors="pt")
+    with torch.no_grad():
+        assert torch.isfinite(model(**tokens).logits).all()
+    printed = call(
+        sys.executable, str(ROOT / "eval" / "eval.py"), "--dataset", "Rec-Movie", "--model_path", str(actor),
+        "--data", str(toy / "bench"), "--limit", "2", cwd=tmp_path,
+    ).stdout  # fmt: skip
+    assert "Rec-Movie: 2 queries, iterative" in printed
+    (result,) = (tmp_path / "eval" / "eval_result").iterdir()
+    report = json.loads(result.read_text())
+    assert report["settings"]["answer_format"] == {"answer_style": "name", "think": True}
+    assert 0 < report["tasks"]["Rec-Movie"]["metrics"]["mrr"]["mean"] <= 1
+
+
+def test_the_quick_start_goes_from_nothing_to_two_evaluated_rankers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    quickstart(tmp_path, steps=1, sft_steps=2, size=16)
+    printed = capsys.readouterr().out
+    for row in ("IRanker, before", "IRanker, after", "DRanker, before", "DRanker, after", "random"):
+        assert row in printed
+    for mode in ("iterative", "direct"):
+        assert (tmp_path / mode / "actor" / "model.safetensors").is_file()
+        assert str(tmp_path / mode / "actor") in printed.replace("\n", "")
+
+
+def test_help_names_every_command() -> None:
+    printed = call(sys.executable, "-m", "r1ranker.cli", "--help").stdout
+    for command in ("prepare", "init-model", "sft", "train", "eval"):
+        assert command in printed

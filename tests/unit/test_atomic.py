@@ -1,0 +1,62 @@
+"""Files and directories that appear whole or not at all."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from r1ranker.atomic import atomic_path
+from r1ranker.errors import UserError
+
+
+def tree(directory: Path) -> dict[str, str]:
+    return {str(p.relative_to(directory)): p.read_text() if p.is_file() else "" for p in directory.rglob("*")}
+
+
+def test_a_file_takes_its_place_with_parents_made(tmp_path: Path) -> None:
+    target = tmp_path / "a" / "b" / "file.txt"
+    with atomic_path(target) as temporary:
+        temporary.write_text("one")
+        assert not target.exists()
+    assert tree(tmp_path) == {"a": "", "a/b": "", "a/b/file.txt": "one"}
+    with atomic_path(target) as temporary:
+        temporary.write_text("two")
+        assert target.read_text() == "one"
+    assert target.read_text() == "two"
+
+
+def test_a_directory_replaces_the_one_before_it(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    for content in ("one", "two"):
+        with atomic_path(target) as temporary:
+            temporary.mkdir()
+            (temporary / f"{content}.txt").write_text(content)
+    assert tree(tmp_path) == {"model": "", "model/two.txt": "two"}
+
+
+@pytest.mark.parametrize("existing", ["nothing", "file", "directory"])
+def test_an_error_leaves_everything_as_it_was(existing: str, tmp_path: Path) -> None:
+    target = tmp_path / "a" / "b" / "target"
+    if existing != "nothing":
+        target.parent.mkdir(parents=True)
+    if existing == "file":
+        target.write_text("old")
+    if existing == "directory":
+        target.mkdir()
+        (target / "old.txt").write_text("old")
+    before = tree(tmp_path)
+    with pytest.raises(ZeroDivisionError), atomic_path(target) as temporary:  # noqa: PT012
+        temporary.mkdir() if existing == "directory" else temporary.write_text("half")
+        raise ZeroDivisionError
+    assert tree(tmp_path) == before
+
+
+def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("old")
+    with pytest.raises(UserError, match=r"file.inner.*cannot be written"), atomic_path(tmp_path / "file" / "inner"):
+        pass
+    (tmp_path / "full" / "inner").mkdir(parents=True)
+    with pytest.raises(UserError, match="cannot be written"), atomic_path(tmp_path / "full") as temporary:
+        temporary.write_text("a file for a directory")
+    assert tree(tmp_path) == {"file": "old", "full": "", "full/inner": ""}
