@@ -65,6 +65,17 @@ def load_causal_lm(path: str, dtype: torch.dtype, attention: str) -> PreTrainedM
     return model.eval()
 
 
+def checkpoint_activations(model: PreTrainedModel) -> None:
+    """Recompute activations in the backward pass. Dropout stays off, though transformers checkpoints in training mode alone."""
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    model.train()
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+        if getattr(module, "attention_dropout", 0.0):
+            module.attention_dropout = 0.0  # type: ignore[assignment]
+
+
 def moved(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     """The model on `device`."""
     torch.nn.Module.to(model, device)

@@ -25,10 +25,6 @@ class ValueModel(nn.Module):
         # a copy: FSDP hangs a hook on what is returned, which a view would lose
         return self.head(hidden[positions_of_interest])[:, 0].float().clone()
 
-    def gradient_checkpointing_enable(self) -> None:
-        """Recompute activations in the backward pass."""
-        self.trunk.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-
     @property
     def layers(self) -> nn.ModuleList:
         """The transformer blocks, the units of sharding."""

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from r1ranker.model.attention import PACKED
 from r1ranker.model.fsdp import shard
-from r1ranker.model.loading import load_causal_lm
+from r1ranker.model.loading import checkpoint_activations, load_causal_lm
 from r1ranker.model.value import ValueModel
 from r1ranker.trainer.losses import value_loss
 from r1ranker.trainer.optimisation import Optimisation
@@ -25,10 +25,10 @@ class Critic:
         self.device = device
         self._world_size = world_size
         self._clip_range = clip_range
-        model = ValueModel(load_causal_lm(path, dtype=torch.float32, attention=PACKED))
+        language_model = load_causal_lm(path, dtype=torch.float32, attention=PACKED)
         if checkpointing:
-            model.gradient_checkpointing_enable()
-            model.train()
+            checkpoint_activations(language_model)
+        model = ValueModel(language_model)
         self.module = model if offload else model.to(device)
         shard(self.module, model.layers, device, world_size, offload)
 

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from r1ranker.model.attention import PACKED
 from r1ranker.model.fsdp import shard
-from r1ranker.model.loading import load_causal_lm, moved
+from r1ranker.model.loading import checkpoint_activations, load_causal_lm, moved
 from r1ranker.model.logprobs import token_logprobs
 from r1ranker.trainer.config import ActorConfig
 from r1ranker.trainer.losses import ClipRange, kl_estimate, policy_loss
@@ -79,10 +78,7 @@ class Policy:
         self._temperature = temperature
         model = load_causal_lm(path, dtype=torch.float32, attention=PACKED)
         if checkpointing:
-            model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-            # transformers checkpoints in training mode alone; the shapes we train have no dropout left on
-            model.train()
-            _without_dropout(model)
+            checkpoint_activations(model)
         self.module: nn.Module = model if offload else moved(model, device)
         trunk: Any = model.base_model
         shard(self.module, trunk.layers, device, world_size, offload)
@@ -139,11 +135,3 @@ def split_by_response(tokens: Tensor, trajectories: Sequence[Trajectory]) -> lis
     column = tokens.double().cpu().numpy()
     bounds = np.cumsum([len(trajectory.response_ids) for trajectory in trajectories])[:-1]
     return list(np.split(column, bounds)) if trajectories else []
-
-
-def _without_dropout(model: PreTrainedModel) -> None:
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-        if getattr(module, "attention_dropout", 0.0):
-            module.attention_dropout = 0.0  # type: ignore[assignment]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from r1ranker.errors import UserError
 from r1ranker.model.attention import PACKED
 from r1ranker.model.init import ModelSize, init_model
-from r1ranker.model.loading import check_model_directory, load_causal_lm, load_tokenizer
+from r1ranker.model.loading import check_model_directory, checkpoint_activations, load_causal_lm, load_tokenizer
 from r1ranker.model.value import ValueModel
 from r1ranker.trainer.losses import ClipRange, token_shares
 from r1ranker.trainer.policy import PolicyLoss
@@ -119,10 +121,14 @@ def test_the_gradient_is_that_of_finite_differences(tiny_model: str) -> None:
         assert (parameter.grad * direction).sum().item() == pytest.approx(expected, rel=2e-2, abs=2e-4)
 
 
-def test_gradient_checkpointing_changes_nothing(tiny_model: str) -> None:
-    plain, saving = (load_causal_lm(tiny_model, torch.float32, PACKED) for _ in range(2))
-    saving.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    saving.train()
+def test_gradient_checkpointing_changes_nothing_even_where_the_model_has_dropout(
+    tiny_model: str, tmp_path: Path
+) -> None:
+    shutil.copytree(tiny_model, tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"attention_dropout": 0.5}))
+    plain, saving = (load_causal_lm(str(tmp_path / "model"), torch.float32, PACKED) for _ in range(2))
+    checkpoint_activations(saving)
     expected = gradient(plain, [trajectories()])
     for name, found in gradient(saving, [trajectories()]).items():
         torch.testing.assert_close(found, expected[name], atol=1e-7, rtol=0)
