@@ -49,14 +49,14 @@ def _model(toy: Path, directory: Path, tie: bool) -> str:
     from r1ranker.model.init import ModelSize, init_model
 
     files = [str(toy / f"{mode}_ranking" / "train.parquet") for mode in ("direct", "iterative")]
-    size = ModelSize(hidden_size=32, layers=2, heads=4, kv_heads=2, tie_embeddings=tie)
+    size = ModelSize(hidden_size=64, layers=2, heads=2, kv_heads=1, tie_embeddings=tie)
     init_model(str(directory), files, size, vocab_size=500, title_tokens=True)
     return str(directory)
 
 
 @pytest.fixture(scope="session")
 def tiny_model(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A Qwen2-shaped model of about 50,000 parameters, tied embeddings."""
+    """A Qwen2-shaped model of about 180,000 parameters, tied embeddings."""
     return _model(toy, tmp_path_factory.mktemp("models") / "tied", tie=True)
 
 

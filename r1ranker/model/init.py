@@ -20,6 +20,8 @@ from r1ranker.tasks.prompts import neutralise, one_line
 
 CONTROL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+HEAD_WIDTHS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256)
+"""that vLLM's attention on the CPU has kernels for"""
 LABELS = tuple(f"[{position}]" for position in range(1, 21))
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
@@ -33,8 +35,8 @@ class ModelSize:
 
     hidden_size: int = 64
     layers: int = 2
-    heads: int = 4
-    kv_heads: int = 2
+    heads: int = 2
+    kv_heads: int = 1
     intermediate_size: int = 0
     """0: four times the hidden size"""
     max_positions: int = 4096
@@ -131,15 +133,17 @@ def _names(rows: Sequence[dict[str, Any]]) -> set[str]:
 
 
 def _check(size: ModelSize, vocab_size: int) -> None:
-    if size.hidden_size % size.heads:
-        raise UserError(f"--hidden-size {size.hidden_size} is not a multiple of --heads {size.heads}")
-    if (size.hidden_size // size.heads) % 2:
-        raise UserError(
-            f"--hidden-size {size.hidden_size} over --heads {size.heads} gives heads of odd width; an even one is wanted"
-        )
-    if size.heads % size.kv_heads:
-        raise UserError(f"--heads {size.heads} is not a multiple of --kv-heads {size.kv_heads}")
     if min(size.hidden_size, size.layers, size.heads, size.kv_heads, size.max_positions) < 1 or vocab_size < 1:
         raise UserError(
             "--hidden-size, --layers, --heads, --kv-heads, --max-positions and --vocab-size must be at least 1"
         )
+    if size.hidden_size % size.heads:
+        raise UserError(f"--hidden-size {size.hidden_size} is not a multiple of --heads {size.heads}")
+    width = size.hidden_size // size.heads
+    if width not in HEAD_WIDTHS:
+        raise UserError(
+            f"--hidden-size {size.hidden_size} over --heads {size.heads} gives heads of width {width}; "
+            f"vLLM takes one of {', '.join(map(str, HEAD_WIDTHS))}"
+        )
+    if size.heads % size.kv_heads:
+        raise UserError(f"--heads {size.heads} is not a multiple of --kv-heads {size.kv_heads}")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
 
 from r1ranker.trainer.config import OptimConfig
@@ -42,9 +43,23 @@ class Optimisation:
 
     def step(self) -> float:
         """Clip, update, clear the gradients; returns their norm before clipping. A norm that is not finite: no update."""
-        norm: Tensor = nn.utils.clip_grad_norm_(self._parameters, self._grad_clip)
-        value = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
-        if math.isfinite(value):
+        gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
+        norm = total_norm(gradients)
+        if math.isfinite(norm):
+            if norm > self._grad_clip:
+                for gradient in gradients:
+                    gradient.mul_(self._grad_clip / norm)
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return value
+        return norm
+
+
+def total_norm(gradients: Sequence[Tensor]) -> float:
+    """Euclidean norm over all gradients and all shards of them, summed in float64 so that sharding leaves it as it is."""
+    if not gradients:
+        return 0.0
+    own = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
+    squares = torch.stack([torch.linalg.vector_norm(shard, dtype=torch.float64).square() for shard in own]).sum()
+    if any(isinstance(gradient, DTensor) for gradient in gradients):
+        distributed.all_reduce(squares)
+    return math.sqrt(float(squares)) if torch.isfinite(squares) else math.nan

@@ -183,7 +183,7 @@ def test_a_built_model_loads_in_transformers_with_its_tokenizer(tiny_model: str)
 def test_the_same_seed_builds_the_same_model(toy: Path, tmp_path: Path) -> None:
     files = [str(toy / "direct_ranking" / "test.parquet")]
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
-        init_model(str(tmp_path / name), files, ModelSize(16, 1, 2, 1), vocab_size=300, seed=seed)
+        init_model(str(tmp_path / name), files, ModelSize(32, 1, 1, 1), vocab_size=300, seed=seed)
     weights = {name: (tmp_path / name / "model.safetensors").read_bytes() for name in "abc"}
     assert weights["a"] == weights["b"] != weights["c"]
 
@@ -192,8 +192,8 @@ def test_the_same_seed_builds_the_same_model(toy: Path, tmp_path: Path) -> None:
     ("size", "wanted"),
     [
         (ModelSize(30, 1, 4, 2), "multiple of --heads"),
-        (ModelSize(12, 1, 4, 2), "odd width"),
-        (ModelSize(32, 1, 4, 3), "--kv-heads"),
+        (ModelSize(64, 1, 4, 2), "heads of width 16; vLLM takes"),
+        (ModelSize(128, 1, 4, 3), "--kv-heads"),
     ],
 )
 def test_impossible_sizes_are_refused(toy: Path, tmp_path: Path, size: ModelSize, wanted: str) -> None:
