@@ -142,7 +142,7 @@ class ValKwargs:
 @dataclass
 class RolloutConfig:
     name: str = "hf"
-    """hf: transformers in the trainer's processes"""
+    """hf: transformers; vllm: vLLM. Both in the trainer's processes"""
     n: int = 1
     """samples a prompt"""
     temperature: float = 1.0
@@ -153,8 +153,11 @@ class RolloutConfig:
     constrain: str = "none"
     """none | candidates: inside the answer block only names or labels of the pool are sampled"""
     max_num_seqs: int = 256
-    """responses generated at once in a process"""
+    """responses generated at once by an engine"""
+    enforce_eager: bool = False
+    """vllm: no CUDA graphs"""
     tensor_model_parallel_size: int = 1
+    """vllm: processes that an engine spans"""
     gpu_memory_utilization: float = 0.4
     """share of a GPU that an engine with a cache of its own may take; the hf engine takes what a batch needs"""
     log_prob_micro_batch_size: int | None = None

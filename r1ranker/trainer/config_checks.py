@@ -33,7 +33,7 @@ def _check_choices(config: Config) -> None:
     _one_of("actor_rollout_ref.actor.loss_agg_mode", actor.loss_agg_mode, LOSS_AGG_MODES)
     _one_of("actor_rollout_ref.actor.kl_loss_type", actor.kl_loss_type, KL_TYPES)
     _one_of("actor_rollout_ref.actor.recompute_old_log_probs", actor.recompute_old_log_probs, ("auto", "true", "false"))
-    _one_of("actor_rollout_ref.rollout.name", rollout.name, ("hf",))
+    _one_of("actor_rollout_ref.rollout.name", rollout.name, ("hf", "vllm"))
     _one_of("actor_rollout_ref.rollout.constrain", rollout.constrain, ("none", "candidates"))
     _one_of("critic.loss_agg_mode", config.critic.loss_agg_mode, LOSS_AGG_MODES)
     _one_of("trainer.executor", config.trainer.executor, ("ray", "local"))
@@ -139,10 +139,15 @@ def _check_rollout(config: Config) -> None:
         raise UserError(
             "actor_rollout_ref.rollout: top_p must be 1 and top_k -1 in training; what is left out by them cannot be trained on"
         )
-    if rollout.tensor_model_parallel_size != 1:
+    if rollout.name == "hf" and rollout.tensor_model_parallel_size != 1:
         raise UserError(
             f"actor_rollout_ref.rollout.tensor_model_parallel_size: found {rollout.tensor_model_parallel_size}; "
             "rollout.name=hf holds a whole model in each process, so 1 is wanted"
+        )
+    if config.trainer.n_gpus_per_node % rollout.tensor_model_parallel_size:
+        raise UserError(
+            f"actor_rollout_ref.rollout.tensor_model_parallel_size: {rollout.tensor_model_parallel_size} does not divide "
+            f"trainer.n_gpus_per_node {config.trainer.n_gpus_per_node}; an engine spans processes of one node"
         )
     for name, model in (("actor_rollout_ref", config.actor_rollout_ref.model), ("critic", config.critic.model)):
         if not model.use_remove_padding:

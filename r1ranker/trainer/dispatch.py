@@ -76,12 +76,18 @@ def update(cluster: Cluster, trajectories: Sequence[Trajectory], budget: Budget,
     return merged
 
 
-def generate(cluster: Cluster, requests: Sequence[Request], params: SamplingParams) -> list[list[Completion]]:
-    """Completions of the requests, which are dealt to the workers by prompt length."""
-    hands = [[i for i in hand if i >= 0] for hand in deal([len(r.token_ids) for r in requests], cluster.size)]
-    results = cluster.each("generate", [([requests[index] for index in hand], params) for hand in hands])
+def generate(
+    cluster: Cluster, requests: Sequence[Request], params: SamplingParams, engine_size: int = 1
+) -> list[list[Completion]]:
+    """Completions of the requests, dealt by prompt length to engines that span `engine_size` workers each."""
+    lengths = [len(request.token_ids) for request in requests]
+    hands = [[i for i in hand if i >= 0] for hand in deal(lengths, cluster.size // engine_size)]
+    results = cluster.each(
+        "generate",
+        [([requests[index] for index in hands[rank // engine_size]], params) for rank in range(cluster.size)],
+    )
     completions: list[list[Completion]] = [[] for _ in requests]
-    for hand, own in zip(hands, results, strict=True):
+    for hand, own in zip(hands, results[::engine_size], strict=True):
         for index, samples in zip(hand, own, strict=True):
             completions[index] = samples
     return completions

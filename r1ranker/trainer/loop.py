@@ -121,7 +121,9 @@ class Run:
         params = SamplingParams(
             n=rollout.n, temperature=rollout.temperature, max_tokens=self.config.data.max_response_length
         )
-        completions = dispatch.generate(cluster, self._requests(prompts, step), params)
+        completions = dispatch.generate(
+            cluster, self._requests(prompts, step), params, rollout.tensor_model_parallel_size
+        )
         return [
             Trajectory(
                 prompt_ids=list(prompt.token_ids),
@@ -271,7 +273,8 @@ class Run:
     def validate(self, cluster: Cluster) -> dict[str, float]:
         """Mean reward and parts of each task on the validation rows, decoded as rollout.val_kwargs says."""
         timing: dict[str, float] = {}
-        val = self.config.actor_rollout_ref.rollout.val_kwargs
+        rollout = self.config.actor_rollout_ref.rollout
+        val = rollout.val_kwargs
         params = SamplingParams(
             temperature=val.temperature,
             top_p=val.top_p,
@@ -283,7 +286,9 @@ class Run:
         with _timed(timing, "testing"):
             for start in range(0, len(self.validation), size):
                 prompts = self.validation[start : start + size]
-                completions = dispatch.generate(cluster, self._requests(prompts, step=0), params)
+                completions = dispatch.generate(
+                    cluster, self._requests(prompts, step=0), params, rollout.tensor_model_parallel_size
+                )
                 for prompt, (sample,) in zip(prompts, completions, strict=True):
                     text = response_text(self.tokenizer, sample.token_ids, sample.finish_reason == "stop")
                     breakdowns.append(breakdown(self.reward, prompt, text))

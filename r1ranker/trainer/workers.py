@@ -15,11 +15,11 @@ import torch
 import torch.distributed as dist
 
 from r1ranker.atomic import atomic_path
-from r1ranker.device import compute_dtype, peak_memory_gib, pick_device, release_cached_memory
+from r1ranker.device import compute_dtype, peak_memory_gib, pick_device
 from r1ranker.model.fsdp import full_parameters, full_tensor
-from r1ranker.model.loading import load_causal_lm, load_tokenizer, moved
-from r1ranker.rollout.engine import Completion, Request, SamplingParams
-from r1ranker.rollout.hf import HFEngine
+from r1ranker.model.loading import load_tokenizer
+from r1ranker.rollout.engine import Completion, EngineSettings, Request, SamplingParams
+from r1ranker.rollout.start import start_engine
 from r1ranker.trainer.config import Config, FSDPConfig
 from r1ranker.trainer.critic import Critic
 from r1ranker.trainer.optimisation import Optimisation
@@ -73,13 +73,13 @@ class Worker:
                 critic.model.enable_gradient_checkpointing,
             )
             self.critic_optimisation = Optimisation(self.critic.module, critic.optim, total_steps, critic.grad_clip)
-        engine_model = moved(load_causal_lm(path, compute_dtype(self.device), "sdpa"), self.device)
-        self.engine = HFEngine(engine_model, self.tokenizer, rollout.max_num_seqs)
+        self.engine = start_engine(rollout.name, path, self.device, engine_settings(config))  # type: ignore[arg-type]
+        self.engine.sleep()
 
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> list[list[Completion]]:
         """Sample `params.n` completions a request."""
         completions = self.engine.generate(requests, params) if requests else []
-        release_cached_memory(self.device)
+        self.engine.sleep()
         return completions
 
     def logprobs(self, bins: Bins, of: Literal["policy", "reference"]) -> list[list[np.ndarray]]:
@@ -116,11 +116,16 @@ class Worker:
         self.engine.load_weights(full_parameters(self.policy.module, self.device))
 
     def save_policy(self, directory: str, about: dict[str, Any]) -> None:
-        """Write the engine's weights, equal to the policy's after a sync, as a Hugging Face directory; whole or not at all."""
+        """Write the policy as a Hugging Face directory, whole or not at all, in the type it is computed in. Collective."""
+        dtype = compute_dtype(self.device)
+        state: dict[str, torch.Tensor] = {}
+        for name, weight in full_parameters(self.policy.module, self.device):
+            if self.rank == 0:
+                state[name] = weight.to("cpu", dtype)
         if self.rank:
             return
         with atomic_path(Path(directory)) as temporary:
-            self.engine.model.save_pretrained(temporary)
+            self.policy.module.save_pretrained(temporary, state_dict=state)  # type: ignore[operator]
             self.tokenizer.save_pretrained(temporary)
             (Path(temporary) / "r1ranker.json").write_text(json.dumps(about, indent=2) + "\n")
 
@@ -144,12 +149,26 @@ def join(address: str | None, rank: int, world_size: int, device: torch.device) 
     """Initialise the process group; alone, an earlier one of this process is used again."""
     from r1ranker.device import collective_backend
 
+    # vLLM reads its place among the processes from here; each process sees its own GPU as the first
+    os.environ.update(RANK=str(rank), LOCAL_RANK="0", WORLD_SIZE=str(world_size))
     if world_size == 1:
         if not dist.is_initialized():
             dist.init_process_group(collective_backend(device), store=dist.HashStore(), rank=0, world_size=1)
         return
     dist.init_process_group(
         collective_backend(device), init_method=address, rank=rank, world_size=world_size, timeout=timedelta(minutes=30)
+    )
+
+
+def engine_settings(config: Config) -> EngineSettings:
+    """What the configuration says of the rollout engine."""
+    rollout = config.actor_rollout_ref.rollout
+    return EngineSettings(
+        max_model_len=config.data.max_prompt_length + config.data.max_response_length,
+        max_num_seqs=rollout.max_num_seqs,
+        tensor_parallel_size=rollout.tensor_model_parallel_size,
+        gpu_memory_utilization=rollout.gpu_memory_utilization,
+        enforce_eager=rollout.enforce_eager,
     )
 
 
