@@ -36,7 +36,7 @@ class VLLMEngine:
         self._token_text = cache(lambda token: str(self.tokenizer.decode([token])))
         self.llm: vllm.LLM = vllm.LLM(
             directory,
-            dtype=str(compute_dtype(device)).removeprefix("torch."),
+            dtype=str(compute_dtype(device)).removeprefix("torch."),  # type: ignore[arg-type]
             max_model_len=settings.max_model_len,
             max_num_seqs=settings.max_num_seqs,
             tensor_parallel_size=settings.tensor_parallel_size,

@@ -22,7 +22,9 @@ class ConstraintProcessor(AdapterLogitsProcessor):
         """Greedy choices change as well."""
         return False
 
-    def new_req_logits_processor(self, params: SamplingParams) -> Callable[[list[int], torch.Tensor], torch.Tensor] | None:
+    def new_req_logits_processor(
+        self, params: SamplingParams
+    ) -> Callable[[list[int], torch.Tensor], torch.Tensor] | None:
         """The masking of one response; None where it is free."""
         make: Callable[[], ConstraintState] | None = (params.extra_args or {}).get(STATE)
         return _Masking(make()) if make else None

@@ -7,6 +7,7 @@ from typing import Any
 
 from r1ranker.errors import UserError, nearest
 from r1ranker.trainer.config import Config, OptimConfig
+from r1ranker.trainer.correction import LEVELS
 from r1ranker.trainer.losses import KL_TYPES, LOSS_AGG_MODES
 
 ESTIMATORS = ("gae", "grpo", "rloo", "reinforce_plus_plus")
@@ -34,6 +35,9 @@ def _check_choices(config: Config) -> None:
     _one_of("actor_rollout_ref.actor.kl_loss_type", actor.kl_loss_type, KL_TYPES)
     _one_of("actor_rollout_ref.actor.recompute_old_log_probs", actor.recompute_old_log_probs, ("auto", "true", "false"))
     _one_of("actor_rollout_ref.rollout.name", rollout.name, ("hf", "vllm"))
+    _one_of("actor_rollout_ref.rollout.placement", rollout.placement, ("colocated", "separate"))
+    if config.algorithm.rollout_correction.rollout_is is not None:
+        _one_of("algorithm.rollout_correction.rollout_is", config.algorithm.rollout_correction.rollout_is, LEVELS)
     _one_of("actor_rollout_ref.rollout.constrain", rollout.constrain, ("none", "candidates"))
     _one_of("critic.loss_agg_mode", config.critic.loss_agg_mode, LOSS_AGG_MODES)
     _one_of("trainer.executor", config.trainer.executor, ("ray", "local"))
@@ -55,6 +59,8 @@ def _check_ranges(config: Config) -> None:
         "actor_rollout_ref.actor.ppo_epochs": actor.ppo_epochs,
         "actor_rollout_ref.rollout.n": rollout.n,
         "actor_rollout_ref.rollout.max_num_seqs": rollout.max_num_seqs,
+        "actor_rollout_ref.rollout.n_workers": rollout.n_workers,
+        "actor_rollout_ref.rollout.tensor_model_parallel_size": rollout.tensor_model_parallel_size,
         "trainer.n_gpus_per_node": trainer.n_gpus_per_node,
         "trainer.nnodes": trainer.nnodes,
         "trainer.total_epochs": trainer.total_epochs,
@@ -78,6 +84,11 @@ def _check_ranges(config: Config) -> None:
     for key, found in (("grad_clip", actor.grad_clip), ("clip_ratio", actor.clip_ratio)):
         if found <= 0:
             raise UserError(f"actor_rollout_ref.actor.{key}: found {found}; a number over 0 is wanted")
+    if config.algorithm.rollout_correction.rollout_is_threshold <= 0:
+        raise UserError(
+            f"algorithm.rollout_correction.rollout_is_threshold: found "
+            f"{config.algorithm.rollout_correction.rollout_is_threshold}; a number over 0 is wanted"
+        )
     if actor.clip_ratio_c <= 1:
         raise UserError(f"actor_rollout_ref.actor.clip_ratio_c: found {actor.clip_ratio_c}; a number over 1 is wanted")
 
@@ -144,10 +155,17 @@ def _check_rollout(config: Config) -> None:
             f"actor_rollout_ref.rollout.tensor_model_parallel_size: found {rollout.tensor_model_parallel_size}; "
             "rollout.name=hf holds a whole model in each process, so 1 is wanted"
         )
-    if config.trainer.n_gpus_per_node % rollout.tensor_model_parallel_size:
+    separate = rollout.placement == "separate"
+    spanned = "actor_rollout_ref.rollout.n_workers" if separate else "trainer.n_gpus_per_node"
+    workers = rollout.n_workers if separate else config.trainer.n_gpus_per_node
+    if workers % rollout.tensor_model_parallel_size:
         raise UserError(
             f"actor_rollout_ref.rollout.tensor_model_parallel_size: {rollout.tensor_model_parallel_size} does not divide "
-            f"trainer.n_gpus_per_node {config.trainer.n_gpus_per_node}; an engine spans processes of one node"
+            f"{spanned} {workers}; an engine spans that many processes"
+        )
+    if separate and config.trainer.executor == "local":
+        raise UserError(
+            "actor_rollout_ref.rollout.placement: separate needs processes of its own; trainer.executor=ray is wanted"
         )
     for name, model in (("actor_rollout_ref", config.actor_rollout_ref.model), ("critic", config.critic.model)):
         if not model.use_remove_padding:

@@ -8,7 +8,7 @@ from typing import Any
 
 from r1ranker.rollout.engine import Completion, Request, SamplingParams
 from r1ranker.trainer.cluster import Cluster
-from r1ranker.trainer.config import Config
+from r1ranker.trainer.config import Config, RefConfig, RolloutConfig
 from r1ranker.trainer.trajectory import Trajectory, bins_of, deal
 
 
@@ -31,6 +31,17 @@ class Budget:
         each = sequences_each or (sequences // config.world_size if sequences else None)
         actors = actor.ppo_micro_batch_size_per_gpu or (actor.ppo_micro_batch_size or 1) // config.world_size
         return cls(max_tokens, max(1, each or actors))
+
+    @classmethod
+    def of_role(cls, config: Config, role: RefConfig | RolloutConfig) -> Budget:
+        """The bounds of computing log-probabilities for `role`."""
+        return cls.of(
+            config,
+            role.log_prob_max_token_len_per_gpu,
+            role.log_prob_micro_batch_size,
+            role.log_prob_micro_batch_size_per_gpu,
+            None,
+        )
 
 
 def arrange(trajectories: Sequence[Trajectory], processes: int, budget: Budget) -> list[list[list[int]]]:
@@ -80,11 +91,12 @@ def generate(
     cluster: Cluster, requests: Sequence[Request], params: SamplingParams, engine_size: int = 1
 ) -> list[list[Completion]]:
     """Completions of the requests, dealt by prompt length to engines that span `engine_size` workers each."""
+    workers = cluster.rollout
     lengths = [len(request.token_ids) for request in requests]
-    hands = [[i for i in hand if i >= 0] for hand in deal(lengths, cluster.size // engine_size)]
-    results = cluster.each(
+    hands = [[i for i in hand if i >= 0] for hand in deal(lengths, workers.size // engine_size)]
+    results = workers.each(
         "generate",
-        [([requests[index] for index in hands[rank // engine_size]], params) for rank in range(cluster.size)],
+        [([requests[index] for index in hands[rank // engine_size]], params) for rank in range(workers.size)],
     )
     completions: list[list[Completion]] = [[] for _ in requests]
     for hand, own in zip(hands, results[::engine_size], strict=True):

@@ -18,6 +18,7 @@ from r1ranker.trainer import dispatch
 from r1ranker.trainer.cluster import Cluster, call_all, started
 from r1ranker.trainer.config import Config
 from r1ranker.trainer.config_checks import file_list
+from r1ranker.trainer.correction import correct
 from r1ranker.trainer.dispatch import Budget
 from r1ranker.trainer.estimation import put_advantages
 from r1ranker.trainer.kl_control import KLController
@@ -99,12 +100,13 @@ class Run:
             trajectories = self.rollout(cluster, prompts, step)
         with _timed(timing, "reward"):
             metrics = self.score(prompts, trajectories)
-        metrics |= self.prepare(cluster, trajectories, timing)
+        self.prepare(cluster, trajectories, timing)
         with _timed(timing, "adv"):
             metrics |= put_advantages(trajectories, self.config.algorithm, self.kl_control)
+            metrics |= self.correct(trajectories)
         metrics |= self.update(cluster, trajectories, step, timing)
         with _timed(timing, "sync_weights"):
-            call_all(cluster, "sync_weights")
+            cluster.sync_weights()
         rates = call_all(cluster, "end_step")
         metrics |= rates[0] | {
             "perf/max_memory_allocated_gb": max(rate["perf/max_memory_allocated_gb"] for rate in rates)
@@ -163,42 +165,40 @@ class Run:
             breakdowns.append(parts)
         return reward_parts(breakdowns)
 
-    def prepare(self, cluster: Cluster, trajectories: list[Trajectory], timing: dict[str, float]) -> dict[str, float]:
+    def prepare(self, cluster: Cluster, trajectories: list[Trajectory], timing: dict[str, float]) -> None:
         """Reference log-probabilities, values and old log-probabilities, each only where it is needed."""
-        config, actor = self.config, self.config.actor_rollout_ref.actor
-        budget = self._actor_budget()
+        config, rollout = self.config, self.config.actor_rollout_ref.rollout
         if config.needs_reference:
-            ref = config.actor_rollout_ref.ref
-            ref_budget = Budget.of(
-                config,
-                ref.log_prob_max_token_len_per_gpu,
-                ref.log_prob_micro_batch_size,
-                ref.log_prob_micro_batch_size_per_gpu,
-                None,
-            )
             with _timed(timing, "ref"):
-                dispatch.fill(cluster, trajectories, "ref_logprobs", ref_budget, "logprobs", "reference")
+                dispatch.fill(
+                    cluster, trajectories, "ref_logprobs", Budget.of_role(config, config.actor_rollout_ref.ref), "logprobs", "reference",
+                )  # fmt: skip
         if config.needs_critic:
             with _timed(timing, "values"):
                 dispatch.fill(cluster, trajectories, "values", self._critic_budget(), "values")
-        on_policy = actor.ppo_epochs == 1 and actor.ppo_mini_batch_size == config.data.train_batch_size
-        if on_policy and not config.algorithm.use_kl_in_reward:
-            return {}  # the ratio is 1: the update's own log-probabilities, detached, are the old ones
-        if actor.recompute_old_log_probs == "true" or (actor.recompute_old_log_probs == "auto" and has_gpu()):
-            rollout = config.actor_rollout_ref.rollout
-            budget = Budget.of(
-                config,
-                rollout.log_prob_max_token_len_per_gpu,
-                rollout.log_prob_micro_batch_size,
-                rollout.log_prob_micro_batch_size_per_gpu,
-                None,
-            )
+        correction = config.algorithm.rollout_correction.rollout_is is not None
+        if config.on_policy and not config.algorithm.use_kl_in_reward and not correction:
+            return  # the ratio is 1: the update's own log-probabilities, detached, are the old ones
+        wanted = config.actor_rollout_ref.actor.recompute_old_log_probs
+        if correction or wanted == "true" or (wanted == "auto" and has_gpu()):
             with _timed(timing, "old_log_prob"):
-                dispatch.fill(cluster, trajectories, "old_logprobs", budget, "logprobs", "policy")
+                dispatch.fill(
+                    cluster, trajectories, "old_logprobs", Budget.of_role(config, rollout), "logprobs", "policy"
+                )
         else:
             for trajectory in trajectories:
                 trajectory.old_logprobs = trajectory.rollout_logprobs
-        return {}
+
+    def correct(self, trajectories: list[Trajectory]) -> dict[str, float]:
+        """Importance weights against the engine's log-probabilities, where they are asked for."""
+        config = self.config.algorithm
+        if config.rollout_correction.rollout_is is None:
+            return {}
+        metrics = correct(trajectories, config.rollout_correction)
+        if self.config.on_policy:
+            for trajectory in trajectories:
+                trajectory.old_logprobs = None  # the ratio is 1, exactly
+        return metrics
 
     def update(
         self, cluster: Cluster, trajectories: list[Trajectory], step: int, timing: dict[str, float]
@@ -266,6 +266,7 @@ class Run:
             # only the first update is by the policy that sampled: later ones differ for a good reason
             metrics["rollout/logprob_diff_mean"] = parts[0]["rollout/logprob_diff"]
             metrics["rollout/logprob_diff_max"] = parts[0]["rollout/logprob_diff_max"]
+            metrics["rollout/kl"] = parts[0]["rollout/kl"]
             metrics["actor/skipped_updates"] = float(sum(not np.isfinite(part["actor/grad_norm"]) for part in parts))
             del metrics["rollout/logprob_diff"]
         return metrics

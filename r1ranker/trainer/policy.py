@@ -120,13 +120,16 @@ class Policy:
 
 
 def mismatch(batch: MicroBatch, logprobs: Tensor) -> dict[str, float]:
-    """How far the engine's log-probabilities are from the trainer's: sum and maximum of the absolute difference."""
+    """How far the engine's log-probabilities are from the trainer's: sum and maximum of the absolute difference.
+
+    rollout/kl is the sum over sampled tokens of engine - trainer, an unbiased estimate of KL(engine || trainer).
+    """
     sampled = batch.columns["rollout_logprobs"]
-    known = sampled.isfinite()
-    difference = (logprobs - sampled)[known].abs()
+    difference = (sampled - logprobs)[sampled.isfinite()]
     return {
-        "rollout/logprob_diff": difference.sum().item(),
-        "rollout/logprob_diff_max": difference.max().item() if len(difference) else 0.0,
+        "rollout/logprob_diff": difference.abs().sum().item(),
+        "rollout/logprob_diff_max": difference.abs().max().item() if len(difference) else 0.0,
+        "rollout/kl": difference.sum().item(),
     }
 
 
