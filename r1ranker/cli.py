@@ -108,12 +108,13 @@ def evaluate_command(
     ] = "ulab-ai/Ranking-bench",
     strategy: Annotated[Literal["iterative", "direct"] | None, typer.Option()] = None,
     limit: Annotated[int | None, typer.Option(help="rows a task at most")] = None,
+    engine: Annotated[str, typer.Option(help="vllm | hf | auto: vllm where it is installed")] = "auto",
     output_dir: str = "eval/eval_result",
 ) -> None:
     """Rank the test rows of a task and report MRR, NDCG and valid answers; eval/eval.py takes the same and more."""
     from r1ranker.evaluation.runner import run_evaluation
 
-    run_evaluation(dataset, model_path, data=data, strategy=strategy, limit=limit, output_dir=output_dir)
+    run_evaluation(dataset, model_path, data=data, strategy=strategy, limit=limit, output_dir=output_dir, engine=engine)
 
 
 def main() -> None:

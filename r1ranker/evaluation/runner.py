@@ -133,6 +133,7 @@ def run_evaluation(
     gpu: int = 0,
     seed: int = 0,
     show: bool = True,
+    engine: str = "hf",
 ) -> dict[str, Any]:
     """Evaluate a model on a task or on all nine; writes one JSON file and prints a table. Returns what was written."""
     tasks = tasks_of(dataset)
@@ -140,7 +141,7 @@ def run_evaluation(
         raise UserError(f"--limit: found {limit}; at least 1 is wanted")
     test = examples_by_task(data, tasks, "test", limit)
     train = [example for examples in examples_by_task(data, tasks, "train").values() for example in examples]
-    ranker = Ranker.from_pretrained(model_path, strategy, constrain, gpu, think, answer_style, seed=seed)
+    ranker = Ranker.from_pretrained(model_path, strategy, constrain, gpu, think, answer_style, engine, seed=seed)
     report = {
         "model": model_path,
         "data": data,

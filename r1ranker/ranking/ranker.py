@@ -16,8 +16,8 @@ from r1ranker.errors import UserError
 from r1ranker.model.loading import check_model_directory
 from r1ranker.ranking.decode import RankingResult, Reply, rank_direct, rank_iterative
 from r1ranker.rollout.constraint import build_constraint
-from r1ranker.rollout.engine import Engine, Request, SamplingParams
-from r1ranker.rollout.hf import HFEngine
+from r1ranker.rollout.engine import Engine, EngineSettings, Request, SamplingParams
+from r1ranker.rollout.start import start_engine
 from r1ranker.tasks.example import RankingExample
 from r1ranker.tasks.prompts import AnswerFormat, AnswerStyle, Mode, chat_messages, render_problem
 
@@ -72,11 +72,12 @@ class Ranker:
         gpu: int = 0,
         think: bool | None = None,
         answer_style: AnswerStyle | None = None,
+        engine: str = "hf",
         **changes: Any,
     ) -> Ranker:
         """The model of a directory or hub id, asked as it was trained unless the other arguments say otherwise.
 
-        `changes` are further fields of RankerSettings.
+        `engine` is hf, vllm or auto; vLLM holds one model a process. `changes` are further fields of RankerSettings.
 
         Raises UserError for a directory that holds no model or no tokenizer.
         """
@@ -91,8 +92,9 @@ class Ranker:
         changes["answer_format"] = AnswerFormat(style, asked.think if think is None else think)
         from r1ranker.device import pick_device
 
-        engine = HFEngine.from_pretrained(directory, pick_device(gpu))
-        return cls(engine, engine.tokenizer, replace(settings, **changes))
+        settings = replace(settings, **changes)
+        started = start_engine(engine, directory, pick_device(gpu), EngineSettings())
+        return cls(started, started.tokenizer, settings)
 
     def rank(
         self,

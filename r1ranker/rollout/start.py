@@ -3,22 +3,26 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import Literal
 
 import torch
 
-from r1ranker.errors import UserError
+from r1ranker.errors import UserError, nearest
 from r1ranker.rollout.engine import Engine, EngineSettings
 
-EngineName = Literal["hf", "vllm", "auto"]
+ENGINES = ("hf", "vllm")
+AUTO = "auto"
 
 
-def start_engine(name: EngineName, directory: str, device: torch.device, settings: EngineSettings) -> Engine:
+def start_engine(name: str, directory: str, device: torch.device, settings: EngineSettings) -> Engine:
     """The engine over the model of a directory or hub id; `auto` takes vllm where it is installed, else hf.
 
     Raises UserError for a model that cannot be loaded, and for vllm where it is not installed.
     """
-    if name == "auto":
+    if name not in (*ENGINES, AUTO):
+        raise UserError(
+            f"engine: found {name!r}{nearest(name, ENGINES)}; one of {', '.join((*ENGINES, AUTO))} is wanted"
+        )
+    if name == AUTO:
         name = "vllm" if find_spec("vllm") else "hf"
     if name == "hf":
         from r1ranker.rollout.hf import HFEngine

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from r1ranker.device import compute_dtype
+from r1ranker.errors import UserError
 from r1ranker.model.loading import check_model_directory, load_tokenizer
 from r1ranker.rollout.constraint import ConstraintState
 from r1ranker.rollout.engine import Completion, EngineSettings, Request, SamplingParams
@@ -25,19 +26,22 @@ class VLLMEngine:
     def __init__(self, directory: str, device: torch.device, settings: EngineSettings) -> None:
         check_model_directory(directory)
         self._on_cpu = device.type == "cpu"
+        self._max_model_len = min(settings.max_model_len, _positions(directory) or settings.max_model_len)
         self.tokenizer = load_tokenizer(directory)
         _environment()
         import vllm
 
         from r1ranker.rollout.vllm_constraint import STATE, ConstraintProcessor
 
+        if settings.tensor_parallel_size > 1:
+            _name_shared_memory()
         self._state_key = STATE
         self._vllm = vllm
         self._token_text = cache(lambda token: str(self.tokenizer.decode([token])))
         self.llm: vllm.LLM = vllm.LLM(
             directory,
-            dtype=str(compute_dtype(device)).removeprefix("torch."),  # type: ignore[arg-type]
-            max_model_len=settings.max_model_len,
+            dtype=str(compute_dtype(device)).removeprefix("torch."),
+            max_model_len=self._max_model_len,
             max_num_seqs=settings.max_num_seqs,
             tensor_parallel_size=settings.tensor_parallel_size,
             distributed_executor_backend="external_launcher" if settings.tensor_parallel_size > 1 else "uni",
@@ -46,19 +50,26 @@ class VLLMEngine:
             enable_prefix_caching=True,
             # the CPU build cannot take back a seeded draw for a prompt that is only partly computed: prompts stay whole
             enable_chunked_prefill=not self._on_cpu,
-            max_num_batched_tokens=max(settings.max_model_len, 8192),
+            max_num_batched_tokens=max(self._max_model_len, 8192),
             # log-probabilities of the distribution that is sampled from: after temperature and constraint
             logprobs_mode="processed_logprobs",
             logits_processors=[ConstraintProcessor],
             # the constraint of a token needs to know the one before it
             async_scheduling=False,
             disable_log_stats=True,
+            use_tqdm_on_load=False,
             enable_sleep_mode=not self._on_cpu,
         )
         self._asleep: set[str] = set()
 
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> list[list[Completion]]:
         """Complete every request `params.n` times."""
+        longest = max((len(request.token_ids) for request in requests), default=0)
+        if longest + params.max_tokens > self._max_model_len:
+            raise UserError(
+                f"a prompt of {longest} tokens and a response of up to {params.max_tokens}: this vLLM engine holds "
+                f"{self._max_model_len} tokens together"
+            )
         self._wake("weights", "kv_cache")
         prompts = [self._vllm.TokensPrompt(prompt_token_ids=list(request.token_ids)) for request in requests]
         outputs = self.llm.generate(prompts, [self._params(request, params) for request in requests], use_tqdm=False)
@@ -121,11 +132,28 @@ class VLLMEngine:
                 self._asleep.discard(part)
 
 
+def _name_shared_memory() -> None:
+    """Give the CPU build's shared memory a name of this run: by itself every run that we launch has the same."""
+    from vllm.v1.executor.uniproc_executor import ExecutorWithExternalLauncher
+
+    def arguments(self: ExecutorWithExternalLauncher) -> tuple[str, int, int]:
+        # the process group is there already, so the address only serves as a name
+        return f"tcp://joined:{os.environ['MASTER_PORT']}", int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
+
+    ExecutorWithExternalLauncher._distributed_args = arguments
+
+
 def _repack_tied_head(model: Any) -> None:
     """The CPU build repacks lm_head when it is loaded, and reload_weights leaves a tied one as it was: do it again."""
     head = getattr(model, "lm_head", None)
     if head is not None and getattr(model.config, "tie_word_embeddings", False):
         head.quant_method.process_weights_after_loading(head)
+
+
+def _positions(directory: str) -> int | None:
+    from transformers import AutoConfig
+
+    return getattr(AutoConfig.from_pretrained(directory), "max_position_embeddings", None)
 
 
 def _environment() -> None:

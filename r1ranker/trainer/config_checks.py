@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from r1ranker.errors import UserError, nearest
+from r1ranker.rollout.start import ENGINES
 from r1ranker.trainer.config import Config, OptimConfig
 from r1ranker.trainer.correction import LEVELS
 from r1ranker.trainer.losses import KL_TYPES, LOSS_AGG_MODES
@@ -34,7 +35,7 @@ def _check_choices(config: Config) -> None:
     _one_of("actor_rollout_ref.actor.loss_agg_mode", actor.loss_agg_mode, LOSS_AGG_MODES)
     _one_of("actor_rollout_ref.actor.kl_loss_type", actor.kl_loss_type, KL_TYPES)
     _one_of("actor_rollout_ref.actor.recompute_old_log_probs", actor.recompute_old_log_probs, ("auto", "true", "false"))
-    _one_of("actor_rollout_ref.rollout.name", rollout.name, ("hf", "vllm"))
+    _one_of("actor_rollout_ref.rollout.name", rollout.name, ENGINES)
     _one_of("actor_rollout_ref.rollout.placement", rollout.placement, ("colocated", "separate"))
     if config.algorithm.rollout_correction.rollout_is is not None:
         _one_of("algorithm.rollout_correction.rollout_is", config.algorithm.rollout_correction.rollout_is, LEVELS)

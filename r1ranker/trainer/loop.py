@@ -11,6 +11,7 @@ import numpy as np
 
 from r1ranker.data.loader import Prompt, PromptLoader, load_prompts, spread_over_tasks
 from r1ranker.device import has_gpu
+from r1ranker.errors import RunError
 from r1ranker.model.loading import load_tokenizer
 from r1ranker.rollout.constraint import build_constraint
 from r1ranker.rollout.engine import Request, SamplingParams
@@ -32,22 +33,28 @@ from r1ranker.trainer.trajectory import Trajectory
 def fit(config: Config) -> str:
     """Train as `config` says; returns the directory of the trained actor.
 
-    Raises UserError for input that cannot be used, before any worker is started where that can be known.
+    Raises UserError for input that cannot be used, before any worker is started where that can be known, and RunError
+    for a run that broke down, naming the step and the last actor saved.
     """
     run = Run(config)
     with started(config, run.total_steps) as cluster, Tracking(config, run.total_steps) as tracking:
         for note in run.notes:
             tracking.say(note)
-        metrics = run.validate(cluster) if config.trainer.val_before_train else {}
-        if metrics:
-            tracking.log(metrics, 0)
-        for step in range(1, run.total_steps + 1):
-            metrics = run.step(cluster, step)
-            if _due(step, config.trainer.test_freq, run.total_steps):
-                metrics |= run.validate(cluster)
-            if _due(step, config.trainer.save_freq, run.total_steps) or step == run.total_steps:
-                metrics |= run.save(cluster, step)
-            tracking.log(metrics, step)
+        step = 0
+        try:
+            metrics = run.validate(cluster) if config.trainer.val_before_train else {}
+            if metrics:
+                tracking.log(metrics, 0)
+            for step in range(1, run.total_steps + 1):
+                metrics = run.step(cluster, step)
+                if _due(step, config.trainer.test_freq, run.total_steps):
+                    metrics |= run.validate(cluster)
+                if _due(step, config.trainer.save_freq, run.total_steps) or step == run.total_steps:
+                    metrics |= run.save(cluster, step)
+                tracking.log(metrics, step)
+        except RunError as error:
+            kept = f"{run.actor_dir} holds the actor of step {run.saved}" if run.saved else "no actor was saved yet"
+            raise RunError(f"step {step}: {error}; {kept}") from error
     return run.actor_dir
 
 
@@ -73,6 +80,7 @@ class Run:
         target = control.target_kl if control.type == "adaptive" else None
         self.kl_control = KLController(control.kl_coef, target, control.horizon)
         self.updates = 0
+        self.saved = 0
         self.actor_dir = str(Path(config.output_dir) / "actor")
 
     def _load(self, files: object, key: str) -> list[Prompt]:
@@ -310,6 +318,7 @@ class Run:
         }
         with _timed(timing, "save_checkpoint"):
             call_all(cluster, "save_policy", self.actor_dir, about)
+        self.saved = step
         return {"timing_s/save_checkpoint": timing["save_checkpoint"]}
 
     def _actor_budget(self) -> Budget:

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 
 from r1ranker.device import collective_backend, pick_device
-from r1ranker.errors import RunError
+from r1ranker.errors import RunError, UserError
 from r1ranker.rollout.engine import Completion, Engine, EngineSettings, Request, SamplingParams
 from r1ranker.rollout.start import start_engine
 from r1ranker.trainer.config import Config
@@ -68,7 +68,7 @@ class Process:
             rollout.name,
             str(config.actor_rollout_ref.model.path),
             self.device,
-            settings,  # type: ignore[arg-type]
+            settings,
         )
         self._rest()
 
@@ -79,6 +79,8 @@ class Process:
         assert self.engine is not None
         try:
             completions = self.engine.generate(requests, params)
+        except UserError:
+            raise
         except Exception as error:
             first = str(error).strip().split("\n")[0]
             raise RunError(f"the rollout failed in process {self.rank}: {type(error).__name__}: {first}") from error
@@ -113,7 +115,8 @@ class RolloutProcess(Process):
 def join(address: str | None, rank: int, size: int, device: torch.device) -> None:
     """Initialise the process group of `size` processes; alone, an earlier one of this process is used again."""
     # vLLM reads its place among the processes from here; each process sees its own GPU as the first
-    os.environ.update(RANK=str(rank), LOCAL_RANK="0", WORLD_SIZE=str(size))
+    port = (address or "tcp://alone:0").rpartition(":")[2]
+    os.environ.update(RANK=str(rank), LOCAL_RANK="0", WORLD_SIZE=str(size), MASTER_PORT=port)
     backend = collective_backend(device)
     if size > 1:
         dist.init_process_group(backend, init_method=address, rank=rank, world_size=size, timeout=timedelta(minutes=30))
