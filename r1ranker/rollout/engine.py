@@ -83,3 +83,7 @@ class Engine(Protocol):
     def sleep(self) -> None:
         """Give memory back until the engine is needed again; it wakes by itself."""
         ...
+
+    def close(self) -> None:
+        """End the engine; nothing may be asked of it afterwards."""
+        ...

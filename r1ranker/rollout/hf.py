@@ -62,6 +62,9 @@ class HFEngine:
         """Give cached blocks back: generation and training allocate in different sizes."""
         release_cached_memory(self.model.device)
 
+    def close(self) -> None:
+        """Nothing outlives the process."""
+
     @torch.no_grad()
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> list[list[Completion]]:
         """Complete every request `params.n` times; prompts of like length share a batch of at most max_num_seqs."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Sequence
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -124,6 +125,15 @@ class VLLMEngine:
         if not self._on_cpu and not self._asleep:
             self.llm.sleep(level=1)
             self._asleep = {"weights", "kv_cache"}
+
+    def close(self) -> None:
+        """Shut the engine down, with its shared memory."""
+        from vllm.distributed.parallel_state import destroy_model_parallel
+
+        self.llm.llm_engine.engine_core.shutdown()
+        destroy_model_parallel()
+        for left in Path("/dev/shm").glob(f"{os.environ.get('MASTER_PORT')}-*-cpushm_*"):
+            left.unlink(missing_ok=True)
 
     def _wake(self, *parts: str) -> None:
         for part in parts:

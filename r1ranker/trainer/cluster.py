@@ -105,6 +105,8 @@ class RayWorkers:
 
     def close(self) -> None:
         """End the processes and give their places back."""
+        closing = [actor.close.remote() for actor in self._actors]
+        self._ray.wait(closing, num_returns=len(closing), timeout=10)  # one that has died says nothing any more
         for actor in self._actors:
             self._ray.kill(actor)
         for group in self._groups:

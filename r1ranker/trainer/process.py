@@ -87,6 +87,11 @@ class Process:
         self._rest()
         return completions
 
+    def close(self) -> None:
+        """Give back what outlives a process, such as shared memory."""
+        if self.engine is not None:
+            self.engine.close()
+
     def _rest(self) -> None:
         rollout = self.config.actor_rollout_ref.rollout
         if rollout.placement == "colocated" and rollout.free_cache_engine:

@@ -107,8 +107,10 @@ PLACES = {
 }
 
 
-@pytest.mark.parametrize("place", list(PLACES))
-@pytest.mark.parametrize("model", ["tiny_model", "untied_model"])
+@pytest.mark.parametrize(
+    ("model", "place"),
+    [("tiny_model", "one process"), ("tiny_model", "processes of its own"), ("untied_model", "two processes")],
+)
 def test_engine_and_trainer_agree_right_after_a_sync(
     model: str, place: str, toy: Path, request: pytest.FixtureRequest
 ) -> None:
