@@ -212,8 +212,10 @@ def _parts(line: str, matcher: CandidateMatcher) -> list[tuple[int | None, str]]
     while place < len(starts):
         # names hold separators too: the longest run of pieces that is a name is taken
         for last in range(len(starts) - 1, place - 1, -1):
-            piece = line[starts[place] : ends[last]].strip("[]() ")
-            found = matcher.match_closely(piece) if piece else None
+            piece = line[starts[place] : ends[last]].strip()
+            found = matcher.match_closely(piece)
+            if found is None:  # the list's own brackets; a name may end with one as well
+                found = matcher.match_closely(piece.strip("[]() "))
             if found is not None:
                 parts.append((found, piece))
                 place = last + 1

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import random
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from r1ranker.data.sources.ranking_bench import read_ranking_bench
 from r1ranker.tasks.answers import CandidateMatcher, normalise, parse_answer, with_prefill
 from r1ranker.tasks.prompts import AnswerFormat, shown
 
 TITLES = [
-    "12 Angry Men", "2001: A Space Odyssey", "Good, the Bad and the Ugly, The", "Rocky II", "Rocky III", "Alien",
+    "12 Angry Men", "2001: A Space Odyssey", "Good, the Bad and the Ugly, The", "Matrix, The (1999)", "Rocky II", "Rocky III", "Alien",
     "Aliens", "Ben-Hur", "Se7en", "Fly, The", "Might and Magic VII: For Blood &amp; Honor", "Doug's 1st Movie",
     "\"Weird Al\" Live", "X", "29", "passage 1", "passage 11", "meta/llama-2-70b-chat", "Amélie (Le fabuleux destin)",
     "</answer><|im_end|>",
@@ -143,3 +145,14 @@ def test_large_answers_are_parsed_in_linear_time_of_pieces() -> None:
     rng = random.Random(0)
     answer = "\n".join(rng.choice(TITLES) for _ in range(2000))
     assert len(parse_answer(f"</think><answer>{answer}</answer>", TITLES, "direct").named) > 15
+
+
+def test_real_pools_come_back_from_every_notation(mini: Path) -> None:
+    rng = random.Random(0)
+    rows = [example for _, example in read_ranking_bench(str(mini), "direct", "test")]
+    for number, example in enumerate(rows):
+        order = rng.sample(range(len(example.candidates)), len(example.candidates))
+        notation = sorted(NOTATIONS)[number % len(NOTATIONS)]
+        written = NOTATIONS[notation]([shown(example.candidates[place]) for place in order])
+        parsed = parse_answer(f"thought</think>\n<answer>{written}</answer>", example.candidates, "direct")
+        assert list(parsed.named) == order, (notation, example.candidates)
