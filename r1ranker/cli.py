@@ -80,6 +80,8 @@ def sft(
     for name, value in (("--steps", steps), ("--batch-size", batch_size)):
         if value < 1:
             raise UserError(f"{name}: found {value}; at least 1 is wanted")
+    if seed < 0 or not 0 < lr < float("inf"):
+        raise UserError(f"--seed {seed}, --lr {lr}: a seed of at least 0 and a learning rate over 0 are wanted")
     losses = fine_tune(model, data, output, SFTSettings(steps, batch_size, lr, warmup_steps, max_tokens, seed))
     typer.echo(f"{output}: loss {losses[0]:.3f} -> {losses[-1]:.3f} over {steps} steps")
 

@@ -18,10 +18,19 @@ from r1ranker.ranking.decode import RankingResult, Reply, rank_direct, rank_iter
 from r1ranker.rollout.constraint import build_constraint
 from r1ranker.rollout.engine import Engine, EngineSettings, Request, SamplingParams
 from r1ranker.rollout.start import start_engine
+from r1ranker.tasks.catalog import get_task
 from r1ranker.tasks.example import RankingExample
 from r1ranker.tasks.prompts import AnswerFormat, AnswerStyle, Mode, chat_messages, render_problem
 
 SETTINGS_FILE = "r1ranker.json"
+_SAVED: dict[str, Any] = {
+    "strategy": ("iterative", "direct"),
+    "answer_style": ("name", "label"),
+    "think": bool,
+    "constrain": ("none", "candidates"),
+    "max_response_length": int,
+}
+"""its values, or their type"""
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,9 @@ class RankerSettings:
             return cls()
         try:
             saved: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            for key, kinds in _SAVED.items():
+                if saved[key] not in kinds if isinstance(kinds, tuple) else type(saved[key]) is not kinds:
+                    raise ValueError(f"{key} is {saved[key]!r}")
             return cls(
                 strategy=saved["strategy"],
                 answer_format=AnswerFormat(saved["answer_style"], saved["think"]),
@@ -104,6 +116,9 @@ class Ranker:
         texts: Sequence[str] = (),
     ) -> RankingResult:
         """Rank `candidates` for a query (a text) or a history (a list of texts); `texts` may tell more of each candidate."""
+        wanted = "a list of texts" if get_task(task).scenario == "recommendation" else "a text"
+        if isinstance(query, str) == (wanted == "a list of texts"):
+            raise UserError(f"query: found {query!r}; {task} ranks for {wanted}")
         example = RankingExample(
             task,
             tuple(candidates),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,7 +48,9 @@ class Budget:
 def arrange(trajectories: Sequence[Trajectory], processes: int, budget: Budget) -> list[list[list[int]]]:
     """For each process its bins of indices of `trajectories`; all have as many bins, some of them empty."""
     lengths = [len(trajectory) for trajectory in trajectories]
-    bins = bins_of(lengths, budget.max_tokens, budget.max_sequences)
+    # no more tokens than a process's share, with some slack to pack: else one would do everything and the others wait
+    share = math.ceil(1.05 * sum(lengths) / processes)
+    bins = bins_of(lengths, min(budget.max_tokens, max(share, *lengths)), budget.max_sequences)
     hands = deal([sum(lengths[index] for index in one) for one in bins], processes)
     return [[bins[place] if place >= 0 else [] for place in hand] for hand in hands]
 

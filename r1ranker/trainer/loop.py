@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,7 +12,7 @@ import numpy as np
 
 from r1ranker.data.loader import Prompt, PromptLoader, load_prompts, spread_over_tasks
 from r1ranker.device import has_gpu
-from r1ranker.errors import RunError
+from r1ranker.errors import RunError, UserError
 from r1ranker.model.loading import load_tokenizer
 from r1ranker.rollout.constraint import build_constraint
 from r1ranker.rollout.engine import Request, SamplingParams
@@ -36,6 +37,8 @@ def fit(config: Config) -> str:
     Raises UserError for input that cannot be used, before any worker is started where that can be known, and RunError
     for a run that broke down, naming the step and the last actor saved.
     """
+    if config.trainer.executor == "ray":
+        _make_paths_absolute(config)
     run = Run(config)
     with started(config, run.total_steps) as cluster, Tracking(config, run.total_steps) as tracking:
         for note in run.notes:
@@ -58,6 +61,14 @@ def fit(config: Config) -> str:
     return run.actor_dir
 
 
+def _make_paths_absolute(config: Config) -> None:
+    """Processes of an attached Ray cluster have another working directory."""
+    config.trainer.default_local_dir = os.path.abspath(config.output_dir)
+    for model in (config.actor_rollout_ref.model, config.critic.model):
+        if model.path and os.path.isdir(model.path):
+            model.path = os.path.abspath(model.path)
+
+
 class Run:
     """What outlives a step: the data, the reward, the KL controller, and how far the run is."""
 
@@ -66,7 +77,12 @@ class Run:
         self.reward = reward_function(config.custom_reward_function)
         self.tokenizer = load_tokenizer(str(config.actor_rollout_ref.model.path))
         if config.needs_critic:
-            load_tokenizer(str(config.critic.model.path))
+            critic = load_tokenizer(str(config.critic.model.path))
+            if critic.get_vocab() != self.tokenizer.get_vocab():
+                raise UserError(
+                    f"critic.model.path: {config.critic.model.path} has another vocabulary than the actor's "
+                    f"{config.actor_rollout_ref.model.path}; the same tokenizer is wanted"
+                )
         self.notes: list[str] = []
         data = config.data
         train = self._load(data.train_files, "data.train_files")
@@ -115,7 +131,7 @@ class Run:
         metrics |= self.update(cluster, trajectories, step, timing)
         with _timed(timing, "sync_weights"):
             cluster.sync_weights()
-        rates = call_all(cluster, "end_step")
+        rates = call_all(cluster, "end_step", step > self.config.trainer.critic_warmup)
         metrics |= rates[0] | {
             "perf/max_memory_allocated_gb": max(rate["perf/max_memory_allocated_gb"] for rate in rates)
         }
@@ -185,9 +201,9 @@ class Run:
             with _timed(timing, "values"):
                 dispatch.fill(cluster, trajectories, "values", self._critic_budget(), "values")
         correction = config.algorithm.rollout_correction.rollout_is is not None
-        if config.on_policy and not config.algorithm.use_kl_in_reward and not correction:
-            return  # the ratio is 1: the update's own log-probabilities, detached, are the old ones
         wanted = config.actor_rollout_ref.actor.recompute_old_log_probs
+        if wanted == "auto" and config.on_policy and not config.algorithm.use_kl_in_reward and not correction:
+            return  # the ratio is 1: the update's own log-probabilities, detached, are the old ones
         if correction or wanted == "true" or (wanted == "auto" and has_gpu()):
             with _timed(timing, "old_log_prob"):
                 dispatch.fill(
@@ -292,11 +308,12 @@ class Run:
         )
         breakdowns = []
         size = self.config.data.val_batch_size or len(self.validation)
+        requests = self._requests(self.validation, step=0)
         with _timed(timing, "testing"):
             for start in range(0, len(self.validation), size):
                 prompts = self.validation[start : start + size]
                 completions = dispatch.generate(
-                    cluster, self._requests(prompts, step=0), params, rollout.tensor_model_parallel_size
+                    cluster, requests[start : start + size], params, rollout.tensor_model_parallel_size
                 )
                 for prompt, (sample,) in zip(prompts, completions, strict=True):
                     text = response_text(self.tokenizer, sample.token_ids, sample.finish_reason == "stop")

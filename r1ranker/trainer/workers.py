@@ -74,10 +74,14 @@ class Worker(Process):
         assert self.critic is not None
         return self.critic.update(bins, self.critic_optimisation)
 
-    def end_step(self) -> dict[str, float]:
-        """Move the schedules on by one training step; returns the learning rates that were in force."""
+    def end_step(self, actor_updated: bool = True) -> dict[str, float]:
+        """Move the schedules on by one training step; returns the learning rates that were in force.
+
+        While only the critic learns, the actor's schedule waits.
+        """
         rates = {"actor/lr": self.policy_optimisation.lr}
-        self.policy_optimisation.schedule.step()
+        if actor_updated:
+            self.policy_optimisation.schedule.step()
         if self.critic is not None:
             rates["critic/lr"] = self.critic_optimisation.lr
             self.critic_optimisation.schedule.step()
