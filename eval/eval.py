@@ -26,6 +26,12 @@ def main() -> None:
         help="reason before answering; default: as the model was trained",
     )
     parser.add_argument("--answer_style", choices=["name", "label"], help="default: as the model was trained")
+    parser.add_argument(
+        "--engine",
+        choices=["vllm", "hf", "auto"],
+        default="auto",
+        help="auto: vllm where it is installed (%(default)s)",
+    )
     parser.add_argument("--limit", type=int, help="rows a task at most")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--gpu_id", type=int, default=0)
@@ -46,6 +52,7 @@ def main() -> None:
         answer_style=options.answer_style,
         gpu=options.gpu_id,
         seed=options.seed,
+        engine=options.engine,
     )
 
 

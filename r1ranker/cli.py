@@ -80,6 +80,8 @@ def sft(
     for name, value in (("--steps", steps), ("--batch-size", batch_size)):
         if value < 1:
             raise UserError(f"{name}: found {value}; at least 1 is wanted")
+    if seed < 0 or not 0 < lr < float("inf"):
+        raise UserError(f"--seed {seed}, --lr {lr}: a seed of at least 0 and a learning rate over 0 are wanted")
     losses = fine_tune(model, data, output, SFTSettings(steps, batch_size, lr, warmup_steps, max_tokens, seed))
     typer.echo(f"{output}: loss {losses[0]:.3f} -> {losses[-1]:.3f} over {steps} steps")
 
@@ -108,12 +110,13 @@ def evaluate_command(
     ] = "ulab-ai/Ranking-bench",
     strategy: Annotated[Literal["iterative", "direct"] | None, typer.Option()] = None,
     limit: Annotated[int | None, typer.Option(help="rows a task at most")] = None,
+    engine: Annotated[str, typer.Option(help="vllm | hf | auto: vllm where it is installed")] = "auto",
     output_dir: str = "eval/eval_result",
 ) -> None:
     """Rank the test rows of a task and report MRR, NDCG and valid answers; eval/eval.py takes the same and more."""
     from r1ranker.evaluation.runner import run_evaluation
 
-    run_evaluation(dataset, model_path, data=data, strategy=strategy, limit=limit, output_dir=output_dir)
+    run_evaluation(dataset, model_path, data=data, strategy=strategy, limit=limit, output_dir=output_dir, engine=engine)
 
 
 def main() -> None:

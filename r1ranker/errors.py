@@ -7,11 +7,16 @@ import sys
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
 
+EXIT_RUN_FAILED = 1
 EXIT_BAD_INPUT = 2
 
 
 class UserError(Exception):
     """Bad input: the message names file, row, column or key, what was found and what is wanted."""
+
+
+class RunError(Exception):
+    """A run that could not go on for a cause outside the input: one line, no traceback, exit code 1."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
@@ -21,12 +26,15 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def exit_on_user_error(command: Callable[[], None]) -> None:
-    """Run `command`; a UserError becomes one line on stderr and exit code 2. Ctrl-C exits with 130."""
+    """Run `command`; a UserError becomes one line on stderr and exit code 2, a RunError code 1. Ctrl-C exits with 130."""
     try:
         command()
     except UserError as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         sys.exit(EXIT_BAD_INPUT)
+    except RunError as error:
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(EXIT_RUN_FAILED)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)

@@ -17,10 +17,14 @@ fi
 if [ "$(cat .venv/.installed 2>/dev/null)" != "$stamp" ]; then
     echo "installing into .venv (once; several minutes) ..."
     if command -v nvidia-smi >/dev/null 2>&1; then
-        .venv/bin/pip install --quiet --editable '.[dev]'
+        # flash-attn is built against the torch that is there
+        .venv/bin/pip install --quiet torch setuptools wheel
+        .venv/bin/pip install --quiet --no-build-isolation --editable '.[gpu,dev]'
     else
         .venv/bin/pip install --quiet ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} 'torch==2.13.0'
         .venv/bin/pip install --quiet --editable '.[cpu,dev]'
+        # vLLM names these, they come built for CUDA, and importing them breaks vLLM; it ranks texts without them
+        .venv/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
     fi
     echo "$stamp" > .venv/.installed
 fi

@@ -6,13 +6,15 @@ import argparse
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from r1ranker.data.parquet import read_training_rows, training_row, write_rows
+from r1ranker.atomic import atomic_path
+from r1ranker.data.parquet import fill_file, read_training_rows, training_row, write_rows
 from r1ranker.data.sft import SFT_SCHEMA, cold_start_rows
 from r1ranker.data.sources.ranking_bench import Split, read_ranking_bench
 from r1ranker.data.sources.toy import write_toy
@@ -30,11 +32,13 @@ def generate(
 ) -> dict[str, Counter[str]]:
     """Write train.parquet and test.parquet to `local_dir`; returns the rows a task of each split."""
     counts: dict[str, Counter[str]] = {}
-    for split in SPLITS:
-        counts[split] = Counter()
-        rows = _rows(source, mode, split, answer_format, tasks, counts[split])
-        if not write_rows(rows, str(Path(local_dir) / f"{split}.parquet")):
-            raise UserError(f"{source}: no {split} rows of the tasks {', '.join(tasks or TASK_NAMES)}")
+    with ExitStack() as both:  # the files take their places together, or neither does
+        for split in SPLITS:
+            counts[split] = Counter()
+            rows = _rows(source, mode, split, answer_format, tasks, counts[split])
+            temporary = both.enter_context(atomic_path(Path(local_dir) / f"{split}.parquet"))
+            if not fill_file(rows, temporary):
+                raise UserError(f"{source}: no {split} rows of the tasks {', '.join(tasks or TASK_NAMES)}")
     return counts
 
 
@@ -77,6 +81,8 @@ def prepare_all(
 ) -> None:
     """Write `output`/direct_ranking and `output`/iterative_ranking; of the toy world also its benchmark layout, `output`/bench."""
     answer_format = checked_format(answer_style, think)
+    if size < 1 or seed < 0:
+        raise UserError(f"--size {size}, --seed {seed}: a size of at least 1 and a seed of at least 0 are wanted")
     for task in tasks or ():
         get_task(task)
     if source == TOY:

@@ -81,9 +81,15 @@ def training_row(
 
 def write_rows(rows: Iterable[dict[str, Any]], path: str, schema: pa.Schema = SCHEMA) -> int:
     """Write rows to a parquet file, whole or not at all; returns how many there were."""
+    with atomic_path(Path(path)) as temporary:
+        return fill_file(rows, temporary, schema)
+
+
+def fill_file(rows: Iterable[dict[str, Any]], path: Path, schema: pa.Schema = SCHEMA) -> int:
+    """Write rows to a parquet file at once; returns how many there were."""
     count = 0
     rows = iter(rows)
-    with atomic_path(Path(path)) as temporary, pq.ParquetWriter(temporary, schema) as writer:
+    with pq.ParquetWriter(path, schema) as writer:
         while chunk := list(islice(rows, 2048)):
             writer.write_table(pa.Table.from_pylist(chunk, schema=schema))
             count += len(chunk)
@@ -106,19 +112,28 @@ def _check(row: dict[str, Any], where: str) -> None:
             raise UserError(f"{where}: {column} is null")
     if row["data_source"] not in MODES:
         raise UserError(f"{where}: data_source {row['data_source']!r}; one of {', '.join(MODES)} is wanted")
-    for message in row["prompt"]:
-        if not message or set(message) != {"role", "content"} or None in message.values():
-            raise UserError(f"{where}: prompt holds {message!r}; messages of role and content are wanted")
-    if not any(message["role"] == "user" for message in row["prompt"]):
-        raise UserError(f"{where}: prompt has no message of role 'user'")
+    check_messages(row["prompt"], where)
     truth = row["reward_model"].get("ground_truth")
-    if not truth or truth.get("candidate_text") is None or truth.get("gt") is None:
-        raise UserError(f"{where}: reward_model.ground_truth lacks candidate_text or gt")
-    RankingExample("", tuple(truth["candidate_text"]), truth["gt"]).validate(where)
+    if not isinstance(truth, dict) or truth.get("candidate_text") is None or truth.get("gt") is None:
+        raise UserError(f"{where}: reward_model.ground_truth lacks candidate_text or gt; a record of both is wanted")
+    names = truth["candidate_text"]
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in (*names, truth["gt"])):
+        raise UserError(f"{where}: reward_model.ground_truth holds {truth!r}; a list of names and a name are wanted")
+    RankingExample("", tuple(names), truth["gt"]).validate(where)
     if not truth["gt"]:
         raise UserError(f"{where}: reward_model.ground_truth.gt is empty; the positive is wanted")
-    if row["extra_info"].get("task_name") is None:
-        raise UserError(f"{where}: extra_info lacks task_name")
+    if not isinstance(row["extra_info"].get("task_name"), str):
+        raise UserError(f"{where}: extra_info lacks task_name; a name is wanted")
+
+
+def check_messages(messages: Any, where: str) -> None:
+    """Raise UserError unless `messages` are of role and content, both text, with a user's turn among them."""
+    for message in messages:
+        texts = isinstance(message, dict) and set(message) == {"role", "content"}
+        if not texts or not all(isinstance(value, str) for value in message.values()):
+            raise UserError(f"{where}: prompt holds {message!r}; messages of role and content are wanted")
+    if not any(message["role"] == "user" for message in messages):
+        raise UserError(f"{where}: prompt has no message of role 'user'")
 
 
 def row_mode(row: dict[str, Any]) -> Mode:
@@ -144,4 +159,6 @@ def row_to_example(row: dict[str, Any]) -> RankingExample:
 def reworded(row: dict[str, Any], answer_format: AnswerFormat) -> dict[str, Any]:
     """The same row worded for another answer format."""
     extra = row["extra_info"]
-    return training_row(row_to_example(row), row_mode(row), extra["split"], extra["index"], answer_format)
+    return training_row(
+        row_to_example(row), row_mode(row), extra.get("split") or "", extra.get("index") or 0, answer_format
+    )

@@ -8,10 +8,10 @@ from typing import Any
 
 import pyarrow as pa
 
-from r1ranker.data.parquet import row_format, row_mode
+from r1ranker.data.parquet import check_messages, row_format, row_mode
 from r1ranker.data.table import read_table
 from r1ranker.errors import UserError
-from r1ranker.tasks.prompts import shown
+from r1ranker.tasks.text import shown
 
 SFT_SCHEMA = pa.schema(
     [
@@ -44,5 +44,6 @@ def read_sft_rows(paths: Sequence[str]) -> list[dict[str, Any]]:
         for number, row in enumerate(read_table(path, {"prompt": "a list of messages", "completion": "text"})):
             if not row["prompt"] or not row["completion"]:
                 raise UserError(f"{path}: row {number}: prompt or completion is empty; both are wanted")
+            check_messages(row["prompt"], f"{path}: row {number}")
             rows.append(row)
     return rows

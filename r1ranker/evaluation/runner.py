@@ -20,7 +20,7 @@ from r1ranker.evaluation.baselines import Metrics, MostFrequentLabel, as_given, 
 from r1ranker.evaluation.metrics import metrics_of_rank, rank_of, summarise
 from r1ranker.evaluation.table import print_results
 from r1ranker.ranking.decode import RankingResult
-from r1ranker.ranking.ranker import Ranker
+from r1ranker.ranking.ranker import Ranker, RankerSettings
 from r1ranker.tasks.catalog import TASK_NAMES, get_task
 from r1ranker.tasks.example import RankingExample
 from r1ranker.tasks.prompts import AnswerStyle, Mode
@@ -120,6 +120,27 @@ def _answers(examples: Sequence[RankingExample], rankings: Sequence[RankingResul
     }
 
 
+def _file_name(dataset: str, model_path: str, settings: RankerSettings, limit: int | None) -> str:
+    """Task, model and strategy, and whatever else was asked for that is not the model's own way."""
+    path = Path(model_path.rstrip("/"))
+    own = RankerSettings.of_model(model_path)
+    tasks = tasks_of(dataset)
+    parts = [
+        dataset if len(tasks) == 1 or dataset == ALL else f"{len(tasks)}-tasks",
+        path.parent.name if path.name == "actor" else path.name,
+        settings.strategy,
+    ]
+    if settings.answer_format.think != own.answer_format.think:
+        parts.append("think" if settings.answer_format.think else "no-think")
+    if settings.answer_format.answer_style != own.answer_format.answer_style:
+        parts.append(settings.answer_format.answer_style)
+    if settings.constrain != own.constrain:
+        parts.append(f"constrain-{settings.constrain}")
+    if limit is not None:
+        parts.append(f"first-{limit}")
+    return "_".join(parts)
+
+
 def run_evaluation(
     dataset: str,
     model_path: str,
@@ -133,14 +154,21 @@ def run_evaluation(
     gpu: int = 0,
     seed: int = 0,
     show: bool = True,
+    engine: str = "hf",
 ) -> dict[str, Any]:
     """Evaluate a model on a task or on all nine; writes one JSON file and prints a table. Returns what was written."""
     tasks = tasks_of(dataset)
     if limit is not None and limit < 1:
         raise UserError(f"--limit: found {limit}; at least 1 is wanted")
+    if seed < 0:
+        raise UserError(f"--seed: found {seed}; at least 0 is wanted")
     test = examples_by_task(data, tasks, "test", limit)
     train = [example for examples in examples_by_task(data, tasks, "train").values() for example in examples]
-    ranker = Ranker.from_pretrained(model_path, strategy, constrain, gpu, think, answer_style, seed=seed)
+    ranker = Ranker.from_pretrained(model_path, strategy, constrain, gpu, think, answer_style, engine, seed=seed)
+    try:  # before the work is done, not after it
+        Path(output_dir).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output_dir: {output_dir} cannot be written ({error.strerror})") from error
     report = {
         "model": model_path,
         "data": data,
@@ -148,10 +176,7 @@ def run_evaluation(
         "settings": asdict(ranker.settings),
         **evaluate(ranker, test, train, seed),
     }
-    name = Path(model_path.rstrip("/"))
-    label = name.parent.name if name.name == "actor" else name.name
-    named = dataset if len(tasks) == 1 or dataset == ALL else f"{len(tasks)}-tasks"
-    file = Path(output_dir) / f"{named}_{label}_{ranker.settings.strategy}.json"
+    file = Path(output_dir) / f"{_file_name(dataset, model_path, ranker.settings, limit)}.json"
     with atomic_path(file) as temporary:
         temporary.write_text(
             json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", errors="replace"

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from r1ranker.errors import UserError
+
 PACKED = "packed"
 
 
@@ -30,6 +32,8 @@ def packed_attention(
     max_length_q: int,
     scaling: float | None = None,
     dropout: float = 0.0,
+    sliding_window: int | None = None,
+    s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention of query [1, H, T, D] over key and value [1, G, T, D]; returns [1, T, H, D].
@@ -38,6 +42,11 @@ def packed_attention(
     """
     if attention_mask is not None or dropout:
         raise ValueError("packed attention takes neither a mask nor dropout")
+    if s_aux is not None or (sliding_window is not None and max_length_q > sliding_window):
+        raise UserError(
+            f"actor_rollout_ref.model.path: this model attends over a window of {sliding_window} tokens or with sinks, and a "
+            f"sequence has {max_length_q}; a model with full attention is wanted, or shorter sequences"
+        )
     kernel = _flash_kernel() if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) else None
     if kernel is not None:
         rows = (tensor[0].transpose(0, 1) for tensor in (query, key, value))

@@ -16,7 +16,7 @@ from r1ranker.atomic import atomic_path
 from r1ranker.data.parquet import read_training_rows
 from r1ranker.errors import UserError
 from r1ranker.model.loading import quiet
-from r1ranker.tasks.prompts import neutralise, one_line
+from r1ranker.tasks.text import shown
 
 CONTROL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
@@ -125,7 +125,7 @@ def _names(rows: Sequence[dict[str, Any]]) -> set[str]:
     """Names of candidates, and of items in histories, as they are shown in prompts."""
     names: set[str] = set()
     for row in rows:
-        names.update(neutralise(one_line(name)) for name in row["reward_model"]["ground_truth"]["candidate_text"])
+        names.update(shown(name) for name in row["reward_model"]["ground_truth"]["candidate_text"])
         user_turn = next(message["content"] for message in row["prompt"] if message["role"] == "user")
         if str(row["extra_info"]["task_name"]).startswith("Rec-"):
             names.update(re.findall(r"^- (.+)$", user_turn, flags=re.MULTILINE))

@@ -13,7 +13,8 @@ from transformers.utils import logging as transformers_logging
 from r1ranker.errors import UserError
 from r1ranker.model.attention import register_packed
 
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")
+_TOKENIZER_FILES = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
+"""any of these sets holds a vocabulary"""
 _WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 
 
@@ -30,7 +31,7 @@ def check_model_directory(path: str) -> None:
         raise UserError(f"{path}: no config.json in this directory; a Hugging Face model directory is wanted")
     if not any((directory / name).is_file() for name in _WEIGHT_FILES):
         raise UserError(f"{path}: no model.safetensors in this directory; weights in safetensors are wanted")
-    if not any((directory / name).is_file() for name in _TOKENIZER_FILES):
+    if not any(all((directory / name).is_file() for name in names) for names in _TOKENIZER_FILES):
         raise UserError(f"{path}: model directory without tokenizer (tokenizer.json); one is wanted beside the weights")
 
 
@@ -62,6 +63,14 @@ def load_causal_lm(path: str, dtype: torch.dtype, attention: str) -> PreTrainedM
         if type(error).__module__.startswith("safetensors") or type(error).__name__ == "SafetensorError":
             raise UserError(f"{path}: model.safetensors is damaged ({_first_line(error)})") from error
         raise
+    if getattr(model.base_model, "layers", None) is None:
+        raise UserError(
+            f"{path}: a model of type {config.model_type} has no list of transformer blocks named layers; one shaped like "
+            "Qwen2 or Llama is wanted"
+        )
+    if model.generation_config is not None:
+        # a temperature without do_sample loads and then refuses to be saved
+        model.generation_config.do_sample = True
     return model.eval()
 
 

@@ -72,7 +72,7 @@ def rank_iterative(
         shown = [examples[index].with_pool(states[index].pool) for index in going]
         for index, example, reply in zip(going, shown, ask(shown, "iterative"), strict=True):
             parsed = parse_answer(reply.text, example.candidates, "iterative", answer_format)
-            results[index].count(reply, parsed, valid=bool(parsed.named))
+            results[index].count(reply, parsed, valid=parsed.usable("iterative", len(example.candidates)))
             place = parsed.named[0] if parsed.named else closest(parsed.answer or "", example.candidates)
             name = example.candidates[place]
             states[index].eliminate(name)
@@ -99,8 +99,7 @@ def rank_direct(
         for example, reply in zip(batch, ask(batch, "direct"), strict=True):
             parsed = parse_answer(reply.text, example.candidates, "direct", answer_format)
             result = RankingResult()
-            complete = len(parsed.named) == len(example.candidates) and not parsed.unmatched
-            result.count(reply, parsed, valid=complete)
+            result.count(reply, parsed, valid=parsed.usable("direct", len(example.candidates)))
             named = [example.candidates[place] for place in parsed.named]
             result.ranking = (*named, *(name for name in example.candidates if name not in set(named)))
             results.append(result)

@@ -16,12 +16,21 @@ from r1ranker.errors import UserError
 from r1ranker.model.loading import check_model_directory
 from r1ranker.ranking.decode import RankingResult, Reply, rank_direct, rank_iterative
 from r1ranker.rollout.constraint import build_constraint
-from r1ranker.rollout.engine import Engine, Request, SamplingParams
-from r1ranker.rollout.hf import HFEngine
+from r1ranker.rollout.engine import Engine, EngineSettings, Request, SamplingParams
+from r1ranker.rollout.start import start_engine
+from r1ranker.tasks.catalog import get_task
 from r1ranker.tasks.example import RankingExample
 from r1ranker.tasks.prompts import AnswerFormat, AnswerStyle, Mode, chat_messages, render_problem
 
 SETTINGS_FILE = "r1ranker.json"
+_SAVED: dict[str, Any] = {
+    "strategy": ("iterative", "direct"),
+    "answer_style": ("name", "label"),
+    "think": bool,
+    "constrain": ("none", "candidates"),
+    "max_response_length": int,
+}
+"""its values, or their type"""
 
 
 @dataclass(frozen=True)
@@ -45,6 +54,9 @@ class RankerSettings:
             return cls()
         try:
             saved: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            for key, kinds in _SAVED.items():
+                if saved[key] not in kinds if isinstance(kinds, tuple) else type(saved[key]) is not kinds:
+                    raise ValueError(f"{key} is {saved[key]!r}")
             return cls(
                 strategy=saved["strategy"],
                 answer_format=AnswerFormat(saved["answer_style"], saved["think"]),
@@ -72,11 +84,12 @@ class Ranker:
         gpu: int = 0,
         think: bool | None = None,
         answer_style: AnswerStyle | None = None,
+        engine: str = "hf",
         **changes: Any,
     ) -> Ranker:
         """The model of a directory or hub id, asked as it was trained unless the other arguments say otherwise.
 
-        `changes` are further fields of RankerSettings.
+        `engine` is hf, vllm or auto; vLLM holds one model a process. `changes` are further fields of RankerSettings.
 
         Raises UserError for a directory that holds no model or no tokenizer.
         """
@@ -91,8 +104,9 @@ class Ranker:
         changes["answer_format"] = AnswerFormat(style, asked.think if think is None else think)
         from r1ranker.device import pick_device
 
-        engine = HFEngine.from_pretrained(directory, pick_device(gpu))
-        return cls(engine, engine.tokenizer, replace(settings, **changes))
+        settings = replace(settings, **changes)
+        started = start_engine(engine, directory, pick_device(gpu), EngineSettings())
+        return cls(started, started.tokenizer, settings)
 
     def rank(
         self,
@@ -102,6 +116,9 @@ class Ranker:
         texts: Sequence[str] = (),
     ) -> RankingResult:
         """Rank `candidates` for a query (a text) or a history (a list of texts); `texts` may tell more of each candidate."""
+        wanted = "a list of texts" if get_task(task).scenario == "recommendation" else "a text"
+        if isinstance(query, str) == (wanted == "a list of texts"):
+            raise UserError(f"query: found {query!r}; {task} ranks for {wanted}")
         example = RankingExample(
             task,
             tuple(candidates),

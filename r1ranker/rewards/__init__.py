@@ -60,5 +60,5 @@ def compute_score(
         "format": form,
         "tags": tags,
         "coverage": coverage,
-        "valid": float(coverage == 1.0 and not parsed.unmatched),
+        "valid": float(parsed.usable(mode, len(candidates))),
     }

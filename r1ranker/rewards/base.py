@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,9 +49,11 @@ def get_reward(name: str) -> RewardFunction:
     if spec is None or spec.loader is None:
         raise UserError(f"custom_reward_function.path: {path}: not a Python file")
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up there
     try:
         spec.loader.exec_module(module)
     except Exception as error:
+        del sys.modules[spec.name]
         raise UserError(f"{path}: cannot be loaded ({type(error).__name__}: {error})") from error
     function = getattr(module, function_name, None)
     if not callable(function):

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from r1ranker.data.tokenise import plain_ids
-from r1ranker.tasks.prompts import AnswerFormat, Mode, neutralise, one_line
+from r1ranker.tasks.prompts import AnswerFormat, Mode
+from r1ranker.tasks.text import shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -35,7 +36,7 @@ def build_constraint(
     if answer_format.answer_style == "label":
         names = [f"[{position}]" for position in range(1, len(candidates) + 1)]
     else:
-        names = [neutralise(one_line(name)) for name in candidates]
+        names = [shown(name) for name in candidates]
     eos = int(tokenizer.eos_token_id)
     # a name and what follows it are tokenised together, since the break between them may be inside a token
     last = tuple((*plain_ids(tokenizer, name + _CLOSING), eos) for name in names)

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from r1ranker.rollout.constraint import PoolConstraint
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedTokenizerBase
 
 FinishReason = Literal["stop", "length"]
 
@@ -47,7 +51,39 @@ class Completion:
     """under a constraint: for each token the ids that were allowed, empty where all were; else an empty list"""
 
 
+@dataclass(frozen=True)
+class EngineSettings:
+    """What an engine is started with; an engine looks at what concerns it."""
+
+    max_model_len: int = 4096
+    """tokens of prompt and response together"""
+    max_num_seqs: int = 256
+    """responses generated at once"""
+    tensor_parallel_size: int = 1
+    """processes that an engine spans; they call every method of it together, with the same arguments"""
+    gpu_memory_utilization: float = 0.4
+    """share of a GPU that the engine may take while it is awake"""
+    enforce_eager: bool = False
+    """no CUDA graphs"""
+
+
 class Engine(Protocol):
     """A rollout engine. Completions come in the order of the requests, n for each."""
 
-    def generate(self, requests: Sequence[Request], params: SamplingParams) -> list[list[Completion]]: ...
+    tokenizer: PreTrainedTokenizerBase
+
+    def generate(self, requests: Sequence[Request], params: SamplingParams) -> list[list[Completion]]:
+        """Complete every request `params.n` times."""
+        ...
+
+    def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Take over named parameters, which come one by one; nothing computed with the old ones is used again."""
+        ...
+
+    def sleep(self) -> None:
+        """Give memory back until the engine is needed again; it wakes by itself."""
+        ...
+
+    def close(self) -> None:
+        """End the engine; nothing may be asked of it afterwards."""
+        ...

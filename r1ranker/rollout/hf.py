@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
-from r1ranker.device import compute_dtype, pick_device
+from r1ranker.device import compute_dtype, pick_device, release_cached_memory
 from r1ranker.model.loading import load_causal_lm, load_tokenizer, moved, stop_token_ids
 from r1ranker.rollout.constraint import ConstraintState
-from r1ranker.rollout.engine import Completion, Request, SamplingParams
+from r1ranker.rollout.engine import Completion, EngineSettings, Request, SamplingParams
 from r1ranker.rollout.sampling import choose, uniform_stream
 
 
@@ -42,12 +42,14 @@ class HFEngine:
         self._token_text = cache(lambda token: str(tokenizer.decode([token])))
 
     @classmethod
-    def from_pretrained(cls, directory: str, device: torch.device | None = None, max_num_seqs: int = 256) -> HFEngine:
+    def from_pretrained(
+        cls, directory: str, device: torch.device | None = None, settings: EngineSettings | None = None
+    ) -> HFEngine:
         """Model and tokenizer of a local directory or hub id; raises UserError where either is missing."""
         device = device or pick_device()
         tokenizer = load_tokenizer(directory)
         model = moved(load_causal_lm(directory, compute_dtype(device), "sdpa"), device)
-        return cls(model, tokenizer, max_num_seqs)
+        return cls(model, tokenizer, (settings or EngineSettings()).max_num_seqs)
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Copy named parameters into the model; they may come one by one."""
@@ -55,6 +57,13 @@ class HFEngine:
         with torch.no_grad():
             for name, weight in weights:
                 own[name].copy_(weight)
+
+    def sleep(self) -> None:
+        """Give cached blocks back: generation and training allocate in different sizes."""
+        release_cached_memory(self.model.device)
+
+    def close(self) -> None:
+        """Nothing outlives the process."""
 
     @torch.no_grad()
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> list[list[Completion]]:

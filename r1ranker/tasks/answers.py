@@ -13,7 +13,8 @@ from functools import lru_cache
 
 from rapidfuzz import fuzz, process
 
-from r1ranker.tasks.prompts import AnswerFormat, AnswerStyle, Mode, shown
+from r1ranker.tasks.prompts import AnswerFormat, AnswerStyle, Mode
+from r1ranker.tasks.text import shown
 
 SIMILARITY = 90.0
 """rapidfuzz ratio, 0 to 100, from which a name that is written slightly wrong counts as meant"""
@@ -21,12 +22,18 @@ SHORTEST_WITHIN = 4
 """characters that a name needs to be looked for inside a sentence"""
 
 _QUOTES = "\"'`´‘’“”«»*_"
-_MARKER = re.compile(r"^\s*(?:[-*•·–—+>]|\(?\d{1,3}[.):]|\[\d{1,3}\]|#\d{1,3}[.:]?)\s+")
+_MARKER = re.compile(r"^\s*(?:[-*•·–—+>]|\*{0,2}\(?\d{1,3}(?:[.):]|\s-)\*{0,2}|\[\d{1,3}\]|#\d{1,3}[.:]?)\s+")
+_TIGHT_MARKER = re.compile(r"^\s*\(?\d{1,3}[.):]")
+_POINTED = re.compile(r"[\"“]([^\"“”]+)[\"”]|\*\*(.+?)\*\*|\\boxed\{([^{}]+)\}|`([^`]+)`|:\s+(.+)$")
+"""the part of a sentence that it points at"""
 _LABEL = re.compile(r"\[\s*(\d{1,3})\s*\]")
 _BARE_LABEL = re.compile(r"\W*(\d{1,3})\W*")
 _SEPARATOR = re.compile(r"\s*(?:,|;|\||→|->|>)\s*")
 _NUMBERED = re.compile(r"(?:^|\s)\(?(\d{1,3})[.)]\s+")
-_NUMERALS = re.compile(r"\d+|\b[ivxlc]+\b")
+_NUMERALS = re.compile(r"\w*\d\w*|\b[ivxlc]+\b")
+_GOES_ON = re.compile(r"[-.]\w|\s+(?:\d+|[ivx]{2,}|v|x)\b")
+"""behind a name: it is the beginning of another one, as "Heat" is of "Heat II" """
+LONGEST_CACHED = 300
 
 
 def with_prefill(completion: str, think: bool) -> str:
@@ -35,9 +42,12 @@ def with_prefill(completion: str, think: bool) -> str:
     return completion if completion.lstrip().startswith(tag) else tag + completion
 
 
-@lru_cache(maxsize=65536)
 def normalise(text: str) -> str:
     """`text` without differences that do not make another name: entities, quotes around it, case, width, white space."""
+    return _normalised_name(text) if len(text) <= LONGEST_CACHED else _normalised(text)
+
+
+def _normalised(text: str) -> str:
     previous = None
     while previous != text:
         previous, text = text, html.unescape(text)
@@ -45,6 +55,9 @@ def normalise(text: str) -> str:
     text = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
     stripped = text.strip(_QUOTES + " ").rstrip(".,;:" + _QUOTES + " ")
     return stripped or text
+
+
+_normalised_name = lru_cache(maxsize=65536)(_normalised)
 
 
 @dataclass(frozen=True)
@@ -59,6 +72,10 @@ class ParsedAnswer:
     unmatched: tuple[str, ...] = ()
     """pieces of the answer that name no candidate, or more than one"""
 
+    def usable(self, mode: Mode, candidates: int) -> bool:
+        """Whether the answer can be used as it is: one name, or in a direct ranking every name, and nothing else."""
+        return len(self.named) == (candidates if mode == "direct" else 1) and not self.unmatched
+
 
 class CandidateMatcher:
     """Finds the candidate that a piece of text means: exactly, after normalisation, then by similarity; never a tie."""
@@ -68,6 +85,7 @@ class CandidateMatcher:
         self._exact = {shown(name): index for index, name in enumerate(candidates)}
         self._exact.update({name: index for index, name in enumerate(candidates)})
         self._count = len(candidates)
+        self.most_separators = max((len(_SEPARATOR.findall(name)) for name in candidates), default=0)
         self._forms = [normalise(name) for name in candidates]
         self._by_form: dict[str, int | None] = {}
         for index, form in enumerate(self._forms):
@@ -76,6 +94,10 @@ class CandidateMatcher:
     def match(self, text: str) -> int | None:
         """Index of the candidate that `text` means, or None."""
         found = self.match_closely(text)
+        if found is None:
+            pointed = {self.match_closely(part) for parts in _POINTED.findall(text) for part in parts if part}
+            pointed.discard(None)
+            found = pointed.pop() if len(pointed) == 1 else None
         return self._within(text) if found is None else found
 
     def match_closely(self, text: str) -> int | None:
@@ -90,7 +112,10 @@ class CandidateMatcher:
             return self._exact[text]
         # a leading number may be part of the name ("12 Angry Men"): taken off only where the whole matches nothing
         bare = _MARKER.sub("", text, count=1)
-        for form in (normalise(text), normalise(bare)):
+        for written in (bare, bare.strip(_QUOTES + ", ")):
+            if written in self._exact:
+                return self._exact[written]
+        for form in (normalise(text), normalise(bare), normalise(_TIGHT_MARKER.sub("", text, count=1))):
             if form in self._by_form:
                 return self._by_form[form]
         return None
@@ -105,6 +130,7 @@ class CandidateMatcher:
                 spans += [
                     (found.start(), found.end(), index)
                     for found in re.finditer(rf"(?<!\w){re.escape(name)}(?!\w)", form)
+                    if not _GOES_ON.match(form, found.end())
                 ]
         outer = {
             index
@@ -137,11 +163,9 @@ def parse_answer(
     answer_format = answer_format or AnswerFormat()
     text = with_prefill(completion, answer_format.think)
     thought = _between(text, text.find("<think>"), "<think>", "</think>")
-    end = text.rfind("</answer>")
-    start = text.rfind("<answer>", 0, end) if end >= 0 else -1
-    if start < 0:
+    answer = _last_block(text)
+    if answer is None:
         return ParsedAnswer(thought, None, ())
-    answer = text[start + len("<answer>") : end]
     matcher = CandidateMatcher(candidates, answer_format.answer_style)
     named: list[int] = []
     unmatched: list[str] = []
@@ -156,6 +180,16 @@ def parse_answer(
     if mode == "iterative" and len(named) != 1:
         return ParsedAnswer(thought, answer, (), (answer,))
     return ParsedAnswer(thought, answer, tuple(named), tuple(unmatched))
+
+
+def _last_block(text: str) -> str | None:
+    """What stands between the last <answer> that is closed and the first </answer> behind it."""
+    start = len(text)
+    while (start := text.rfind("<answer>", 0, start)) >= 0:
+        end = text.find("</answer>", start)
+        if end >= 0:
+            return text[start + len("<answer>") : end]
+    return None
 
 
 def _between(text: str, start: int, opening: str, closing: str) -> str:
@@ -188,10 +222,10 @@ def _as_list(text: str) -> list[str] | None:
     for read in (json.loads, ast.literal_eval):
         try:
             value = read(text)
-        except (ValueError, SyntaxError, MemoryError, RecursionError):
+            if isinstance(value, list) and value and all(isinstance(item, str | int) for item in value):
+                return [str(item) for item in value]
+        except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
             continue
-        if isinstance(value, list) and all(isinstance(item, str | int) for item in value) and len(value) > 1:
-            return [str(item) for item in value]
     return None
 
 
@@ -211,9 +245,11 @@ def _parts(line: str, matcher: CandidateMatcher) -> list[tuple[int | None, str]]
     place = 0
     while place < len(starts):
         # names hold separators too: the longest run of pieces that is a name is taken
-        for last in range(len(starts) - 1, place - 1, -1):
-            piece = line[starts[place] : ends[last]].strip("[]() ")
-            found = matcher.match_closely(piece) if piece else None
+        for last in range(min(len(starts) - 1, place + matcher.most_separators), place - 1, -1):
+            piece = line[starts[place] : ends[last]].strip()
+            found = matcher.match_closely(piece)
+            if found is None:  # the list's own brackets; a name may end with one as well
+                found = matcher.match_closely(piece.strip("[]() "))
             if found is not None:
                 parts.append((found, piece))
                 place = last + 1

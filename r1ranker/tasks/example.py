@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from r1ranker.errors import UserError
+from r1ranker.tasks.text import shown
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +35,16 @@ class RankingExample:
         """Raise UserError, naming `where`, unless the candidates are distinct names and hold the positive."""
         if not self.candidates:
             raise UserError(f"{where}: candidates is empty; at least one name is wanted")
-        if any(not name.strip() for name in self.candidates):
-            raise UserError(f"{where}: candidates holds a blank name")
         seen: set[str] = set()
         for name in self.candidates:
-            if name in seen:
+            # as it is shown: names that look the same in a prompt cannot be told apart in an answer
+            written = shown(name)
+            if not written:
+                raise UserError(f"{where}: candidates holds a blank name")
+            if written in seen:
                 raise UserError(f"{where}: candidates holds {name!r} twice; names must be distinct")
-            seen.add(name)
-        if self.positive and self.positive not in seen:
+            seen.add(written)
+        if self.positive and self.positive not in self.candidates:
             raise UserError(f"{where}: the positive {self.positive!r} is not among the {len(seen)} candidates")
         if self.texts and len(self.texts) != len(self.candidates):
             raise UserError(f"{where}: {len(self.texts)} texts for {len(self.candidates)} candidates")

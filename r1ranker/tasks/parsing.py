@@ -5,9 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from r1ranker.tasks.catalog import Task, get_task
+from r1ranker.tasks.catalog import TASKS, Task
 from r1ranker.tasks.example import RankingExample
-from r1ranker.tasks.prompts import shown
+from r1ranker.tasks.text import shown
 
 _BENCH_HISTORY = re.compile(r"in order:\n(\[.*\])$", re.MULTILINE)
 _BENCH_QUERY = re.compile(r"\A[^\n]*following query:\n(.*?)\n\nThe LLM names and their descriptions are:\n", re.DOTALL)
@@ -16,12 +16,13 @@ _BENCH_PASSAGES = re.compile(r"\A## Here is a query: (.*?) and candidate passage
 
 def parse_problem(task_name: str, problem: str, candidates: Sequence[str]) -> RankingExample:
     """The request in `problem`, whose pool is `candidates`; wording that is not known stays whole, in `problem`."""
-    task = get_task(task_name)
     pool = tuple(candidates)
-    for parse in (_own, _bench):
-        example = parse(task, problem, pool)
-        if example is not None:
-            return example
+    task = TASKS.get(task_name)  # one that is not registered here has wording that is not known
+    if task is not None:
+        for parse in (_own, _bench):
+            example = parse(task, problem, pool)
+            if example is not None:
+                return example
     return RankingExample(task_name, pool, problem=problem)
 
 

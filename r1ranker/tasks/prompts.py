@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from r1ranker.tasks.catalog import Task, get_task
 from r1ranker.tasks.example import RankingExample
+from r1ranker.tasks.text import neutralise, shown
 
 Mode = Literal["direct", "iterative"]
 AnswerStyle = Literal["name", "label"]
@@ -29,28 +29,6 @@ PREFILL_THINK = "Let me solve this step by step.\n<think>"
 PREFILL_ANSWER = "<answer>"
 NOW = "The candidates now are:"
 
-_CONTROL = re.compile(r"<\|([^<>|]*)\|>")
-_TAG = re.compile(r"<(\s*/?\s*(?:think|answer)\s*)>", re.IGNORECASE)
-
-
-def one_line(text: str) -> str:
-    """`text` with every run of white space and control characters as one space."""
-    return " ".join("".join(c if c.isprintable() or c.isspace() else " " for c in text).split())
-
-
-def neutralise(text: str) -> str:
-    """`text` in which chat control tokens and the four tags are written with look-alike brackets, so they are only text."""
-    previous = None
-    while previous != text:  # taking one apart may bring another together
-        previous = text
-        text = _TAG.sub(r"‹\1›", _CONTROL.sub(r"‹|\1|›", text))
-    return text
-
-
-def shown(text: str) -> str:
-    """A name or text as it stands in a prompt."""
-    return neutralise(one_line(text))
-
 
 def candidate_lines(example: RankingExample, style: AnswerStyle) -> list[str]:
     """The pool, one candidate a line: `- name` or `[1] name`, with its text behind a colon where there is one."""
@@ -64,13 +42,13 @@ def candidate_lines(example: RankingExample, style: AnswerStyle) -> list[str]:
 
 def render_problem(example: RankingExample, mode: Mode, answer_style: AnswerStyle = "name") -> str:
     """The problem's text. What stays the same from one elimination to the next comes first, the pool after it."""
-    task = get_task(example.task)
     pool = "\n".join(candidate_lines(example, answer_style))
     if example.problem:
         text = neutralise(example.problem)
         if NOW in text:
             text = text[: text.index(NOW)].rstrip()
         return f"{text}\n\n{NOW}\n{pool}"
+    task = get_task(example.task)
     return "\n".join([*_request(example, task), "", f"Candidate {task.plural}:", pool, "", _question(task, mode)])
 
 

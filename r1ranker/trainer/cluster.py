@@ -9,24 +9,35 @@ from contextlib import contextmanager
 from typing import Any, Protocol
 
 from r1ranker.device import has_gpu
-from r1ranker.errors import UserError
+from r1ranker.errors import RunError, UserError
 from r1ranker.trainer.config import Config
+from r1ranker.trainer.process import Process, RolloutProcess
 from r1ranker.trainer.workers import Worker
 
 
-class Cluster(Protocol):
-    """`size` workers; calls return one result a worker, in the order of their ranks."""
+class Workers(Protocol):
+    """`size` processes of a kind; calls return one result a process, in the order of their ranks."""
 
     size: int
 
     def each(self, method: str, arguments: Sequence[Sequence[Any]]) -> list[Any]:
-        """Call `method` on every worker at once, each with its own arguments."""
+        """Call `method` on every process at once, each with its own arguments."""
         ...
 
 
-def call_all(cluster: Cluster, method: str, *arguments: Any) -> list[Any]:
-    """Call `method` on every worker with the same arguments."""
-    return cluster.each(method, [arguments] * cluster.size)
+class Cluster(Workers, Protocol):
+    """The trainer's processes, and those that generate: the same ones, or others."""
+
+    rollout: Workers
+
+    def sync_weights(self) -> None:
+        """Bring the policy's weights into every rollout engine."""
+        ...
+
+
+def call_all(workers: Workers, method: str, *arguments: Any) -> list[Any]:
+    """Call `method` on every process with the same arguments."""
+    return workers.each(method, [arguments] * workers.size)
 
 
 class LocalCluster:
@@ -35,57 +46,105 @@ class LocalCluster:
     size = 1
 
     def __init__(self, config: Config, total_steps: int) -> None:
+        self.rollout: Workers = self
         self._worker = Worker(config, rank=0)
         self._worker.setup(None, total_steps)
 
     def each(self, method: str, arguments: Sequence[Sequence[Any]]) -> list[Any]:
         return [getattr(self._worker, method)(*arguments[0])]
 
+    def sync_weights(self) -> None:
+        self._worker.sync_weights()
 
-class RayCluster:
-    """One Ray actor a process, placed together on as few nodes as hold them."""
 
-    def __init__(self, config: Config, total_steps: int) -> None:
+class RayWorkers:
+    """Processes as Ray actors, each with a CPU and, where there are any, a GPU; `nodes` groups of `per_node`, each on one node."""
+
+    def __init__(self, kind: type[Process], config: Config, per_node: int, nodes: int, wanted_by: str) -> None:
         import ray
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         self._ray = ray
-        self.size = config.world_size
+        self.size = nodes * per_node
         gpus = 1 if has_gpu() else 0
         bundle = {"CPU": 1.0} | ({"GPU": 1.0} if gpus else {})
-        self._group = ray.util.placement_group([bundle] * self.size, strategy="PACK")
-        if not self._group.wait(timeout_seconds=60):
-            raise UserError(
-                f"trainer.n_gpus_per_node: {self.size} processes do not fit; Ray has {dict(ray.cluster_resources())}"
+        self._groups = [ray.util.placement_group([bundle] * per_node, strategy="STRICT_PACK") for _ in range(nodes)]
+        self._actors: list[Any] = []
+        for group in self._groups:
+            if not group.wait(timeout_seconds=60):
+                self.close()
+                raise UserError(
+                    f"{wanted_by}: {nodes} x {per_node} processes do not fit; Ray has {dict(ray.cluster_resources())}"
+                )
+        actor = ray.remote(num_cpus=1, num_gpus=gpus)(kind)
+        for rank in range(self.size):
+            place = PlacementGroupSchedulingStrategy(
+                self._groups[rank // per_node], placement_group_bundle_index=rank % per_node
             )
-        actor = ray.remote(num_cpus=1, num_gpus=gpus)(Worker)
-        self._workers: list[Any] = [
-            actor.options(
-                scheduling_strategy=PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=rank)
-            ).remote(config, rank)
-            for rank in range(self.size)
-        ]
-        address = self._get([self._workers[0].rendezvous.remote()])[0] if self.size > 1 else None
-        self.each("setup", [(address, total_steps)] * self.size)
+            self._actors.append(actor.options(scheduling_strategy=place).remote(config, rank))
+
+    def meet(self) -> str | None:
+        """An address where the processes can meet; None for one alone."""
+        return self._get([self._actors[0].rendezvous.remote()])[0] if self.size > 1 else None
 
     def each(self, method: str, arguments: Sequence[Sequence[Any]]) -> list[Any]:
         return self._get(
-            [getattr(worker, method).remote(*own) for worker, own in zip(self._workers, arguments, strict=True)]
+            [getattr(actor, method).remote(*own) for actor, own in zip(self._actors, arguments, strict=True)]
         )
 
     def _get(self, references: list[Any]) -> list[Any]:
         try:
             return list(self._ray.get(references))
         except self._ray.exceptions.RayTaskError as error:
-            if isinstance(error.cause, UserError):
-                raise UserError(str(error.cause)) from None
+            if isinstance(error.cause, UserError | RunError):
+                raise type(error.cause)(str(error.cause)) from None
             raise
+        except self._ray.exceptions.RayActorError as error:
+            first = str(error).strip().split("\n")[0]
+            raise RunError(f"a process of the run died ({first})") from None
 
     def close(self) -> None:
-        """End the workers and give their place back."""
-        for worker in self._workers:
-            self._ray.kill(worker)
-        self._ray.util.remove_placement_group(self._group)
+        """End the processes and give their places back."""
+        closing = [actor.close.remote() for actor in self._actors]
+        self._ray.wait(closing, num_returns=len(closing), timeout=10)  # one that has died says nothing any more
+        for actor in self._actors:
+            self._ray.kill(actor)
+        for group in self._groups:
+            self._ray.util.remove_placement_group(group)
+
+
+class RayCluster(RayWorkers):
+    """The trainer's processes, and those of the rollout where they are placed apart."""
+
+    def __init__(self, config: Config, total_steps: int) -> None:
+        trainer, rollout = config.trainer, config.actor_rollout_ref.rollout
+        super().__init__(Worker, config, trainer.n_gpus_per_node, trainer.nnodes, "trainer.n_gpus_per_node")
+        self.rollout: Workers = self
+        self._apart: RayWorkers | None = None
+        try:
+            if rollout.placement == "separate":
+                size = rollout.tensor_model_parallel_size
+                self.rollout = self._apart = RayWorkers(
+                    RolloutProcess, config, size, rollout.n_workers // size, "actor_rollout_ref.rollout.n_workers"
+                )
+            self.each("setup", [(self.meet(), total_steps)] * self.size)
+            if self._apart is not None:
+                self._apart.each("setup", [(self._apart.meet(), self._apart.size)] * self._apart.size)
+        except BaseException:
+            self.close()
+            raise
+
+    def sync_weights(self) -> None:
+        if self._apart is None:
+            call_all(self, "sync_weights")
+        else:
+            call_all(self._apart, "load_weights", call_all(self, "export_weights")[0])
+
+    def close(self) -> None:
+        super().close()
+        apart = getattr(self, "_apart", None)
+        if apart is not None:
+            apart.close()
 
 
 @contextmanager
@@ -101,9 +160,11 @@ def started(config: Config, total_steps: int) -> Iterator[Cluster]:
     if own and "RAY_ADDRESS" in os.environ:
         ray.init(logging_level=logging.ERROR)
     elif own:
+        rollout = config.actor_rollout_ref.rollout
+        apart = rollout.n_workers if rollout.placement == "separate" else 0
         # processes on the CPU share its cores: Ray is told of as many as there are processes
         ray.init(
-            num_cpus=max(config.world_size, os.cpu_count() or 1),
+            num_cpus=max(config.world_size + apart, os.cpu_count() or 1),
             include_dashboard=False,
             logging_level=logging.ERROR,
             log_to_driver=True,

@@ -18,6 +18,14 @@ class KLControlConfig:
 
 
 @dataclass
+class RolloutCorrectionConfig:
+    rollout_is: str | None = None
+    """token | sequence: importance weights against the engine's log-probabilities; null: none"""
+    rollout_is_threshold: float = 2.0
+    """where they are truncated"""
+
+
+@dataclass
 class AlgorithmConfig:
     adv_estimator: str = "grpo"
     """gae | grpo | rloo | reinforce_plus_plus"""
@@ -28,6 +36,7 @@ class AlgorithmConfig:
     kl_penalty: str = "k1"
     """k1 | k2 | k3: estimator of the KL in the reward"""
     kl_ctrl: KLControlConfig = field(default_factory=KLControlConfig)
+    rollout_correction: RolloutCorrectionConfig = field(default_factory=RolloutCorrectionConfig)
 
 
 @dataclass
@@ -142,7 +151,11 @@ class ValKwargs:
 @dataclass
 class RolloutConfig:
     name: str = "hf"
-    """hf: transformers in the trainer's processes"""
+    """hf: transformers; vllm: vLLM"""
+    placement: str = "colocated"
+    """colocated: in the trainer's processes; separate: in n_workers processes of their own"""
+    n_workers: int = 1
+    """processes (GPUs) of the rollout where its placement is separate"""
     n: int = 1
     """samples a prompt"""
     temperature: float = 1.0
@@ -153,8 +166,13 @@ class RolloutConfig:
     constrain: str = "none"
     """none | candidates: inside the answer block only names or labels of the pool are sampled"""
     max_num_seqs: int = 256
-    """responses generated at once in a process"""
+    """responses generated at once by an engine"""
+    enforce_eager: bool = False
+    """vllm: no CUDA graphs"""
     tensor_model_parallel_size: int = 1
+    """vllm: processes that an engine spans"""
+    free_cache_engine: bool = True
+    """vllm on GPUs: colocated engines sleep while the trainer works"""
     gpu_memory_utilization: float = 0.4
     """share of a GPU that an engine with a cache of its own may take; the hf engine takes what a batch needs"""
     log_prob_micro_batch_size: int | None = None
@@ -247,6 +265,12 @@ class Config:
     @property
     def needs_reference(self) -> bool:
         return self.actor_rollout_ref.actor.use_kl_loss or self.algorithm.use_kl_in_reward
+
+    @property
+    def on_policy(self) -> bool:
+        """Whether a batch is used for one update only."""
+        actor = self.actor_rollout_ref.actor
+        return actor.ppo_epochs == 1 and actor.ppo_mini_batch_size == self.data.train_batch_size
 
     @property
     def world_size(self) -> int:

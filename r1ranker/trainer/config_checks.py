@@ -6,7 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from r1ranker.errors import UserError, nearest
+from r1ranker.rollout.start import ENGINES
 from r1ranker.trainer.config import Config, OptimConfig
+from r1ranker.trainer.correction import LEVELS
 from r1ranker.trainer.losses import KL_TYPES, LOSS_AGG_MODES
 
 ESTIMATORS = ("gae", "grpo", "rloo", "reinforce_plus_plus")
@@ -33,7 +35,10 @@ def _check_choices(config: Config) -> None:
     _one_of("actor_rollout_ref.actor.loss_agg_mode", actor.loss_agg_mode, LOSS_AGG_MODES)
     _one_of("actor_rollout_ref.actor.kl_loss_type", actor.kl_loss_type, KL_TYPES)
     _one_of("actor_rollout_ref.actor.recompute_old_log_probs", actor.recompute_old_log_probs, ("auto", "true", "false"))
-    _one_of("actor_rollout_ref.rollout.name", rollout.name, ("hf",))
+    _one_of("actor_rollout_ref.rollout.name", rollout.name, ENGINES)
+    _one_of("actor_rollout_ref.rollout.placement", rollout.placement, ("colocated", "separate"))
+    if config.algorithm.rollout_correction.rollout_is is not None:
+        _one_of("algorithm.rollout_correction.rollout_is", config.algorithm.rollout_correction.rollout_is, LEVELS)
     _one_of("actor_rollout_ref.rollout.constrain", rollout.constrain, ("none", "candidates"))
     _one_of("critic.loss_agg_mode", config.critic.loss_agg_mode, LOSS_AGG_MODES)
     _one_of("trainer.executor", config.trainer.executor, ("ray", "local"))
@@ -55,6 +60,8 @@ def _check_ranges(config: Config) -> None:
         "actor_rollout_ref.actor.ppo_epochs": actor.ppo_epochs,
         "actor_rollout_ref.rollout.n": rollout.n,
         "actor_rollout_ref.rollout.max_num_seqs": rollout.max_num_seqs,
+        "actor_rollout_ref.rollout.n_workers": rollout.n_workers,
+        "actor_rollout_ref.rollout.tensor_model_parallel_size": rollout.tensor_model_parallel_size,
         "trainer.n_gpus_per_node": trainer.n_gpus_per_node,
         "trainer.nnodes": trainer.nnodes,
         "trainer.total_epochs": trainer.total_epochs,
@@ -66,25 +73,65 @@ def _check_ranges(config: Config) -> None:
         raise UserError(
             f"trainer.total_training_steps: found {trainer.total_training_steps}; at least 1 or null is wanted"
         )
+    for key, value in (("trainer.seed", trainer.seed), ("data.seed", config.data.seed)):
+        if value < 0:
+            raise UserError(f"{key}: found {value}; at least 0 is wanted")
+    optional = {
+        "data.val_batch_size": config.data.val_batch_size,
+        "critic.ppo_epochs": config.critic.ppo_epochs,
+        "data.val_max_samples": None if config.data.val_max_samples == -1 else config.data.val_max_samples,
+    }
+    for key, some in optional.items():
+        if some is not None and some < 1:
+            raise UserError(f"{key}: found {some}; at least 1 is wanted")
+    val = rollout.val_kwargs
+    if not val.temperature >= 0 or not 0 < val.top_p <= 1:
+        raise UserError(
+            f"actor_rollout_ref.rollout.val_kwargs: found temperature {val.temperature} and top_p {val.top_p}; at least 0, and "
+            "over 0 to 1, are wanted"
+        )
+    control = config.algorithm.kl_ctrl
+    if control.type == "adaptive" and not (control.target_kl > 0 and control.horizon >= data_samples(config)):
+        raise UserError(
+            f"algorithm.kl_ctrl: found target_kl {control.target_kl} and horizon {control.horizon}; a target over 0 and a horizon "
+            f"of at least the {data_samples(config)} samples of a step are wanted"
+        )
     for key, number in (("algorithm.gamma", config.algorithm.gamma), ("algorithm.lam", config.algorithm.lam)):
         if not 0 <= number <= 1:
             raise UserError(f"{key}: found {number}; a number from 0 to 1 is wanted")
     _check_optim("actor_rollout_ref.actor.optim", actor.optim)
     _check_optim("critic.optim", config.critic.optim)
-    if rollout.temperature <= 0:
+    if not rollout.temperature > 0:
         raise UserError(
             f"actor_rollout_ref.rollout.temperature: found {rollout.temperature}; training samples, so a number over 0 is wanted"
         )
-    for key, found in (("grad_clip", actor.grad_clip), ("clip_ratio", actor.clip_ratio)):
-        if found <= 0:
-            raise UserError(f"actor_rollout_ref.actor.{key}: found {found}; a number over 0 is wanted")
-    if actor.clip_ratio_c <= 1:
+    positive = {
+        "actor_rollout_ref.actor.grad_clip": actor.grad_clip,
+        "actor_rollout_ref.actor.clip_ratio": actor.clip_ratio,
+        "actor_rollout_ref.actor.clip_ratio_low": actor.clip_ratio_low,
+        "actor_rollout_ref.actor.clip_ratio_high": actor.clip_ratio_high,
+        "critic.grad_clip": config.critic.grad_clip,
+        "critic.cliprange_value": config.critic.cliprange_value,
+    }
+    for key, found in positive.items():
+        if found is not None and not found > 0:
+            raise UserError(f"{key}: found {found}; a number over 0 is wanted")
+    if config.algorithm.rollout_correction.rollout_is_threshold <= 0:
+        raise UserError(
+            f"algorithm.rollout_correction.rollout_is_threshold: found "
+            f"{config.algorithm.rollout_correction.rollout_is_threshold}; a number over 0 is wanted"
+        )
+    if not actor.clip_ratio_c > 1:
         raise UserError(f"actor_rollout_ref.actor.clip_ratio_c: found {actor.clip_ratio_c}; a number over 1 is wanted")
 
 
 def _check_optim(where: str, optim: OptimConfig) -> None:
-    if optim.lr <= 0:
+    if not 0 < optim.lr < float("inf"):
         raise UserError(f"{where}.lr: found {optim.lr}; a number over 0 is wanted")
+    if not optim.weight_decay >= 0:
+        raise UserError(f"{where}.weight_decay: found {optim.weight_decay}; a number of at least 0 is wanted")
+    if not 0 <= optim.min_lr_ratio <= 1:
+        raise UserError(f"{where}.min_lr_ratio: found {optim.min_lr_ratio}; a share from 0 to 1 is wanted")
     if len(optim.betas) != 2 or not all(0 <= beta < 1 for beta in optim.betas):
         raise UserError(f"{where}.betas: found {list(optim.betas)}; two numbers from 0 to under 1 are wanted")
     if not 0 <= optim.lr_warmup_steps_ratio <= 1:
@@ -139,10 +186,22 @@ def _check_rollout(config: Config) -> None:
         raise UserError(
             "actor_rollout_ref.rollout: top_p must be 1 and top_k -1 in training; what is left out by them cannot be trained on"
         )
-    if rollout.tensor_model_parallel_size != 1:
+    if rollout.name == "hf" and rollout.tensor_model_parallel_size != 1:
         raise UserError(
             f"actor_rollout_ref.rollout.tensor_model_parallel_size: found {rollout.tensor_model_parallel_size}; "
             "rollout.name=hf holds a whole model in each process, so 1 is wanted"
+        )
+    separate = rollout.placement == "separate"
+    spanned = "actor_rollout_ref.rollout.n_workers" if separate else "trainer.n_gpus_per_node"
+    workers = rollout.n_workers if separate else config.trainer.n_gpus_per_node
+    if workers % rollout.tensor_model_parallel_size:
+        raise UserError(
+            f"actor_rollout_ref.rollout.tensor_model_parallel_size: {rollout.tensor_model_parallel_size} does not divide "
+            f"{spanned} {workers}; an engine spans that many processes"
+        )
+    if separate and config.trainer.executor == "local":
+        raise UserError(
+            "actor_rollout_ref.rollout.placement: separate needs processes of its own; trainer.executor=ray is wanted"
         )
     for name, model in (("actor_rollout_ref", config.actor_rollout_ref.model), ("critic", config.critic.model)):
         if not model.use_remove_padding:
@@ -185,6 +244,11 @@ def _check_required(config: Config) -> None:
         raise UserError("data.val_files: found nothing; a path is wanted where trainer.test_freq is over 0")
     if config.trainer.val_before_train and not config.data.val_files:
         raise UserError("data.val_files: found nothing; a path is wanted where trainer.val_before_train is true")
+
+
+def data_samples(config: Config) -> int:
+    """Responses of a step."""
+    return config.data.train_batch_size * config.actor_rollout_ref.rollout.n
 
 
 def _one_of(key: str, value: str, known: Sequence[str]) -> None:

@@ -56,7 +56,10 @@ def typed(values: DictConfig, where: str) -> Config:
             raise UserError(f"{where}: unknown key {key!r}{nearest(key, known)}")
     merged = OmegaConf.structured(Config)
     for key in _leaves(values):
-        value = OmegaConf.select(values, key)
+        try:
+            value = OmegaConf.select(values, key)
+        except OmegaConfBaseException as error:
+            raise UserError(f"{where}: {key}: {_first_line(error)}") from error
         try:
             OmegaConf.update(merged, key, value)
         except OmegaConfBaseException as error:

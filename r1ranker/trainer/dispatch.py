@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from r1ranker.rollout.engine import Completion, Request, SamplingParams
 from r1ranker.trainer.cluster import Cluster
-from r1ranker.trainer.config import Config
+from r1ranker.trainer.config import Config, RefConfig, RolloutConfig
 from r1ranker.trainer.trajectory import Trajectory, bins_of, deal
 
 
@@ -32,11 +33,24 @@ class Budget:
         actors = actor.ppo_micro_batch_size_per_gpu or (actor.ppo_micro_batch_size or 1) // config.world_size
         return cls(max_tokens, max(1, each or actors))
 
+    @classmethod
+    def of_role(cls, config: Config, role: RefConfig | RolloutConfig) -> Budget:
+        """The bounds of computing log-probabilities for `role`."""
+        return cls.of(
+            config,
+            role.log_prob_max_token_len_per_gpu,
+            role.log_prob_micro_batch_size,
+            role.log_prob_micro_batch_size_per_gpu,
+            None,
+        )
+
 
 def arrange(trajectories: Sequence[Trajectory], processes: int, budget: Budget) -> list[list[list[int]]]:
     """For each process its bins of indices of `trajectories`; all have as many bins, some of them empty."""
     lengths = [len(trajectory) for trajectory in trajectories]
-    bins = bins_of(lengths, budget.max_tokens, budget.max_sequences)
+    # no more tokens than a process's share, with some slack to pack: else one would do everything and the others wait
+    share = math.ceil(1.05 * sum(lengths) / processes)
+    bins = bins_of(lengths, min(budget.max_tokens, max(share, *lengths)), budget.max_sequences)
     hands = deal([sum(lengths[index] for index in one) for one in bins], processes)
     return [[bins[place] if place >= 0 else [] for place in hand] for hand in hands]
 
@@ -76,12 +90,19 @@ def update(cluster: Cluster, trajectories: Sequence[Trajectory], budget: Budget,
     return merged
 
 
-def generate(cluster: Cluster, requests: Sequence[Request], params: SamplingParams) -> list[list[Completion]]:
-    """Completions of the requests, which are dealt to the workers by prompt length."""
-    hands = [[i for i in hand if i >= 0] for hand in deal([len(r.token_ids) for r in requests], cluster.size)]
-    results = cluster.each("generate", [([requests[index] for index in hand], params) for hand in hands])
+def generate(
+    cluster: Cluster, requests: Sequence[Request], params: SamplingParams, engine_size: int = 1
+) -> list[list[Completion]]:
+    """Completions of the requests, dealt by prompt length to engines that span `engine_size` workers each."""
+    workers = cluster.rollout
+    lengths = [len(request.token_ids) for request in requests]
+    hands = [[i for i in hand if i >= 0] for hand in deal(lengths, workers.size // engine_size)]
+    results = workers.each(
+        "generate",
+        [([requests[index] for index in hands[rank // engine_size]], params) for rank in range(workers.size)],
+    )
     completions: list[list[Completion]] = [[] for _ in requests]
-    for hand, own in zip(hands, results, strict=True):
+    for hand, own in zip(hands, results[::engine_size], strict=True):
         for index, samples in zip(hand, own, strict=True):
             completions[index] = samples
     return completions

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ import numpy as np
 
 from r1ranker.data.loader import Prompt, PromptLoader, load_prompts, spread_over_tasks
 from r1ranker.device import has_gpu
+from r1ranker.errors import RunError, UserError
 from r1ranker.model.loading import load_tokenizer
 from r1ranker.rollout.constraint import build_constraint
 from r1ranker.rollout.engine import Request, SamplingParams
@@ -18,6 +20,7 @@ from r1ranker.trainer import dispatch
 from r1ranker.trainer.cluster import Cluster, call_all, started
 from r1ranker.trainer.config import Config
 from r1ranker.trainer.config_checks import file_list
+from r1ranker.trainer.correction import correct
 from r1ranker.trainer.dispatch import Budget
 from r1ranker.trainer.estimation import put_advantages
 from r1ranker.trainer.kl_control import KLController
@@ -31,23 +34,39 @@ from r1ranker.trainer.trajectory import Trajectory
 def fit(config: Config) -> str:
     """Train as `config` says; returns the directory of the trained actor.
 
-    Raises UserError for input that cannot be used, before any worker is started where that can be known.
+    Raises UserError for input that cannot be used, before any worker is started where that can be known, and RunError
+    for a run that broke down, naming the step and the last actor saved.
     """
+    if config.trainer.executor == "ray":
+        _make_paths_absolute(config)
     run = Run(config)
     with started(config, run.total_steps) as cluster, Tracking(config, run.total_steps) as tracking:
         for note in run.notes:
             tracking.say(note)
-        metrics = run.validate(cluster) if config.trainer.val_before_train else {}
-        if metrics:
-            tracking.log(metrics, 0)
-        for step in range(1, run.total_steps + 1):
-            metrics = run.step(cluster, step)
-            if _due(step, config.trainer.test_freq, run.total_steps):
-                metrics |= run.validate(cluster)
-            if _due(step, config.trainer.save_freq, run.total_steps) or step == run.total_steps:
-                metrics |= run.save(cluster, step)
-            tracking.log(metrics, step)
+        step = 0
+        try:
+            metrics = run.validate(cluster) if config.trainer.val_before_train else {}
+            if metrics:
+                tracking.log(metrics, 0)
+            for step in range(1, run.total_steps + 1):
+                metrics = run.step(cluster, step)
+                if _due(step, config.trainer.test_freq, run.total_steps):
+                    metrics |= run.validate(cluster)
+                if _due(step, config.trainer.save_freq, run.total_steps) or step == run.total_steps:
+                    metrics |= run.save(cluster, step)
+                tracking.log(metrics, step)
+        except RunError as error:
+            kept = f"{run.actor_dir} holds the actor of step {run.saved}" if run.saved else "no actor was saved yet"
+            raise RunError(f"step {step}: {error}; {kept}") from error
     return run.actor_dir
+
+
+def _make_paths_absolute(config: Config) -> None:
+    """Processes of an attached Ray cluster have another working directory."""
+    config.trainer.default_local_dir = os.path.abspath(config.output_dir)
+    for model in (config.actor_rollout_ref.model, config.critic.model):
+        if model.path and os.path.isdir(model.path):
+            model.path = os.path.abspath(model.path)
 
 
 class Run:
@@ -58,7 +77,12 @@ class Run:
         self.reward = reward_function(config.custom_reward_function)
         self.tokenizer = load_tokenizer(str(config.actor_rollout_ref.model.path))
         if config.needs_critic:
-            load_tokenizer(str(config.critic.model.path))
+            critic = load_tokenizer(str(config.critic.model.path))
+            if critic.get_vocab() != self.tokenizer.get_vocab():
+                raise UserError(
+                    f"critic.model.path: {config.critic.model.path} has another vocabulary than the actor's "
+                    f"{config.actor_rollout_ref.model.path}; the same tokenizer is wanted"
+                )
         self.notes: list[str] = []
         data = config.data
         train = self._load(data.train_files, "data.train_files")
@@ -72,6 +96,7 @@ class Run:
         target = control.target_kl if control.type == "adaptive" else None
         self.kl_control = KLController(control.kl_coef, target, control.horizon)
         self.updates = 0
+        self.saved = 0
         self.actor_dir = str(Path(config.output_dir) / "actor")
 
     def _load(self, files: object, key: str) -> list[Prompt]:
@@ -99,13 +124,14 @@ class Run:
             trajectories = self.rollout(cluster, prompts, step)
         with _timed(timing, "reward"):
             metrics = self.score(prompts, trajectories)
-        metrics |= self.prepare(cluster, trajectories, timing)
+        self.prepare(cluster, trajectories, timing)
         with _timed(timing, "adv"):
             metrics |= put_advantages(trajectories, self.config.algorithm, self.kl_control)
+            metrics |= self.correct(trajectories)
         metrics |= self.update(cluster, trajectories, step, timing)
         with _timed(timing, "sync_weights"):
-            call_all(cluster, "sync_weights")
-        rates = call_all(cluster, "end_step")
+            cluster.sync_weights()
+        rates = call_all(cluster, "end_step", step > self.config.trainer.critic_warmup)
         metrics |= rates[0] | {
             "perf/max_memory_allocated_gb": max(rate["perf/max_memory_allocated_gb"] for rate in rates)
         }
@@ -121,7 +147,9 @@ class Run:
         params = SamplingParams(
             n=rollout.n, temperature=rollout.temperature, max_tokens=self.config.data.max_response_length
         )
-        completions = dispatch.generate(cluster, self._requests(prompts, step), params)
+        completions = dispatch.generate(
+            cluster, self._requests(prompts, step), params, rollout.tensor_model_parallel_size
+        )
         return [
             Trajectory(
                 prompt_ids=list(prompt.token_ids),
@@ -161,42 +189,40 @@ class Run:
             breakdowns.append(parts)
         return reward_parts(breakdowns)
 
-    def prepare(self, cluster: Cluster, trajectories: list[Trajectory], timing: dict[str, float]) -> dict[str, float]:
+    def prepare(self, cluster: Cluster, trajectories: list[Trajectory], timing: dict[str, float]) -> None:
         """Reference log-probabilities, values and old log-probabilities, each only where it is needed."""
-        config, actor = self.config, self.config.actor_rollout_ref.actor
-        budget = self._actor_budget()
+        config, rollout = self.config, self.config.actor_rollout_ref.rollout
         if config.needs_reference:
-            ref = config.actor_rollout_ref.ref
-            ref_budget = Budget.of(
-                config,
-                ref.log_prob_max_token_len_per_gpu,
-                ref.log_prob_micro_batch_size,
-                ref.log_prob_micro_batch_size_per_gpu,
-                None,
-            )
             with _timed(timing, "ref"):
-                dispatch.fill(cluster, trajectories, "ref_logprobs", ref_budget, "logprobs", "reference")
+                dispatch.fill(
+                    cluster, trajectories, "ref_logprobs", Budget.of_role(config, config.actor_rollout_ref.ref), "logprobs", "reference",
+                )  # fmt: skip
         if config.needs_critic:
             with _timed(timing, "values"):
                 dispatch.fill(cluster, trajectories, "values", self._critic_budget(), "values")
-        on_policy = actor.ppo_epochs == 1 and actor.ppo_mini_batch_size == config.data.train_batch_size
-        if on_policy and not config.algorithm.use_kl_in_reward:
-            return {}  # the ratio is 1: the update's own log-probabilities, detached, are the old ones
-        if actor.recompute_old_log_probs == "true" or (actor.recompute_old_log_probs == "auto" and has_gpu()):
-            rollout = config.actor_rollout_ref.rollout
-            budget = Budget.of(
-                config,
-                rollout.log_prob_max_token_len_per_gpu,
-                rollout.log_prob_micro_batch_size,
-                rollout.log_prob_micro_batch_size_per_gpu,
-                None,
-            )
+        correction = config.algorithm.rollout_correction.rollout_is is not None
+        wanted = config.actor_rollout_ref.actor.recompute_old_log_probs
+        if wanted == "auto" and config.on_policy and not config.algorithm.use_kl_in_reward and not correction:
+            return  # the ratio is 1: the update's own log-probabilities, detached, are the old ones
+        if correction or wanted == "true" or (wanted == "auto" and has_gpu()):
             with _timed(timing, "old_log_prob"):
-                dispatch.fill(cluster, trajectories, "old_logprobs", budget, "logprobs", "policy")
+                dispatch.fill(
+                    cluster, trajectories, "old_logprobs", Budget.of_role(config, rollout), "logprobs", "policy"
+                )
         else:
             for trajectory in trajectories:
                 trajectory.old_logprobs = trajectory.rollout_logprobs
-        return {}
+
+    def correct(self, trajectories: list[Trajectory]) -> dict[str, float]:
+        """Importance weights against the engine's log-probabilities, where they are asked for."""
+        config = self.config.algorithm
+        if config.rollout_correction.rollout_is is None:
+            return {}
+        metrics = correct(trajectories, config.rollout_correction)
+        if self.config.on_policy:
+            for trajectory in trajectories:
+                trajectory.old_logprobs = None  # the ratio is 1, exactly
+        return metrics
 
     def update(
         self, cluster: Cluster, trajectories: list[Trajectory], step: int, timing: dict[str, float]
@@ -264,6 +290,7 @@ class Run:
             # only the first update is by the policy that sampled: later ones differ for a good reason
             metrics["rollout/logprob_diff_mean"] = parts[0]["rollout/logprob_diff"]
             metrics["rollout/logprob_diff_max"] = parts[0]["rollout/logprob_diff_max"]
+            metrics["rollout/kl"] = parts[0]["rollout/kl"]
             metrics["actor/skipped_updates"] = float(sum(not np.isfinite(part["actor/grad_norm"]) for part in parts))
             del metrics["rollout/logprob_diff"]
         return metrics
@@ -271,7 +298,8 @@ class Run:
     def validate(self, cluster: Cluster) -> dict[str, float]:
         """Mean reward and parts of each task on the validation rows, decoded as rollout.val_kwargs says."""
         timing: dict[str, float] = {}
-        val = self.config.actor_rollout_ref.rollout.val_kwargs
+        rollout = self.config.actor_rollout_ref.rollout
+        val = rollout.val_kwargs
         params = SamplingParams(
             temperature=val.temperature,
             top_p=val.top_p,
@@ -280,10 +308,13 @@ class Run:
         )
         breakdowns = []
         size = self.config.data.val_batch_size or len(self.validation)
+        requests = self._requests(self.validation, step=0)
         with _timed(timing, "testing"):
             for start in range(0, len(self.validation), size):
                 prompts = self.validation[start : start + size]
-                completions = dispatch.generate(cluster, self._requests(prompts, step=0), params)
+                completions = dispatch.generate(
+                    cluster, requests[start : start + size], params, rollout.tensor_model_parallel_size
+                )
                 for prompt, (sample,) in zip(prompts, completions, strict=True):
                     text = response_text(self.tokenizer, sample.token_ids, sample.finish_reason == "stop")
                     breakdowns.append(breakdown(self.reward, prompt, text))
@@ -304,6 +335,7 @@ class Run:
         }
         with _timed(timing, "save_checkpoint"):
             call_all(cluster, "save_policy", self.actor_dir, about)
+        self.saved = step
         return {"timing_s/save_checkpoint": timing["save_checkpoint"]}
 
     def _actor_budget(self) -> Budget:

@@ -71,7 +71,8 @@ def _k2(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
 
 def _k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
     difference = (ref_logprobs - logprobs).clamp(-20.0, 20.0)
-    return difference.exp() - difference - 1.0
+    # an outlier is bounded, and has no gradient, as in veRL
+    return (difference.exp() - difference - 1.0).clamp(max=10.0)
 
 
 _KL: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"k1": _k1, "k2": _k2, "k3": _k3}

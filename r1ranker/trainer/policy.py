@@ -58,7 +58,8 @@ class PolicyLoss:
             "actor/ppo_kl": (old - logprobs.detach())[learned].sum().item(),
         }
         if entropy is not None:
-            loss = loss - self.entropy_coeff * (weights * entropy).sum()
+            if self.entropy_coeff:
+                loss = loss - self.entropy_coeff * (weights * entropy).sum()
             sums["actor/entropy"] = entropy.detach()[learned].sum().item()
         if self.kl_coef:
             kl = kl_estimate(logprobs, batch.columns["ref_logprobs"], self.kl_type)
@@ -83,10 +84,14 @@ class Policy:
         trunk: Any = model.base_model
         shard(self.module, trunk.layers, device, world_size, offload)
 
-    def forward(self, batch: MicroBatch, with_entropy: bool) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, batch: MicroBatch, with_entropy: bool, entropy_learns: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
         """Log-probabilities [R] and entropies [R] of the sampled tokens of a micro-batch on this device."""
         logits = self.module(**batch.model_inputs(), use_cache=False, logits_to_keep=batch.predicting).logits[0]
-        return token_logprobs(logits, batch.targets, self._temperature, batch.constrained, batch.allowed, with_entropy)
+        return token_logprobs(
+            logits, batch.targets, self._temperature, batch.constrained, batch.allowed, with_entropy, entropy_learns
+        )
 
     @torch.no_grad()
     def logprobs(self, bins: Bins) -> list[list[np.ndarray]]:
@@ -102,7 +107,7 @@ class Policy:
         totals: dict[str, float] = {}
         for trajectories in bins:
             batch = pack(trajectories).to(self.device)
-            logprobs, entropy = self.forward(batch, with_entropy=True)
+            logprobs, entropy = self.forward(batch, with_entropy=True, entropy_learns=loss.entropy_coeff != 0)
             value, sums = loss(batch, logprobs, entropy)
             # FSDP averages gradients over processes; the shares in the loss are already global
             (value * self._world_size).backward()
@@ -120,13 +125,16 @@ class Policy:
 
 
 def mismatch(batch: MicroBatch, logprobs: Tensor) -> dict[str, float]:
-    """How far the engine's log-probabilities are from the trainer's: sum and maximum of the absolute difference."""
+    """How far the engine's log-probabilities are from the trainer's: sum and maximum of the absolute difference.
+
+    rollout/kl is the sum over sampled tokens of engine - trainer, an unbiased estimate of KL(engine || trainer).
+    """
     sampled = batch.columns["rollout_logprobs"]
-    known = sampled.isfinite()
-    difference = (logprobs - sampled)[known].abs()
+    difference = (sampled - logprobs)[sampled.isfinite()]
     return {
-        "rollout/logprob_diff": difference.sum().item(),
-        "rollout/logprob_diff_max": difference.max().item() if len(difference) else 0.0,
+        "rollout/logprob_diff": difference.abs().sum().item(),
+        "rollout/logprob_diff_max": difference.abs().max().item() if len(difference) else 0.0,
+        "rollout/kl": difference.sum().item(),
     }
 
 

@@ -22,8 +22,8 @@ from r1ranker.trainer.config import OptimConfig
 from r1ranker.trainer.losses import token_shares
 from r1ranker.trainer.optimisation import Optimisation
 from r1ranker.trainer.policy import Policy
+from r1ranker.trainer.process import join
 from r1ranker.trainer.trajectory import Trajectory, bins_of, pack
-from r1ranker.trainer.workers import join
 
 
 @dataclass(frozen=True)

@@ -3,52 +3,30 @@
 from __future__ import annotations
 
 import json
-import os
-import socket
-from collections.abc import Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from r1ranker.atomic import atomic_path
-from r1ranker.device import compute_dtype, peak_memory_gib, pick_device, release_cached_memory
+from r1ranker.device import compute_dtype, peak_memory_gib
 from r1ranker.model.fsdp import full_parameters, full_tensor
-from r1ranker.model.loading import load_causal_lm, load_tokenizer, moved
-from r1ranker.rollout.engine import Completion, Request, SamplingParams
-from r1ranker.rollout.hf import HFEngine
-from r1ranker.trainer.config import Config, FSDPConfig
+from r1ranker.model.loading import load_tokenizer
+from r1ranker.trainer.config import FSDPConfig
 from r1ranker.trainer.critic import Critic
 from r1ranker.trainer.optimisation import Optimisation
 from r1ranker.trainer.policy import Bins, Policy, PolicyLoss
+from r1ranker.trainer.process import BUCKET_BYTES, Process
 
 
-class Worker:
-    """Everything that one process holds. Methods marked collective have to be called on all processes at once."""
-
-    def __init__(self, config: Config, rank: int) -> None:
-        self.config = config
-        self.rank = rank
-
-    def rendezvous(self) -> str:
-        """An address on this process's machine where all can meet."""
-        with socket.socket() as probe:
-            probe.bind(("", 0))
-            port = probe.getsockname()[1]
-        host = "127.0.0.1" if self.config.trainer.nnodes == 1 else socket.gethostbyname(socket.gethostname())
-        return f"tcp://{host}:{port}"
+class Worker(Process):
+    """Everything that one process of the trainer holds. Methods marked collective have to be called on all at once."""
 
     def setup(self, address: str | None, total_steps: int) -> None:
         """Join the other processes at `address` (None: there are none) and load the models. Collective."""
         config, world = self.config, self.config.world_size
-        self.device = pick_device()
-        if self.device.type == "cpu" and world > 1:
-            torch.set_num_threads(max(1, (os.cpu_count() or 1) // config.trainer.n_gpus_per_node))
-        torch.manual_seed(config.trainer.seed)
-        join(address, self.rank, world, self.device)
+        self.join(address, world, beside=config.trainer.n_gpus_per_node)
         model, rollout = config.actor_rollout_ref.model, config.actor_rollout_ref.rollout
         path = str(model.path)
         self.tokenizer = load_tokenizer(path)
@@ -73,14 +51,8 @@ class Worker:
                 critic.model.enable_gradient_checkpointing,
             )
             self.critic_optimisation = Optimisation(self.critic.module, critic.optim, total_steps, critic.grad_clip)
-        engine_model = moved(load_causal_lm(path, compute_dtype(self.device), "sdpa"), self.device)
-        self.engine = HFEngine(engine_model, self.tokenizer, rollout.max_num_seqs)
-
-    def generate(self, requests: Sequence[Request], params: SamplingParams) -> list[list[Completion]]:
-        """Sample `params.n` completions a request."""
-        completions = self.engine.generate(requests, params) if requests else []
-        release_cached_memory(self.device)
-        return completions
+        if rollout.placement == "colocated":
+            self.start_engine()
 
     def logprobs(self, bins: Bins, of: Literal["policy", "reference"]) -> list[list[np.ndarray]]:
         """Log-probabilities [L] of each trajectory of each bin. Collective: every process has as many bins."""
@@ -102,25 +74,52 @@ class Worker:
         assert self.critic is not None
         return self.critic.update(bins, self.critic_optimisation)
 
-    def end_step(self) -> dict[str, float]:
-        """Move the schedules on by one training step; returns the learning rates that were in force."""
+    def end_step(self, actor_updated: bool = True) -> dict[str, float]:
+        """Move the schedules on by one training step; returns the learning rates that were in force.
+
+        While only the critic learns, the actor's schedule waits.
+        """
         rates = {"actor/lr": self.policy_optimisation.lr}
-        self.policy_optimisation.schedule.step()
+        if actor_updated:
+            self.policy_optimisation.schedule.step()
         if self.critic is not None:
             rates["critic/lr"] = self.critic_optimisation.lr
             self.critic_optimisation.schedule.step()
         return rates | {"perf/max_memory_allocated_gb": peak_memory_gib(self.device)}
 
     def sync_weights(self) -> None:
-        """Bring the policy's weights into the rollout engine, gathered one parameter at a time. Collective."""
+        """Bring the policy's weights into this process's engine, gathered one parameter at a time. Collective."""
+        assert self.engine is not None
         self.engine.load_weights(full_parameters(self.policy.module, self.device))
 
+    def export_weights(self) -> list[Any]:
+        """The policy's weights in Ray's object store, for processes elsewhere: references to buckets. Collective."""
+        import ray
+
+        references: list[Any] = []
+        bucket: dict[str, np.ndarray] = {}
+        for name, weight in full_parameters(self.policy.module, self.device):
+            if self.rank:
+                continue
+            bucket[name] = weight.float().cpu().numpy()
+            if sum(array.nbytes for array in bucket.values()) >= BUCKET_BYTES:
+                references.append(ray.put(bucket))
+                bucket = {}
+        if bucket:
+            references.append(ray.put(bucket))
+        return references
+
     def save_policy(self, directory: str, about: dict[str, Any]) -> None:
-        """Write the engine's weights, equal to the policy's after a sync, as a Hugging Face directory; whole or not at all."""
+        """Write the policy as a Hugging Face directory, whole or not at all, in the type it is computed in. Collective."""
+        dtype = compute_dtype(self.device)
+        state: dict[str, torch.Tensor] = {}
+        for name, weight in full_parameters(self.policy.module, self.device):
+            if self.rank == 0:
+                state[name] = weight.to("cpu", dtype)
         if self.rank:
             return
         with atomic_path(Path(directory)) as temporary:
-            self.engine.model.save_pretrained(temporary)
+            self.policy.module.save_pretrained(temporary, state_dict=state)  # type: ignore[operator]
             self.tokenizer.save_pretrained(temporary)
             (Path(temporary) / "r1ranker.json").write_text(json.dumps(about, indent=2) + "\n")
 
@@ -138,19 +137,6 @@ class Worker:
     def weights(self) -> dict[str, np.ndarray]:
         """The policy's whole parameters by name. Collective; for checks."""
         return {name: weight.cpu().numpy() for name, weight in full_parameters(self.policy.module, self.device)}
-
-
-def join(address: str | None, rank: int, world_size: int, device: torch.device) -> None:
-    """Initialise the process group; alone, an earlier one of this process is used again."""
-    from r1ranker.device import collective_backend
-
-    if world_size == 1:
-        if not dist.is_initialized():
-            dist.init_process_group(collective_backend(device), store=dist.HashStore(), rank=0, world_size=1)
-        return
-    dist.init_process_group(
-        collective_backend(device), init_method=address, rank=rank, world_size=world_size, timeout=timedelta(minutes=30)
-    )
 
 
 def _offload(config: FSDPConfig) -> bool:

@@ -16,6 +16,7 @@ import pytest
 
 from r1ranker.cli import main as r1ranker_main
 from r1ranker.errors import exit_on_user_error
+from r1ranker.model.init import ModelSize, init_model
 from r1ranker.quickstart import main as quickstart_main
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -60,6 +61,12 @@ class Place:
         for name, content in contents.items():
             (target / name.replace("_safetensors", ".safetensors").replace("_json", ".json")).write_bytes(content)
         return str(target)
+
+    def other_model(self) -> str:
+        """A model whose tokenizer was trained on other rows."""
+        size = ModelSize(32, 1, 1, 1)
+        init_model(str(self.here / "other"), [self.training("direct")], size, vocab_size=300)
+        return str(self.here / "other")
 
     def file(self, name: str, content: bytes = b"nothing that can be read") -> str:
         (self.here / name).write_bytes(content)
@@ -159,11 +166,18 @@ CASES: dict[str, tuple[Command, tuple[str, ...]]] = {
     "every prompt over the limit": (train("data.max_prompt_length=5"), ("all 2160 prompts", "data.max_prompt_length = 5")),
     "batch larger than the data": (train("data.train_batch_size=9600"), ("data.train_batch_size: 9600", "hold 2160")),
     "no such model": (train(model=lambda p: str(p.here / "gone")), ("gone", "no such model directory")),
-    "model without tokenizer": (train(model=lambda p: p.copied_model("tokenizer*")), ("without tokenizer", "tokenizer.json")),
+    "model without tokenizer": (train(model=lambda p: p.copied_model("tokenizer.json")), ("without tokenizer", "tokenizer.json")),
     "model without weights": (train(model=lambda p: p.copied_model("*.safetensors")), ("no model.safetensors",)),
     "model without config": (train(model=lambda p: p.copied_model("config.json")), ("no config.json",)),
     "damaged weights": (train(model=lambda p: p.copied_model(model_safetensors=b"12345678 not weights")), ("model.safetensors", "damaged")),
     "damaged config": (train(model=lambda p: p.copied_model(config_json=b"{")), ("config.json",)),
+    "critic of another vocabulary": (
+        train(
+            "algorithm.adv_estimator=gae",
+            lambda p: f"critic.model.path={p.other_model()}",
+        ),
+        ("critic.model.path", "another vocabulary"),
+    ),
     "no such reward file": (
         train(lambda p: f"custom_reward_function.path={p.here}/gone.py"), ("gone.py", "no such file"),
     ),
@@ -182,6 +196,8 @@ CASES: dict[str, tuple[Command, tuple[str, ...]]] = {
     "damaged ranker settings": (
         evaluate("--model_path", lambda p: p.copied_model(r1ranker_json=b"{}")), ("r1ranker.json", "not the settings of a ranker"),
     ),
+    "negative seed": (evaluate("--seed", "-1"), ("--seed: found -1",)),
+    "results where a file is": (evaluate("--output_dir", lambda p: p.file("taken")), ("--output_dir", "taken")),
     "task without rows": (evaluate("--dataset", "Rec-Music", "--data", lambda p: p.bench()), ("no test rows of Rec-Music",)),
     # the quick start
     "no steps": (lambda p: ["quickstart", "--steps", "0", "--output", str(p.here / "out")], ("--steps: found 0",)),

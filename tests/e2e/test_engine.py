@@ -5,34 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from runs import requests_of, trajectories_of
 
-from r1ranker.data.loader import load_prompts
-from r1ranker.rollout.constraint import build_constraint
-from r1ranker.rollout.engine import Request, SamplingParams
+from r1ranker.rollout.engine import EngineSettings, Request, SamplingParams
 from r1ranker.rollout.hf import HFEngine
 from r1ranker.trainer.config_load import load_config
 from r1ranker.trainer.trajectory import Trajectory
 from r1ranker.trainer.workers import Worker
 
 
-def requests_of(engine: HFEngine, toy, count: int = 6, constrain: bool = True) -> list[Request]:
-    prompts, _ = load_prompts([str(toy / "direct_ranking" / "test.parquet")], engine.tokenizer, 2000)
-    chosen = prompts[:: max(1, len(prompts) // count)][:count]
-    return [
-        Request(
-            prompt.token_ids,
-            seed,
-            build_constraint(engine.tokenizer, prompt.candidates, prompt.mode, prompt.answer_format)
-            if constrain
-            else None,
-        )
-        for seed, prompt in enumerate(chosen)
-    ]
-
-
 def test_greedy_decoding_is_transformers_own(tiny_model: str, toy) -> None:
     engine = HFEngine.from_pretrained(tiny_model)
-    requests = requests_of(engine, toy, constrain=False)
+    requests = requests_of(engine.tokenizer, toy, constrain=False)
     found = engine.generate(requests, SamplingParams(temperature=0, max_tokens=20))
     for request, (completion,) in zip(requests, found, strict=True):
         ids = torch.tensor([list(request.token_ids)])
@@ -42,30 +26,34 @@ def test_greedy_decoding_is_transformers_own(tiny_model: str, toy) -> None:
 
 def test_a_response_does_not_depend_on_what_else_is_in_the_batch(tiny_model: str, toy) -> None:
     engine = HFEngine.from_pretrained(tiny_model)
-    requests = requests_of(engine, toy)
+    requests = requests_of(engine.tokenizer, toy)
     params = SamplingParams(n=3, max_tokens=40)
     together = engine.generate(requests, params)
     apart = [engine.generate([request], params)[0] for request in requests]
-    narrow = HFEngine.from_pretrained(tiny_model, max_num_seqs=4).generate(requests[::-1], params)[::-1]
+    narrow = HFEngine.from_pretrained(tiny_model, settings=EngineSettings(max_num_seqs=4)).generate(
+        requests[::-1], params
+    )[::-1]
     tokens = [[[one.token_ids for one in samples] for samples in run] for run in (together, apart, narrow)]
     assert tokens[0] == tokens[1] == tokens[2]
 
 
 def test_no_two_samples_of_a_group_are_alike(tiny_model: str, toy) -> None:
     engine = HFEngine.from_pretrained(tiny_model)
-    (samples,) = engine.generate(requests_of(engine, toy, 1, constrain=False), SamplingParams(n=16, max_tokens=12))
+    (samples,) = engine.generate(
+        requests_of(engine.tokenizer, toy, 1, constrain=False), SamplingParams(n=16, max_tokens=12)
+    )
     assert len({tuple(sample.token_ids) for sample in samples}) == 16
 
 
 def test_end_of_sequence_is_part_of_the_response_and_length_is_told_apart(tiny_model: str, toy) -> None:
     engine = HFEngine.from_pretrained(tiny_model)
     eos = engine.tokenizer.eos_token_id
-    for samples in engine.generate(requests_of(engine, toy), SamplingParams(n=2, max_tokens=60)):
+    for samples in engine.generate(requests_of(engine.tokenizer, toy), SamplingParams(n=2, max_tokens=60)):
         for sample in samples:
             assert (sample.finish_reason, sample.token_ids[-1]) == ("stop", eos)
             assert eos not in sample.token_ids[:-1]
             assert len(sample.token_ids) == len(sample.logprobs) == len(sample.allowed)
-    for samples in engine.generate(requests_of(engine, toy), SamplingParams(max_tokens=3)):
+    for samples in engine.generate(requests_of(engine.tokenizer, toy), SamplingParams(max_tokens=3)):
         assert (samples[0].finish_reason, len(samples[0].token_ids)) == ("length", 3)
 
 
@@ -78,21 +66,8 @@ def worker_of(model: str, toy, *overrides: str) -> Worker:
 
 
 def sampled(worker: Worker, requests: list[Request], temperature: float) -> list[Trajectory]:
-    completions = worker.generate(requests, SamplingParams(n=2, temperature=temperature, max_tokens=40))
-    return [
-        Trajectory(
-            prompt_ids=list(request.token_ids),
-            response_ids=sample.token_ids,
-            rollout_logprobs=np.array(sample.logprobs),
-            finish_reason=sample.finish_reason,
-            group_id=group,
-            allowed=sample.allowed,
-            advantages=np.ones(len(sample.token_ids)),
-            weights=np.full(len(sample.token_ids), 0.01),
-        )
-        for group, (request, samples) in enumerate(zip(requests, completions, strict=True))
-        for sample in samples
-    ]
+    params = SamplingParams(n=2, temperature=temperature, max_tokens=40)
+    return trajectories_of(requests, worker.generate(requests, params))
 
 
 @pytest.mark.parametrize("constrain", [True, False])
@@ -103,7 +78,7 @@ def test_engine_and_trainer_agree_right_after_a_sync(model: str, constrain: bool
         request.getfixturevalue(model), toy, f"actor_rollout_ref.rollout.temperature={temperature}",
         "actor_rollout_ref.actor.optim.lr=0.01",
     )  # fmt: skip
-    requests = requests_of(worker.engine, toy, constrain=constrain)
+    requests = requests_of(worker.tokenizer, toy, constrain=constrain)
     before = sampled(worker, requests, temperature)
     for _ in range(3):
         worker.update_policy([before])

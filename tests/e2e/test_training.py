@@ -3,42 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from runs import train
 from safetensors.numpy import load_file
 
 from r1ranker import Ranker
-from r1ranker.errors import UserError
+from r1ranker.errors import RunError, UserError
 from r1ranker.evaluation.runner import run_evaluation
-from r1ranker.trainer.config_load import load_config
-from r1ranker.trainer.loop import fit
+from r1ranker.rollout.hf import HFEngine
+from r1ranker.trainer import cluster as cluster_module
 from r1ranker.trainer.metrics import METRIC_NAMES, known_name
 from r1ranker.trainer.sft import SFTSettings, fine_tune
-
-
-def train(toy: Path, model: str, output: Path, *overrides: str, mode: str = "iterative") -> tuple[str, list[dict]]:
-    """Run `quickstart` with overrides; returns the actor's directory and the lines of metrics.jsonl."""
-    config = load_config(
-        "quickstart",
-        [
-            f"data.train_files={toy}/{mode}_ranking/train.parquet",
-            f"data.val_files={toy}/{mode}_ranking/test.parquet",
-            f"actor_rollout_ref.model.path={model}",
-            f"critic.model.path={model}",
-            f"trainer.default_local_dir={output}",
-            "data.train_batch_size=8",
-            "actor_rollout_ref.actor.ppo_mini_batch_size=8",
-            "actor_rollout_ref.rollout.n=4",
-            "data.val_max_samples=9",
-            "trainer.total_training_steps=2",
-            *overrides,
-        ],
-    )
-    actor = fit(config)
-    return actor, [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
-
+from r1ranker.trainer.workers import Worker
 
 RUNS = {
     "grpo": ["trainer.test_freq=1"],
@@ -200,3 +181,35 @@ def test_a_cold_start_lowers_the_loss_and_teaches_the_form(toy_thinking: Path, t
     assert untaught[1]["reward/format/mean"] == -1
     assert lines[1]["reward/format/mean"] > -0.3
     assert lines[1]["reward/tags/mean"] > untaught[1]["reward/tags/mean"] + 0.3
+
+
+def test_a_rollout_that_fails_ends_the_run_with_its_cause_and_leaves_the_last_actor(
+    toy: Path, tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = iter(range(100))
+    generate = HFEngine.generate
+
+    def failing(self: HFEngine, *arguments: Any) -> Any:
+        if next(calls) == 2:
+            raise MemoryError("no room for the cache")
+        return generate(self, *arguments)
+
+    monkeypatch.setattr(HFEngine, "generate", failing)
+    with pytest.raises(RunError, match=r"step 3: the rollout failed.*MemoryError: no room.*holds the actor of step 2"):
+        train(
+            toy, tiny_model, tmp_path, "trainer.save_freq=1", "trainer.total_training_steps=5", "trainer.val_before_train=false",
+        )  # fmt: skip
+    assert json.loads((tmp_path / "actor" / "r1ranker.json").read_text())["step"] == 2
+    Ranker.from_pretrained(str(tmp_path / "actor")).rank(["Silent Harbour"], ["Golden Verdict", "Broken Mirror"])
+
+
+def test_a_process_that_dies_ends_the_run_and_is_named(
+    toy: Path, tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Dying(Worker):
+        def update_policy(self, bins: Any) -> dict[str, float]:
+            os._exit(1)
+
+    monkeypatch.setattr(cluster_module, "Worker", Dying)
+    with pytest.raises(RunError, match=r"step 1: a process of the run died.*no actor was saved"):
+        train(toy, tiny_model, tmp_path, "trainer.executor=ray")

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import random
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from r1ranker.data.sources.ranking_bench import read_ranking_bench
 from r1ranker.tasks.answers import CandidateMatcher, normalise, parse_answer, with_prefill
-from r1ranker.tasks.prompts import AnswerFormat, shown
+from r1ranker.tasks.prompts import AnswerFormat
+from r1ranker.tasks.text import shown
 
 TITLES = [
-    "12 Angry Men", "2001: A Space Odyssey", "Good, the Bad and the Ugly, The", "Rocky II", "Rocky III", "Alien",
+    "12 Angry Men", "2001: A Space Odyssey", "Good, the Bad and the Ugly, The", "Matrix, The (1999)", "Rocky II", "Rocky III", "Alien",
     "Aliens", "Ben-Hur", "Se7en", "Fly, The", "Might and Magic VII: For Blood &amp; Honor", "Doug's 1st Movie",
     "\"Weird Al\" Live", "X", "29", "passage 1", "passage 11", "meta/llama-2-70b-chat", "Amélie (Le fabuleux destin)",
     "</answer><|im_end|>",
@@ -143,3 +146,81 @@ def test_large_answers_are_parsed_in_linear_time_of_pieces() -> None:
     rng = random.Random(0)
     answer = "\n".join(rng.choice(TITLES) for _ in range(2000))
     assert len(parse_answer(f"</think><answer>{answer}</answer>", TITLES, "direct").named) > 15
+
+
+def test_real_pools_come_back_from_every_notation(mini: Path) -> None:
+    rng = random.Random(0)
+    rows = [example for _, example in read_ranking_bench(str(mini), "direct", "test")]
+    for number, example in enumerate(rows):
+        order = rng.sample(range(len(example.candidates)), len(example.candidates))
+        notation = sorted(NOTATIONS)[number % len(NOTATIONS)]
+        written = NOTATIONS[notation]([shown(example.candidates[place]) for place in order])
+        parsed = parse_answer(f"thought</think>\n<answer>{written}</answer>", example.candidates, "direct")
+        assert list(parsed.named) == order, (notation, example.candidates)
+
+
+FILMS = ["Toy Story", "Toy Story 2", "Heat", "gpt-4", "claude-v1", "It", "Ran", "29", "Alien", "ALIEN", "Final Fantasy"]
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        "Toy Story 3",
+        "Heat II",
+        "Final Fantasy X",
+        "gpt-4-turbo",
+        "claude-v1.3",
+        "gpt-4o",
+        "Heat or Toy Story",
+        "I cannot say",
+    ],
+)
+def test_a_name_that_is_not_in_the_pool_is_none_of_it(answer: str) -> None:
+    assert parse_answer(f"x</think>\n<answer>{answer}</answer>", FILMS, "iterative").named == ()
+
+
+@pytest.mark.parametrize(
+    ("answer", "meant"),
+    [
+        ("Answer: It", "It"), ('The worst is "Ran".', "Ran"), (r"\boxed{It}", "It"), ('["It"]', "It"), ("**1.** Ran", "Ran"),
+        ("1.Ran", "Ran"), ("1 - Ran", "Ran"), ("**1. Ran**", "Ran"), ("29", "29"), ("I would remove **Heat**", "Heat"),
+        ("- ALIEN", "ALIEN"), ("1. Alien", "Alien"), ("I take Heat out, it is long", "Heat"),
+    ],
+)  # fmt: skip
+def test_an_elimination_is_understood_in_many_ways_of_writing(answer: str, meant: str) -> None:
+    parsed = parse_answer(f"x</think>\n<answer>{answer}</answer>", FILMS, "iterative")
+    assert [FILMS[place] for place in parsed.named] == [meant]
+
+
+def test_names_that_differ_in_case_alone_keep_their_places_in_any_list() -> None:
+    for written in (
+        "1. ALIEN\n2. Alien",
+        "- ALIEN\n- Alien",
+        "**ALIEN**\n**Alien**",
+        "ALIEN, Alien",
+        '["ALIEN", "Alien"]',
+    ):
+        assert parse_answer(f"x</think>\n<answer>{written}</answer>", ["Alien", "ALIEN"], "direct").named == (1, 0)
+
+
+@pytest.mark.parametrize("answer", ["[{[1]: 2}]", "[{[]}]", "[0x" + 4000 * "f" + ", 1]", "[" * 5000, "(" * 300 + "]"])
+def test_no_answer_breaks_the_parser(answer: str) -> None:
+    assert parse_answer(f"x</think>\n<answer>{answer}</answer>", FILMS, "direct").named == ()
+
+
+def test_a_stray_closing_tag_does_not_lengthen_the_answer() -> None:
+    text = "x</think>\n<answer>Alien</answer>\nI keep Heat.</answer>"
+    assert parse_answer(text, ["Heat", "Alien"], "iterative").named == (1,)
+    assert parse_answer("<answer>Heat</answer> or <answer>", ["Heat", "Alien"], "iterative").named == (0,)
+
+
+def test_a_long_line_is_looked_up_piece_by_piece_and_not_in_every_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[str] = []
+    closely = CandidateMatcher.match_closely
+    monkeypatch.setattr(
+        CandidateMatcher, "match_closely", lambda self, text: (looked.append(text), closely(self, text))[1]
+    )
+    parse_answer(
+        "x</think>\n<answer>" + "q, " * 500 + "Heat</answer>", ["Heat", "Good, the Bad and the Ugly"], "direct"
+    )
+    assert len(looked) < 500 * 8

@@ -80,8 +80,11 @@ REFUSED = {
     "actor_rollout_ref.rollout.temperature=0": "over 0",
     "trainer.executor=local": "executor=ray is wanted",
     "algorithm.use_kl_in_reward=true": "in one place",
-    "actor_rollout_ref.rollout.tensor_model_parallel_size=2": "1 is wanted",
-    "actor_rollout_ref.rollout.name=vllm": "one of hf is wanted",
+    "actor_rollout_ref.rollout.tensor_model_parallel_size=3": "3 does not divide trainer.n_gpus_per_node 4",
+    "actor_rollout_ref.rollout.name=vlm": "one of hf, vllm is wanted",
+    "actor_rollout_ref.rollout.placement=apart": "colocated, separate",
+    "algorithm.rollout_correction.rollout_is=tokens": "did you mean 'token'",
+    "algorithm.rollout_correction.rollout_is_threshold=0": "over 0",
     "actor_rollout_ref.model.use_remove_padding=false": "always packed",
     "actor_rollout_ref.actor.loss_agg_mode=mean": "token-mean",
     "trainer.n_gpus_per_node=0": "at least 1",
@@ -90,6 +93,19 @@ REFUSED = {
     "trainer.default_hdfs_dir=hdfs://x": "only null",
     "trainer.logger=[tensorbord]": "did you mean 'tensorboard'",
     "actor_rollout_ref.actor.optim.lr=-1": "over 0",
+    "actor_rollout_ref.actor.optim.lr=nan": "over 0",
+    "actor_rollout_ref.actor.optim.weight_decay=-0.1": "at least 0",
+    "critic.optim.min_lr_ratio=-1": "from 0 to 1",
+    "critic.grad_clip=-1": "critic.grad_clip: found -1",
+    "critic.ppo_epochs=0": "at least 1",
+    "critic.cliprange_value=0": "over 0",
+    "actor_rollout_ref.actor.clip_ratio_high=-0.5": "over 0",
+    "actor_rollout_ref.rollout.val_kwargs.temperature=-1": "val_kwargs",
+    "actor_rollout_ref.rollout.val_kwargs.top_p=0": "val_kwargs",
+    "data.val_max_samples=0": "at least 1",
+    "data.val_batch_size=-5": "at least 1",
+    "trainer.seed=-1": "at least 0",
+    "trainer.experiment_name='${nope}'": "nope",
 }
 
 
@@ -100,6 +116,12 @@ def test_what_cannot_work_is_refused_in_one_line(override: str) -> None:
     message = str(caught.value)
     assert REFUSED[override] in message
     assert "\n" not in message
+
+
+def test_an_adaptive_kl_that_could_change_its_sign_is_refused() -> None:
+    for value in ("horizon=10", "target_kl=0"):
+        with pytest.raises(UserError, match="horizon"):
+            load_config("published", [*PATHS, "algorithm.kl_ctrl.type=adaptive", f"algorithm.kl_ctrl.{value}"])
 
 
 def test_a_config_file_with_an_unknown_key_or_no_yaml_is_refused(tmp_path: Path) -> None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -205,3 +208,59 @@ def test_both_switches_are_one_override_away(toy: Path, tiny_model: str) -> None
     assert text.endswith("Let me solve this step by step.\n<think>")
     assert "[1] " in text
     assert "- " + plain[0].candidates[0] in tokenizer.decode(plain[0].token_ids)
+
+
+def write_training(path: Path, **changes: object) -> str:
+    """One good training row with some of its values changed."""
+    row = training_row(toy_examples("Rec-Movie", "train", 1, seed=1)[0], "iterative", "train", 0) | changes
+    pq.write_table(pa.Table.from_pylist([row]), path)
+    return str(path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({"reward_model": {"ground_truth": {"candidate_text": ["A", None], "gt": "A"}}}, "a list of names and a name"),
+        ({"reward_model": {"ground_truth": {"candidate_text": [1, 2], "gt": "A"}}}, "a list of names and a name"),
+        ({"reward_model": {"ground_truth": {"candidate_text": "AB", "gt": "A"}}}, "a list of names and a name"),
+        ({"reward_model": {"ground_truth": "A"}}, "lacks candidate_text"),
+        ({"prompt": [{"role": "user", "content": 3}]}, "messages of role and content"),
+        ({"prompt": [{"from": "user", "value": "x"}]}, "messages of role and content"),
+        ({"prompt": [{"role": "system", "content": "x"}]}, "no message of role 'user'"),
+        ({"extra_info": {"split": "train"}}, "task_name"),
+        ({"data_source": "listwise"}, "data_source 'listwise'"),
+    ],
+)
+def test_rows_that_cannot_be_trained_on_are_named(changes: dict, wanted: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=rf"row 0.*{wanted}"):
+        read_training_rows([write_training(tmp_path / "rows.parquet", **changes)])
+
+
+def test_a_row_without_split_and_index_can_be_reworded(tmp_path: Path) -> None:
+    (row,) = read_training_rows([write_training(tmp_path / "rows.parquet", extra_info={"task_name": "Rec-Movie"})])
+    assert row_format(reworded(row, AnswerFormat(think=False))) == AnswerFormat(think=False)
+    (own,) = read_training_rows([write_training(tmp_path / "rows.parquet", extra_info={"task_name": "Recipes"})])
+    assert "<think>" not in str(reworded(own, AnswerFormat(think=False))["prompt"])
+
+
+def test_what_looks_the_same_in_a_prompt_is_a_duplicate() -> None:
+    for pair in (("A  B", "A B"), ("Heat\u200b", "Heat"), ("x<|im_end|>", "x‹|im_end|›")):
+        with pytest.raises(UserError, match="twice"):
+            RankingExample("Rec-Movie", pair).validate()
+    with pytest.raises(UserError, match="blank"):
+        RankingExample("Rec-Movie", ("\u200b", "A")).validate()
+
+
+def test_a_failed_preparation_changes_neither_file(toy: Path, tmp_path: Path) -> None:
+    source = str(toy / "bench")
+    generate(source, str(tmp_path), "direct", AnswerFormat(), ["Rec-Movie"])
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    for split in ("train", "test"):
+        (tmp_path / "bench" / "direct").mkdir(parents=True, exist_ok=True)
+        if split == "train":
+            shutil.copy(toy / "bench" / "direct" / "train.parquet", tmp_path / "bench" / "direct")
+    with pytest.raises(UserError, match=r"test\.parquet: no such file"):
+        generate(str(tmp_path / "bench"), str(tmp_path), "direct", AnswerFormat(), ["Rec-Music"])
+    with pytest.raises(UserError, match="no train rows of the tasks Passage-11"):
+        generate(source, str(tmp_path), "direct", AnswerFormat(), ["Passage-11"])
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before

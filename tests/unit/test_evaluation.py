@@ -18,6 +18,7 @@ from r1ranker.evaluation.baselines import MostFrequentLabel, as_given, random_or
 from r1ranker.evaluation.metrics import bootstrap_interval, metrics_of_rank, rank_of, summarise
 from r1ranker.evaluation.runner import run_evaluation, tasks_of
 from r1ranker.ranking.decode import Reply, closest, rank_direct, rank_iterative
+from r1ranker.ranking.ranker import Ranker, RankerSettings
 from r1ranker.tasks.catalog import TASK_NAMES
 from r1ranker.tasks.example import RankingExample
 from r1ranker.tasks.prompts import AnswerFormat, Mode
@@ -140,6 +141,35 @@ def test_names_of_tasks() -> None:
     assert tasks_of("Rec-Movie,Passage-5") == ["Rec-Movie", "Passage-5"]
     with pytest.raises(UserError, match="Router-Balance"):
         tasks_of("Rec-Film")
+
+
+def test_results_asked_for_in_other_ways_have_files_of_their_own(toy: Path, tiny_model: str, tmp_path: Path) -> None:
+    for changes in ({}, {"think": False}, {"constrain": "candidates"}, {"answer_style": "label"}):
+        run_evaluation(
+            "Rec-Movie", tiny_model, str(toy / "bench"), "direct", limit=1, output_dir=str(tmp_path), show=False, **changes,
+        )  # fmt: skip
+    assert len(list(tmp_path.iterdir())) == 4
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"strategy": "foo"}, {"answer_style": "bar"}, {"max_response_length": "64"}, {"think": 1}, {"constrain": None}],
+)
+def test_settings_of_a_model_that_make_no_sense_are_refused(change: dict, tmp_path: Path) -> None:
+    good = {"strategy": "direct", "answer_style": "name", "think": True, "constrain": "none", "max_response_length": 64}
+    (tmp_path / "r1ranker.json").write_text(json.dumps(good))
+    assert RankerSettings.of_model(str(tmp_path)).max_tokens == 64
+    (tmp_path / "r1ranker.json").write_text(json.dumps(good | change))
+    with pytest.raises(UserError, match=next(iter(change))):
+        RankerSettings.of_model(str(tmp_path))
+
+
+def test_a_ranker_says_what_it_ranks_for(tiny_model: str) -> None:
+    ranker = Ranker.from_pretrained(tiny_model, constrain="candidates", think=False)
+    with pytest.raises(UserError, match="Rec-Movie ranks for a list of texts"):
+        ranker.rank("a film for a rainy day", ["A", "B"])
+    with pytest.raises(UserError, match="Passage-5 ranks for a text"):
+        ranker.rank(["a"], ["passage 0", "passage 1"], "Passage-5")
 
 
 @pytest.mark.parametrize("strategy", ["iterative", "direct"])

@@ -17,6 +17,7 @@ from r1ranker.errors import UserError
 from r1ranker.model.attention import PACKED
 from r1ranker.model.init import ModelSize, init_model
 from r1ranker.model.loading import check_model_directory, checkpoint_activations, load_causal_lm, load_tokenizer
+from r1ranker.model.logprobs import token_logprobs
 from r1ranker.model.value import ValueModel
 from r1ranker.trainer.losses import ClipRange, token_shares
 from r1ranker.trainer.policy import PolicyLoss
@@ -229,3 +230,40 @@ def test_the_accelerator_is_named_in_one_module_alone() -> None:
     named = re.compile(r"\.cuda\b|[\"']cuda|torch\.cuda")
     found = [path.name for path in SOURCE.rglob("*.py") if named.search(path.read_text())]
     assert found == ["device.py"]
+
+
+def test_a_window_of_attention_is_refused_where_it_would_cut(tiny_model: str, tmp_path: Path) -> None:
+    shutil.copytree(tiny_model, tmp_path / "model")
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    config |= {
+        "use_sliding_window": True,
+        "sliding_window": 8,
+        "max_window_layers": 0,
+        "layer_types": ["sliding_attention"] * 2,
+    }
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    model = load_causal_lm(str(tmp_path / "model"), torch.float32, PACKED)
+    longest = max(len(one) for one in trajectories())
+    assert longest > 8
+    with pytest.raises(UserError, match="window of 8 tokens"):
+        gradient(model, [trajectories()])
+
+
+def test_a_generation_config_with_a_temperature_can_be_saved_again(tiny_model: str, tmp_path: Path) -> None:
+    shutil.copytree(tiny_model, tmp_path / "model")
+    (tmp_path / "model" / "generation_config.json").write_text('{"temperature": 0.7, "top_p": 0.8}')
+    load_causal_lm(str(tmp_path / "model"), torch.float32, "sdpa").save_pretrained(tmp_path / "again")
+    assert (tmp_path / "again" / "model.safetensors").is_file()
+
+
+def test_entropies_without_gradient_change_no_value(tiny_model: str) -> None:
+    logits = torch.randn(5, 11, requires_grad=True)
+    empty = torch.zeros(0, dtype=torch.long)
+    arguments = (torch.arange(5), 0.7, empty, torch.zeros(0, 1, dtype=torch.long), True)
+    for learns in (True, False):
+        logprobs, entropy = token_logprobs(logits, *arguments, entropy_learns=learns)
+        assert entropy is not None
+        assert entropy.requires_grad == learns
+        expected = torch.distributions.Categorical(logits=logits / 0.7)
+        torch.testing.assert_close(entropy, expected.entropy(), check_stride=False)
+        torch.testing.assert_close(logprobs, expected.log_prob(arguments[0]))

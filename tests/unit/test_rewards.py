@@ -113,6 +113,15 @@ def test_unknown_sources_and_positives_outside_the_pool_are_refused() -> None:
         compute_score("direct_ranking", "x", {"candidate_text": POOL, "gt": "film z"})
 
 
+def test_a_users_file_may_hold_a_dataclass(tmp_path: Path) -> None:
+    file = tmp_path / "own.py"
+    file.write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass Parts:\n    score: float\n"
+        "def own(data_source, solution_str, ground_truth, extra_info=None):\n    return Parts(0.5).score\n"
+    )
+    assert get_reward(f"{file}:own")("direct_ranking", "", {}) == 0.5
+
+
 def test_a_users_own_reward_is_loaded_from_its_file(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text(

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from r1ranker.trainer.dispatch import Budget, arrange
 from r1ranker.trainer.trajectory import Trajectory, bins_of, deal, pack
 
 
@@ -76,3 +77,13 @@ def test_nothing_packs_into_a_filler_without_targets() -> None:
     assert batch.is_filler
     assert len(batch.targets) == 0
     assert batch.input_ids.shape == (1, 1)
+
+
+def test_processes_share_the_work_however_large_the_budget() -> None:
+    lengths = np.random.default_rng(0).integers(300, 1700, 32)
+    batch = [Trajectory([1] * (length - 1), [2], np.zeros(1), "stop", 0) for length in lengths]
+    loads = [
+        sum(lengths[index] for one in hand for index in one) for hand in arrange(batch, 4, Budget(max_tokens=16384))
+    ]
+    assert sum(loads) == lengths.sum()
+    assert max(loads) < 1.15 * lengths.sum() / 4

@@ -1,0 +1,35 @@
+"""Starting a rollout engine by its name."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import torch
+
+from r1ranker.errors import UserError, nearest
+from r1ranker.rollout.engine import Engine, EngineSettings
+
+ENGINES = ("hf", "vllm")
+AUTO = "auto"
+
+
+def start_engine(name: str, directory: str, device: torch.device, settings: EngineSettings) -> Engine:
+    """The engine over the model of a directory or hub id; `auto` takes vllm where it is installed, else hf.
+
+    Raises UserError for a model that cannot be loaded, and for vllm where it is not installed.
+    """
+    if name not in (*ENGINES, AUTO):
+        raise UserError(
+            f"engine: found {name!r}{nearest(name, ENGINES)}; one of {', '.join((*ENGINES, AUTO))} is wanted"
+        )
+    if name == AUTO:
+        name = "vllm" if find_spec("vllm") else "hf"
+    if name == "hf":
+        from r1ranker.rollout.hf import HFEngine
+
+        return HFEngine.from_pretrained(directory, device, settings)
+    if not find_spec("vllm"):
+        raise UserError("engine vllm: it is not installed; pip install '.[cpu]' or '.[gpu]' brings it, or take hf")
+    from r1ranker.rollout.vllm import VLLMEngine
+
+    return VLLMEngine(directory, device, settings)

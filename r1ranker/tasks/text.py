@@ -1,0 +1,27 @@
+"""Names and texts of users as they stand in prompts: on one line, and unable to pass for control tokens or tags."""
+
+from __future__ import annotations
+
+import re
+
+_CONTROL = re.compile(r"<\|([^<>|]*)\|>")
+_TAG = re.compile(r"<(\s*/?\s*(?:think|answer)\s*)>", re.IGNORECASE)
+
+
+def one_line(text: str) -> str:
+    """`text` with every run of white space and control characters as one space."""
+    return " ".join("".join(c if c.isprintable() or c.isspace() else " " for c in text).split())
+
+
+def neutralise(text: str) -> str:
+    """`text` in which chat control tokens and the four tags are written with look-alike brackets, so they are only text."""
+    previous = None
+    while previous != text:  # taking one apart may bring another together
+        previous = text
+        text = _TAG.sub(r"‹\1›", _CONTROL.sub(r"‹|\1|›", text))
+    return text
+
+
+def shown(text: str) -> str:
+    """A name or text as it stands in a prompt."""
+    return neutralise(one_line(text))

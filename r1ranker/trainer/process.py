@@ -1,0 +1,129 @@
+"""What every process of a run has: a meeting place, a process group, and a rollout engine where it holds one."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from r1ranker.device import collective_backend, pick_device
+from r1ranker.errors import RunError, UserError
+from r1ranker.rollout.engine import Completion, Engine, EngineSettings, Request, SamplingParams
+from r1ranker.rollout.start import start_engine
+from r1ranker.trainer.config import Config
+
+BUCKET_BYTES = 256 * 2**20
+"""of weights that travel together to rollout processes of their own"""
+
+
+class Process:
+    """A process of a run. Methods marked collective have to be called on all processes of its kind at once."""
+
+    def __init__(self, config: Config, rank: int) -> None:
+        self.config = config
+        self.rank = rank
+        self.engine: Engine | None = None
+
+    def rendezvous(self) -> str:
+        """An address on this process's machine where all can meet."""
+        import ray
+
+        host = ray.util.get_node_ip_address() if ray.is_initialized() else "127.0.0.1"
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            port = probe.getsockname()[1]
+        return f"tcp://{host}:{port}"
+
+    def node(self) -> str:
+        """The Ray node that the process is on."""
+        import ray
+
+        return str(ray.get_runtime_context().get_node_id())
+
+    def join(self, address: str | None, size: int, beside: int = 1) -> None:
+        """Join the `size` processes that meet at `address` (None: there are none); `beside` of them share this machine."""
+        self.device = pick_device()
+        if self.device.type == "cpu" and size > 1:
+            torch.set_num_threads(max(1, (os.cpu_count() or 1) // beside))
+        torch.manual_seed(self.config.trainer.seed)
+        join(address, self.rank, size, self.device)
+
+    def start_engine(self) -> None:
+        """Start the rollout engine on the actor's model. Collective."""
+        config = self.config
+        rollout = config.actor_rollout_ref.rollout
+        settings = EngineSettings(
+            max_model_len=config.data.max_prompt_length + config.data.max_response_length,
+            max_num_seqs=rollout.max_num_seqs,
+            tensor_parallel_size=rollout.tensor_model_parallel_size,
+            gpu_memory_utilization=rollout.gpu_memory_utilization,
+            enforce_eager=rollout.enforce_eager,
+        )
+        self.engine = start_engine(
+            rollout.name,
+            str(config.actor_rollout_ref.model.path),
+            self.device,
+            settings,
+        )
+        self._rest()
+
+    def generate(self, requests: Sequence[Request], params: SamplingParams) -> list[list[Completion]]:
+        """Sample `params.n` completions a request; raises RunError naming the cause where the engine fails."""
+        if not requests:
+            return []
+        assert self.engine is not None
+        try:
+            completions = self.engine.generate(requests, params)
+        except UserError:
+            raise
+        except Exception as error:
+            first = str(error).strip().split("\n")[0]
+            raise RunError(f"the rollout failed in process {self.rank}: {type(error).__name__}: {first}") from error
+        self._rest()
+        return completions
+
+    def close(self) -> None:
+        """Give back what outlives a process, such as shared memory."""
+        if self.engine is not None:
+            self.engine.close()
+
+    def _rest(self) -> None:
+        rollout = self.config.actor_rollout_ref.rollout
+        if rollout.placement == "colocated" and rollout.free_cache_engine:
+            assert self.engine is not None
+            self.engine.sleep()
+
+
+class RolloutProcess(Process):
+    """A process that holds a rollout engine and nothing else."""
+
+    def setup(self, address: str | None, size: int) -> None:
+        """Join the others at `address` and start the engine. Collective."""
+        self.join(address, size, beside=size)
+        self.start_engine()
+
+    def load_weights(self, buckets: Sequence[Any]) -> None:
+        """Take over weights from references to buckets, fetched one after another. Collective."""
+        import ray
+
+        assert self.engine is not None
+        self.engine.load_weights(
+            (name, torch.from_numpy(weight)) for bucket in buckets for name, weight in ray.get(bucket).items()
+        )
+
+
+def join(address: str | None, rank: int, size: int, device: torch.device) -> None:
+    """Initialise the process group of `size` processes; alone, an earlier one of this process is used again."""
+    # vLLM reads its place among the processes from here; each process sees its own GPU as the first
+    port = (address or "tcp://alone:0").rpartition(":")[2]
+    os.environ.update(RANK=str(rank), LOCAL_RANK="0", WORLD_SIZE=str(size), MASTER_PORT=port)
+    backend = collective_backend(device)
+    if size > 1:
+        dist.init_process_group(backend, init_method=address, rank=rank, world_size=size, timeout=timedelta(minutes=30))
+    elif not dist.is_initialized():
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)

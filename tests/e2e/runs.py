@@ -1,0 +1,72 @@
+"""What several end-to-end tests do: train for a step or two, draw requests, sample from a cluster."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from r1ranker.data.loader import load_prompts
+from r1ranker.rollout.constraint import build_constraint
+from r1ranker.rollout.engine import Completion, Request
+from r1ranker.trainer.config_load import load_config
+from r1ranker.trainer.loop import fit
+from r1ranker.trainer.trajectory import Trajectory
+
+
+def train(toy: Path, model: str, output: Path, *overrides: str, mode: str = "iterative") -> tuple[str, list[dict]]:
+    """Run `quickstart` with overrides; returns the actor's directory and the lines of metrics.jsonl."""
+    config = load_config(
+        "quickstart",
+        [
+            f"data.train_files={toy}/{mode}_ranking/train.parquet",
+            f"data.val_files={toy}/{mode}_ranking/test.parquet",
+            f"actor_rollout_ref.model.path={model}",
+            f"critic.model.path={model}",
+            f"trainer.default_local_dir={output}",
+            "data.train_batch_size=8",
+            "actor_rollout_ref.actor.ppo_mini_batch_size=8",
+            "actor_rollout_ref.rollout.n=4",
+            "data.val_max_samples=9",
+            "trainer.total_training_steps=2",
+            *overrides,
+        ],
+    )
+    actor = fit(config)
+    return actor, [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def requests_of(
+    tokenizer: PreTrainedTokenizerBase, toy: Path, count: int = 6, constrain: bool = True, mode: str = "direct"
+) -> list[Request]:
+    """Requests for `count` prompts of the test rows, evenly spread, each with its own seed."""
+    prompts, _ = load_prompts([str(toy / f"{mode}_ranking" / "test.parquet")], tokenizer, 2000)
+    chosen = prompts[:: max(1, len(prompts) // count)][:count]
+    return [
+        Request(
+            prompt.token_ids,
+            seed,
+            build_constraint(tokenizer, prompt.candidates, prompt.mode, prompt.answer_format) if constrain else None,
+        )
+        for seed, prompt in enumerate(chosen)
+    ]
+
+
+def trajectories_of(requests: list[Request], completions: list[list[Completion]]) -> list[Trajectory]:
+    """Trajectories of completions, ready for an update with equal advantages."""
+    return [
+        Trajectory(
+            prompt_ids=list(request.token_ids),
+            response_ids=sample.token_ids,
+            rollout_logprobs=np.array(sample.logprobs),
+            finish_reason=sample.finish_reason,
+            group_id=group,
+            allowed=sample.allowed,
+            advantages=np.ones(len(sample.token_ids)),
+            weights=np.full(len(sample.token_ids), 0.01),
+        )
+        for group, (request, samples) in enumerate(zip(requests, completions, strict=True))
+        for sample in samples
+    ]
