@@ -21,22 +21,54 @@ Files = Annotated[list[str], typer.Option("--data", help="training parquet; may 
 @app.command()
 def prepare(
     source: Annotated[
-        str, typer.Option(help="`toy`, a directory in Ranking-bench's layout, or a hub data set")
+        str,
+        typer.Option(
+            "--source",
+            "--from",
+            help="a hub data set or directory in Ranking-bench's layout; a directory with its raw sources; a file of "
+            "one's own (.jsonl, .csv, .parquet); `trec`; or `toy`",
+        ),
     ] = "ulab-ai/Ranking-bench",
-    output: Annotated[str, typer.Option(help="directory for direct_ranking/ and iterative_ranking/")] = "data",
+    output: Annotated[str, typer.Option(help="directory for direct_ranking/, iterative_ranking/ and bench/")] = "data",
     answer_style: Annotated[str, typer.Option(help="name | label")] = "name",
     think: Annotated[bool, typer.Option(help="reason before answering")] = True,
-    size: Annotated[int, typer.Option(help="toy: direct training rows a task")] = 100,
-    seed: Annotated[int, typer.Option(help="of sub-pools and the toy world's rows")] = 42,
-    task: Annotated[list[str] | None, typer.Option(help="only these tasks; may be given several times")] = None,
+    task: Annotated[list[str] | None, typer.Option(help="only these tasks; of one's own data: its name")] = None,
+    seed: Annotated[int, typer.Option(help="of splits, pools and orders")] = 42,
+    test_share: Annotated[float, typer.Option(help="of users or queries, where the source has no split")] = 0.2,
     cold_start: Annotated[
         bool, typer.Option(help="also write sft.parquet: the answer's format with random answers")
     ] = False,
+    tokenizer: Annotated[str | None, typer.Option(help="model directory; prompts are measured in its tokens")] = None,
+    max_prompt_length: Annotated[int, typer.Option(help="tokens; the share of prompts over it is shown")] = 1400,
+    history: Annotated[
+        list[str] | None, typer.Option(help="raw: items of a user's history (20), or TASK=N for one task")
+    ] = None,
+    candidates: Annotated[int, typer.Option(help="raw and trec: of a request")] = 20,
+    users: Annotated[int, typer.Option(help="raw: of a recommendation task")] = 657,
+    template: Annotated[str | None, typer.Option(help="own data: a YAML file with the task's words")] = None,
+    shuffle: Annotated[bool, typer.Option(help="own data: deal each pool's order anew")] = False,
+    queries: Annotated[str | None, typer.Option(help="trec: id<tab>text")] = None,
+    collection: Annotated[str | None, typer.Option(help="trec: id<tab>text, or JSON lines")] = None,
+    run: Annotated[str | None, typer.Option(help="trec: the candidates of each query")] = None,
+    qrels: Annotated[str | None, typer.Option(help="trec: graded judgments")] = None,
+    size: Annotated[int, typer.Option(help="toy: direct training rows a task")] = 100,
 ) -> None:
-    """Write training parquet (direct and iterative, train and test) from a ranking data set."""
-    from r1ranker.data.generate import prepare_all
+    """Write training parquet (direct and iterative, train and test) from a ranking data set, raw sources or one's own data."""
+    from r1ranker.data.prepare import PrepareOptions
+    from r1ranker.data.prepare import prepare as prepare_data
+    from r1ranker.data.sources.trec import TrecFiles
 
-    prepare_all(source, output, answer_style, think, size, seed, task, cold_start)
+    named = {"--queries": queries, "--collection": collection, "--run": run, "--qrels": qrels}
+    missing = [name for name, value in named.items() if value is None]
+    if 0 < len(missing) < len(named) or (missing and source == "trec"):
+        raise UserError(f"--from trec: no {', '.join(missing)}; all of {', '.join(named)} are wanted")
+    trec = None if missing else TrecFiles(str(queries), str(collection), str(run), str(qrels))
+    prepare_data(
+        PrepareOptions(
+            source, output, answer_style, think, task, seed, test_share, cold_start, tokenizer, max_prompt_length,
+            size, history or (), candidates, users, template, shuffle, trec,
+        )
+    )  # fmt: skip
 
 
 @app.command("init-model")

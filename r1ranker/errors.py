@@ -25,6 +25,11 @@ def nearest(name: str, known: Iterable[str]) -> str:
     return f" (did you mean {matches[0]!r}?)" if matches else ""
 
 
+def note(text: str) -> None:
+    """Say on stderr what was found and put right on the way."""
+    print("note: " + " ".join(text.split()), file=sys.stderr)
+
+
 def exit_on_user_error(command: Callable[[], None]) -> None:
     """Run `command`; a UserError becomes one line on stderr and exit code 2, a RunError code 1. Ctrl-C exits with 130."""
     try:

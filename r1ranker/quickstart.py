@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from r1ranker.data.generate import prepare_all
+from r1ranker.data.prepare import PrepareOptions, prepare
 from r1ranker.errors import UserError, exit_on_user_error
 from r1ranker.tasks.prompts import Mode
 
@@ -45,7 +45,7 @@ def run(output: Path, steps: int, sft_steps: int, size: int) -> None:
     data, base, bench = output / "data", output / "base", str(output / "data" / "bench")
 
     console.rule("1. built-in data")
-    prepare_all("toy", str(data), think=False, size=size, tasks=TASKS, cold_start=True)
+    prepare(PrepareOptions("toy", str(data), think=False, size=size, tasks=TASKS, cold_start=True))
     console.rule("2. a tiny base model with a cold start: it learns how to answer, not what")
     training = [str(data / f"{mode}_ranking" / "train.parquet") for mode in MODES]
     parameters = init_model(str(output / "untrained"), training, vocab_size=600, title_tokens=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import settings
 
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["R1RANKER_CACHE"] = tempfile.mkdtemp(prefix="r1ranker-test-cache-")
 settings.register_profile("seeded", derandomize=True, deadline=None)
 settings.load_profile("seeded")
 
@@ -28,20 +30,20 @@ def mini() -> Path:
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The built-in data: bench/, direct_ranking/ and iterative_ranking/, answered at once."""
-    from r1ranker.data.generate import prepare_all
+    from r1ranker.data.prepare import PrepareOptions, prepare
 
     directory = tmp_path_factory.mktemp("toy")
-    prepare_all("toy", str(directory), think=False, size=30, cold_start=True)
+    prepare(PrepareOptions("toy", str(directory), think=False, size=30, cold_start=True))
     return directory
 
 
 @pytest.fixture(scope="session")
 def toy_thinking(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The built-in data with thoughts before answers."""
-    from r1ranker.data.generate import prepare_all
+    from r1ranker.data.prepare import PrepareOptions, prepare
 
     directory = tmp_path_factory.mktemp("toy_thinking")
-    prepare_all("toy", str(directory), think=True, size=10, cold_start=True)
+    prepare(PrepareOptions("toy", str(directory), think=True, size=10, cold_start=True))
     return directory
 
 

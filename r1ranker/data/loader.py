@@ -2,37 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+import math
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from r1ranker.data.parquet import read_training_rows, reworded, row_format, row_mode
-from r1ranker.data.tokenise import encode_chat
-from r1ranker.errors import UserError
-from r1ranker.tasks.prompts import AnswerFormat, Mode
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """A training row, ready for the rollout engine."""
-
-    token_ids: list[int]
-    data_source: str
-    ground_truth: dict[str, Any]
-    extra_info: dict[str, Any]
-    mode: Mode
-    answer_format: AnswerFormat
-
-    @property
-    def candidates(self) -> list[str]:
-        return [str(name) for name in self.ground_truth["candidate_text"]]
-
-    @property
-    def task(self) -> str:
-        return str(self.extra_info["task_name"])
+from r1ranker.data.prompts import Prompt, PromptStore
+from r1ranker.data.token_cache import tokenised
+from r1ranker.errors import UserError, nearest
 
 
 def load_prompts(
@@ -42,81 +20,113 @@ def load_prompts(
     filter_overlong: bool = True,
     answer_style: str | None = None,
     think: bool | None = None,
-) -> tuple[list[Prompt], int]:
+    cache_dir: str | None = None,
+) -> tuple[PromptStore, int]:
     """The prompts of training parquet, and how many were left out for being over `max_length` tokens.
 
-    `answer_style` and `think` word the rows anew; None leaves them as they were prepared. Raises UserError for files
-    that cannot be used, for a prompt over the limit where `filter_overlong` is off, and where none is left.
+    `answer_style` and `think` word the rows anew; None leaves them as they were prepared. The token ids lie in an Arrow
+    file in `cache_dir`, made once for each content and tokenizer, and are read where they are asked for. Raises
+    UserError for files that cannot be used, for a prompt over the limit where `filter_overlong` is off, and where none is left.
     """
-    prompts: list[Prompt] = []
-    longest, left_out = 0, 0
-    rows = read_training_rows(files)
-    for number, row in enumerate(rows):
-        wanted = row_format(row)
-        wanted = AnswerFormat(answer_style or wanted.answer_style, wanted.think if think is None else think)  # type: ignore[arg-type]
-        if wanted != row_format(row):
-            row = reworded(row, wanted)
-        token_ids = encode_chat(tokenizer, row["prompt"])
-        if len(token_ids) > max_length:
-            if not filter_overlong:
+    tables = [tokenised(path, tokenizer, answer_style, think, cache_dir) for path in files]
+    lengths = [np.asarray(table["length"]) for table in tables]
+    if not filter_overlong:
+        for path, found in zip(files, lengths, strict=True):
+            over = np.flatnonzero(found > max_length)
+            if len(over):
                 raise UserError(
-                    f"{', '.join(files)}: row {number}: a prompt of {len(token_ids)} tokens; at most "
+                    f"{path}: row {over[0]}: a prompt of {found[over[0]]} tokens; at most "
                     f"data.max_prompt_length = {max_length} is wanted, or data.filter_overlong_prompts=true"
                 )
-            longest, left_out = max(longest, len(token_ids)), left_out + 1
-            continue
-        prompts.append(
-            Prompt(
-                token_ids,
-                row["data_source"],
-                row["reward_model"]["ground_truth"],
-                row["extra_info"],
-                row_mode(row),
-                wanted,
-            )
-        )
-    if not prompts:
+    every = np.concatenate(lengths)
+    kept = np.flatnonzero(every <= max_length)
+    if not len(kept):
         raise UserError(
-            f"{', '.join(files)}: all {len(rows)} prompts are over data.max_prompt_length = {max_length} "
-            f"(the longest has {longest} tokens)"
+            f"{', '.join(files)}: all {len(every)} prompts are over data.max_prompt_length = {max_length} "
+            f"(the longest has {every.max()} tokens)"
         )
-    return prompts, left_out
+    return PromptStore(tables, kept), len(every) - len(kept)
 
 
-def spread_over_tasks(prompts: Sequence[Prompt], most: int) -> list[Prompt]:
+def spread_over_tasks(prompts: Sequence[Prompt], most: int) -> Sequence[Prompt]:
     """At most `most` prompts (-1: all), taken in turn from each task, evenly over its rows."""
     if most < 0 or len(prompts) <= most:
-        return list(prompts)
-    by_task: dict[str, list[Prompt]] = {}
-    for prompt in prompts:
-        by_task.setdefault(prompt.task, []).append(prompt)
+        return prompts
+    names, codes, _ = labels_of(prompts)
     chosen: list[Prompt] = []
-    for place, rows in enumerate(by_task.values()):
-        share = most // len(by_task) + (place < most % len(by_task))
-        indices = np.linspace(0, len(rows) - 1, min(share, len(rows))).round().astype(int)
-        chosen += [rows[index] for index in dict.fromkeys(indices.tolist())]
+    for code in range(len(names)):
+        rows = np.flatnonzero(codes == code)
+        share = most // len(names) + (code < most % len(names))
+        places = np.linspace(0, len(rows) - 1, min(share, len(rows))).round().astype(int)
+        chosen += [prompts[int(rows[place])] for place in dict.fromkeys(places.tolist())]
     return chosen
 
 
-class PromptLoader:
-    """Batches of prompts, each epoch in an order of its own that (seed, epoch) fixes; a short last batch is left out."""
+def labels_of(prompts: Sequence[Prompt]) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """(task names, of each prompt the index of its task, of each prompt its pool's size)."""
+    if isinstance(prompts, PromptStore):
+        return prompts.task_names, prompts.task_codes, prompts.pool_sizes
+    names = list(dict.fromkeys(prompt.task for prompt in prompts))
+    codes = np.array([names.index(prompt.task) for prompt in prompts])
+    return names, codes, np.array([len(prompt.candidates) for prompt in prompts])
 
-    def __init__(self, prompts: Sequence[Prompt], batch_size: int, seed: int, shuffle: bool) -> None:
-        if len(prompts) < batch_size:
-            raise UserError(
-                f"data.train_batch_size: {batch_size} prompts a step, but the training files hold {len(prompts)}"
-            )
+
+class PromptLoader:
+    """Batches of prompts, each epoch in an order of its own that (seed, epoch) fixes; a short last batch is left out.
+
+    `task_weights`: task -> how often an epoch deals each of its rows, 1 where none is given. Of 2.5 the epochs deal
+    every row twice and half of them once more, the other half next time. `curriculum` 'pool_size': the first epoch
+    goes from small pools to large ones. Raises UserError for unknown tasks, and where there is not one whole batch.
+    """
+
+    def __init__(
+        self,
+        prompts: Sequence[Prompt],
+        batch_size: int,
+        seed: int,
+        shuffle: bool,
+        task_weights: Mapping[str, float] | None = None,
+        curriculum: str | None = None,
+    ) -> None:
         self.prompts = prompts
         self._batch_size = batch_size
         self._seed = seed
         self._shuffle = shuffle
+        self._curriculum = curriculum
+        self._shares = self._weigh(task_weights or {})
         self.epoch = 0
         self.position = 0
+        self._dealt: tuple[int, np.ndarray] = (-1, np.array([]))
+        if self._rows < batch_size:
+            raise UserError(
+                f"data.train_batch_size: {batch_size} prompts a step, but an epoch of the training files holds {self._rows}"
+            )
+
+    def _weigh(self, weights: Mapping[str, float]) -> list[tuple[np.ndarray, int]]:
+        """(rows of a task in an order of their own, how many of them an epoch deals) of each task; empty without weights."""
+        self._rows = len(self.prompts)
+        if not weights:
+            return []
+        names, codes, _ = labels_of(self.prompts)
+        for name, weight in weights.items():
+            if name not in names:
+                raise UserError(
+                    f"data.task_weights: no rows of {name!r}{nearest(name, names)}; there are {', '.join(names)}"
+                )
+            if not (math.isfinite(weight) and weight >= 0):
+                raise UserError(f"data.task_weights: {name}: found {weight}; a number from 0 is wanted")
+        shares = []
+        for code, name in enumerate(names):
+            rows = np.flatnonzero(codes == code)
+            order = np.random.default_rng([self._seed, code]).permutation(rows) if self._shuffle else rows
+            shares.append((order, round(len(rows) * weights.get(name, 1.0))))
+        self._rows = sum(count for _, count in shares)
+        return shares
 
     @property
     def steps_per_epoch(self) -> int:
         """Whole batches in an epoch."""
-        return len(self.prompts) // self._batch_size
+        return self._rows // self._batch_size
 
     def next(self) -> list[Prompt]:
         """The next batch; after the last one of an epoch the next epoch begins."""
@@ -124,17 +134,39 @@ class PromptLoader:
             self.epoch, self.position = self.epoch + 1, 0
         start = self.position * self._batch_size
         self.position += 1
-        return [self.prompts[index] for index in self._order()[start : start + self._batch_size]]
+        return [self.prompts[int(index)] for index in self._order()[start : start + self._batch_size]]
 
     def _order(self) -> np.ndarray:
-        if not self._shuffle:
-            return np.arange(len(self.prompts))
-        return np.random.default_rng([self._seed, self.epoch]).permutation(len(self.prompts))
+        if self._dealt[0] != self.epoch:
+            self._dealt = (self.epoch, self._deal())
+        return self._dealt[1]
+
+    def _deal(self) -> np.ndarray:
+        """Rows of this epoch, in order."""
+        rows = np.arange(len(self.prompts))
+        if self._shares:
+            parts = []
+            for order, count in self._shares:
+                # where the last epoch left off, so that no row is dealt more than once oftener than another
+                first = self.epoch * count
+                parts.append(order[np.arange(first, first + count) % max(1, len(order))])
+            rows = np.concatenate(parts)
+        if self._shuffle:
+            rows = rows[np.random.default_rng([self._seed, self.epoch]).permutation(len(rows))]
+        elif self._shares:
+            rows = np.sort(rows)
+        if self._curriculum and self.epoch == 0:
+            rows = rows[np.argsort(labels_of(self.prompts)[2][rows], kind="stable")]
+        return rows
 
     def state(self) -> dict[str, int]:
-        """Where the loader stands."""
-        return {"epoch": self.epoch, "position": self.position}
+        """Where the loader stands, and of how many rows."""
+        return {"epoch": self.epoch, "position": self.position, "rows": self._rows}
 
-    def restore(self, state: dict[str, int]) -> None:
-        """Go on from where `state` was taken."""
+    def restore(self, state: Mapping[str, int]) -> None:
+        """Go on from where `state` was taken; raises UserError where an epoch has other rows now."""
+        if state["rows"] != self._rows:
+            raise UserError(
+                f"the training files give {self._rows} rows an epoch, but {state['rows']} where the run was left; the same are wanted"
+            )
         self.epoch, self.position = state["epoch"], state["position"]

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,37 +15,41 @@ from r1ranker.data.table import read_table
 from r1ranker.errors import UserError
 from r1ranker.rewards import MODES
 from r1ranker.tasks.example import RankingExample
+from r1ranker.tasks.own import know_tasks_of
 from r1ranker.tasks.parsing import parse_problem
 from r1ranker.tasks.prompts import AnswerFormat, Mode, chat_messages, render_problem, user_problem
 
-SCHEMA = pa.schema(
-    [
-        ("data_source", pa.string()),
-        ("prompt", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))),
-        ("ability", pa.string()),
-        (
-            "reward_model",
-            pa.struct(
-                [
-                    ("style", pa.string()),
-                    ("ground_truth", pa.struct([("candidate_text", pa.list_(pa.string())), ("gt", pa.string())])),
-                ]
+BATCH = 2048
+"""rows written at once"""
+
+
+def training_schema(graded: bool = False) -> pa.Schema:
+    """veRL's schema; with a grade for each candidate in the ground truth where the data has grades."""
+    truth = [("candidate_text", pa.list_(pa.string())), ("gt", pa.string())]
+    if graded:
+        truth.append(("grades", pa.list_(pa.float64())))
+    return pa.schema(
+        [
+            ("data_source", pa.string()),
+            ("prompt", pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))),
+            ("ability", pa.string()),
+            ("reward_model", pa.struct([("style", pa.string()), ("ground_truth", pa.struct(truth))])),
+            (
+                "extra_info",
+                pa.struct(
+                    [
+                        ("split", pa.string()),
+                        ("index", pa.int64()),
+                        ("task_name", pa.string()),
+                        ("think", pa.bool_()),
+                        ("answer_style", pa.string()),
+                    ]
+                ),
             ),
-        ),
-        (
-            "extra_info",
-            pa.struct(
-                [
-                    ("split", pa.string()),
-                    ("index", pa.int64()),
-                    ("task_name", pa.string()),
-                    ("think", pa.bool_()),
-                    ("answer_style", pa.string()),
-                ]
-            ),
-        ),
-    ]
-)
+        ]
+    )
+
+
 _COLUMNS = {
     "data_source": "text",
     "prompt": "a list of messages",
@@ -61,14 +64,14 @@ def training_row(
 ) -> dict[str, Any]:
     """The row of an example in veRL's schema."""
     answer_format = answer_format or AnswerFormat()
+    truth: dict[str, Any] = {"candidate_text": list(example.candidates), "gt": example.positive}
+    if example.grades:
+        truth["grades"] = list(example.grades)
     return {
         "data_source": f"{mode}_ranking",
         "prompt": chat_messages(render_problem(example, mode, answer_format.answer_style), answer_format, mode),
         "ability": "ranking",
-        "reward_model": {
-            "style": "rule",
-            "ground_truth": {"candidate_text": list(example.candidates), "gt": example.positive},
-        },
+        "reward_model": {"style": "rule", "ground_truth": truth},
         "extra_info": {
             "split": split,
             "index": index,
@@ -79,31 +82,55 @@ def training_row(
     }
 
 
-def write_rows(rows: Iterable[dict[str, Any]], path: str, schema: pa.Schema = SCHEMA) -> int:
+class RowWriter:
+    """Rows to a parquet file, a batch at a time; `count` says how many there were."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self.count = 0
+        self._writer = pq.ParquetWriter(path, schema)
+        self._schema = schema
+        self._buffer: list[dict[str, Any]] = []
+
+    def add(self, row: dict[str, Any]) -> None:
+        self._buffer.append(row)
+        self.count += 1
+        if len(self._buffer) == BATCH:
+            self._write()
+
+    def _write(self) -> None:
+        self._writer.write_table(pa.Table.from_pylist(self._buffer, schema=self._schema))
+        self._buffer = []
+
+    def __enter__(self) -> RowWriter:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._buffer and error[0] is None:
+            self._write()
+        self._writer.close()
+
+
+def write_rows(rows: Iterable[dict[str, Any]], path: str, schema: pa.Schema | None = None) -> int:
     """Write rows to a parquet file, whole or not at all; returns how many there were."""
     with atomic_path(Path(path)) as temporary:
         return fill_file(rows, temporary, schema)
 
 
-def fill_file(rows: Iterable[dict[str, Any]], path: Path, schema: pa.Schema = SCHEMA) -> int:
+def fill_file(rows: Iterable[dict[str, Any]], path: Path, schema: pa.Schema | None = None) -> int:
     """Write rows to a parquet file at once; returns how many there were."""
-    count = 0
-    rows = iter(rows)
-    with pq.ParquetWriter(path, schema) as writer:
-        while chunk := list(islice(rows, 2048)):
-            writer.write_table(pa.Table.from_pylist(chunk, schema=schema))
-            count += len(chunk)
-    return count
+    with RowWriter(path, schema or training_schema()) as writer:
+        for row in rows:
+            writer.add(row)
+    return writer.count
 
 
-def read_training_rows(paths: Sequence[str]) -> list[dict[str, Any]]:
-    """Rows of training parquet; raises UserError naming file and row for whatever cannot be trained on."""
-    rows: list[dict[str, Any]] = []
+def read_training_rows(paths: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Rows of training parquet, read in batches; raises UserError naming file and row for whatever cannot be trained on."""
     for path in paths:
+        know_tasks_of(Path(path).parent)
         for number, row in enumerate(read_table(path, _COLUMNS)):
             _check(row, f"{path}: row {number}")
-            rows.append(row)
-    return rows
+            yield row
 
 
 def _check(row: dict[str, Any], where: str) -> None:
@@ -119,7 +146,10 @@ def _check(row: dict[str, Any], where: str) -> None:
     names = truth["candidate_text"]
     if not isinstance(names, list) or not all(isinstance(name, str) for name in (*names, truth["gt"])):
         raise UserError(f"{where}: reward_model.ground_truth holds {truth!r}; a list of names and a name are wanted")
-    RankingExample("", tuple(names), truth["gt"]).validate(where)
+    grades = truth.get("grades")
+    if grades is not None and (not isinstance(grades, list) or any(grade is None for grade in grades)):
+        raise UserError(f"{where}: reward_model.ground_truth.grades holds {grades!r}; numbers are wanted")
+    RankingExample("", tuple(names), truth["gt"], grades=tuple(grades or ())).validate(where)
     if not truth["gt"]:
         raise UserError(f"{where}: reward_model.ground_truth.gt is empty; the positive is wanted")
     if not isinstance(row["extra_info"].get("task_name"), str):
@@ -153,7 +183,7 @@ def row_to_example(row: dict[str, Any]) -> RankingExample:
     truth = row["reward_model"]["ground_truth"]
     problem = user_problem(row["prompt"], row_format(row), row_mode(row))
     example = parse_problem(row["extra_info"]["task_name"], problem, truth["candidate_text"])
-    return replace(example, positive=truth["gt"])
+    return replace(example, positive=truth["gt"], grades=tuple(truth.get("grades") or ()))
 
 
 def reworded(row: dict[str, Any], answer_format: AnswerFormat) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -21,20 +21,16 @@ SFT_SCHEMA = pa.schema(
 )
 
 
-def cold_start_rows(rows: Iterable[dict[str, Any]], seed: int) -> Iterator[dict[str, Any]]:
-    """(prompt, completion) rows from training rows: a short thought where there is one, then a random valid answer."""
-    rng = random.Random(seed)
-    for row in rows:
-        answer_format = row_format(row)
-        names = [shown(name) for name in row["reward_model"]["ground_truth"]["candidate_text"]]
-        written = (
-            [f"[{place}]" for place in range(1, len(names) + 1)] if answer_format.answer_style == "label" else names
-        )
-        rng.shuffle(written)
-        answer = "\n".join(written) if row_mode(row) == "direct" else written[0]
-        thought = f" There are {len(names)} candidates. I compare them with what is asked.</think>\n<answer>"
-        completion = f"{thought if answer_format.think else ''}{answer}</answer>"
-        yield {"prompt": row["prompt"], "completion": completion}
+def cold_start_row(row: dict[str, Any], rng: random.Random) -> dict[str, Any]:
+    """The (prompt, completion) row of a training row: a short thought where there is one, then a random valid answer."""
+    answer_format = row_format(row)
+    names = [shown(name) for name in row["reward_model"]["ground_truth"]["candidate_text"]]
+    written = [f"[{place}]" for place in range(1, len(names) + 1)] if answer_format.answer_style == "label" else names
+    rng.shuffle(written)
+    answer = "\n".join(written) if row_mode(row) == "direct" else written[0]
+    thought = f" There are {len(names)} candidates. I compare them with what is asked.</think>\n<answer>"
+    completion = f"{thought if answer_format.think else ''}{answer}</answer>"
+    return {"prompt": row["prompt"], "completion": completion}
 
 
 def read_sft_rows(paths: Sequence[str]) -> list[dict[str, Any]]:

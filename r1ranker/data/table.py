@@ -9,18 +9,24 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from r1ranker.data.manifest import verify
 from r1ranker.errors import UserError, nearest
 
 
-def read_table(path: str, columns: Mapping[str, str]) -> Iterator[dict[str, Any]]:
-    """Rows of a parquet file as plain Python values.
+def read_table(
+    path: str, columns: Mapping[str, str], optional: Mapping[str, str] | None = None
+) -> Iterator[dict[str, Any]]:
+    """Rows of a parquet file as plain Python values, read in batches.
 
-    `columns` gives for each wanted column its kind: 'text', 'a list of texts', 'a list of messages' or 'a record'.
-    Raises UserError for a missing or damaged file, a missing column and a column of another kind.
+    `columns` gives for each wanted column its kind: 'text', 'a list of texts', 'a list of numbers', 'a list of
+    messages', 'a record' or 'anything'; those of `optional` may be missing. Raises UserError for a missing or damaged file, a missing
+    column, a column of another kind, and a file that is not the one its manifest describes.
     """
-    file = _open(path)
+    file = open_parquet(path)
+    verify(Path(path))
     schema = file.schema_arrow
-    for name, kind in columns.items():
+    wanted = dict(columns) | {name: kind for name, kind in (optional or {}).items() if name in schema.names}
+    for name, kind in wanted.items():
         if name not in schema.names:
             raise UserError(
                 f"{path}: no column {name!r}{nearest(name, schema.names)}; found {', '.join(schema.names) or 'none'}"
@@ -30,13 +36,14 @@ def read_table(path: str, columns: Mapping[str, str]) -> Iterator[dict[str, Any]
     if file.metadata.num_rows == 0:
         raise UserError(f"{path}: no rows; at least one is wanted")
     try:
-        for batch in file.iter_batches(batch_size=1024, columns=list(columns)):
+        for batch in file.iter_batches(batch_size=1024, columns=list(wanted)):
             yield from batch.to_pylist()
     except (pa.ArrowException, OSError) as error:
         raise UserError(f"{path}: damaged parquet ({_line(error)})") from error
 
 
-def _open(path: str) -> pq.ParquetFile:
+def open_parquet(path: str) -> pq.ParquetFile:
+    """The parquet file; raises UserError where there is none."""
     if Path(path).is_dir():
         raise UserError(f"{path}: found a directory; a parquet file is wanted")
     if not Path(path).is_file():
@@ -53,9 +60,15 @@ def _is(found: pa.DataType, kind: str) -> bool:
     return {
         "text": text,
         "a list of texts": listed and _is(found.value_type, "text") if listed else False,
+        "a list of numbers": listed and _is_number(found.value_type) if listed else False,
+        "anything": True,
         "a list of messages": listed and pa.types.is_struct(found.value_type) if listed else False,
         "a record": pa.types.is_struct(found),
     }[kind]
+
+
+def _is_number(found: pa.DataType) -> bool:
+    return bool(pa.types.is_floating(found) or pa.types.is_integer(found))
 
 
 def _line(error: BaseException) -> str:

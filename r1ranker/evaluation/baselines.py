@@ -5,21 +5,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from r1ranker.evaluation.metrics import metrics_of_rank, rank_of
+from r1ranker.evaluation.metrics import expected_metrics, metrics_of_ranking
 from r1ranker.tasks.example import RankingExample
 
 Metrics = dict[str, float]
 
 
 def random_order(example: RankingExample, cutoffs: Sequence[int]) -> Metrics:
-    """The exact expectation over all orders: the mean over the positive's ranks, which are equally likely."""
-    ranks = [metrics_of_rank(rank, cutoffs) for rank in range(1, len(example.candidates) + 1)]
-    return {name: sum(metrics[name] for metrics in ranks) / len(ranks) for name in ranks[0]}
+    """The exact expectation over all orders."""
+    return expected_metrics([[example.grade_of(name) for name in example.candidates]], cutoffs)
 
 
 def as_given(example: RankingExample, cutoffs: Sequence[int]) -> Metrics:
     """Candidates in the order in which they are listed."""
-    return metrics_of_rank(rank_of(example.candidates, example.positive), cutoffs)
+    return metrics_of_ranking(example.candidates, example, cutoffs)
 
 
 class MostFrequentLabel:
@@ -37,8 +36,7 @@ class MostFrequentLabel:
     def __call__(self, example: RankingExample, cutoffs: Sequence[int]) -> Metrics:
         """Metrics of one row."""
         counts = self._counts.get(example.task, Counter())
-        own = counts[example.positive]
-        better = sum(counts[name] > own for name in example.candidates)
-        equal = sum(counts[name] == own for name in example.candidates)
-        ranks = [metrics_of_rank(better + place, cutoffs) for place in range(1, equal + 1)]
-        return {name: sum(metrics[name] for metrics in ranks) / equal for name in ranks[0]}
+        blocks: dict[int, list[float]] = {}
+        for name in example.candidates:
+            blocks.setdefault(counts[name], []).append(example.grade_of(name))
+        return expected_metrics([blocks[count] for count in sorted(blocks, reverse=True)], cutoffs)

@@ -1,4 +1,4 @@
-"""Measures of a ranking with one relevant candidate, and bootstrap intervals of their means."""
+"""Measures of a ranking, and bootstrap intervals of their means."""
 
 from __future__ import annotations
 
@@ -7,35 +7,44 @@ from collections.abc import Sequence
 
 import numpy as np
 
-
-def rank_of(ranking: Sequence[str], positive: str) -> int:
-    """Place of the positive, from 1; 0 where the ranking lacks it."""
-    return list(ranking).index(positive) + 1 if positive in ranking else 0
+from r1ranker.rewards.direct import exponential_gain
+from r1ranker.tasks.example import RankingExample
 
 
-def reciprocal_rank(rank: int) -> float:
-    """1 / rank; 0 for an absent positive. Its mean is the MRR."""
-    return 1.0 / rank if rank else 0.0
+def expected_metrics(blocks: Sequence[Sequence[float]], cutoffs: Sequence[int]) -> dict[str, float]:
+    """mrr, hit@k and ndcg@k of one query, from the grades of its candidates in the order of the ranking.
 
-
-def hit_at(rank: int, k: int) -> float:
-    """1 if the positive is among the first k."""
-    return float(0 < rank <= k)
-
-
-def ndcg_at(rank: int, k: int) -> float:
-    """1 / log2(rank + 1) within the first k, else 0: NDCG with a single relevant candidate."""
-    return 1.0 / math.log2(rank + 1) if 0 < rank <= k else 0.0
-
-
-def metrics_of_rank(rank: int, cutoffs: Sequence[int]) -> dict[str, float]:
-    """mrr, hit@k and ndcg@k of one query."""
-    values = {"mrr": reciprocal_rank(rank)}
+    A block holds candidates that the ranking cannot tell apart: the metrics are the exact expectation over their orders.
+    mrr: 1 / rank of the first candidate of a grade above 0. hit@k: 1 if one is among the first k. ndcg@k: gains
+    2^grade - 1, discounts log2(rank + 1), over the ideal order of the same candidates. With a single relevant candidate
+    that is 1 / rank, rank <= k and 1 / log2(rank + 1).
+    """
+    gains: list[float] = []
+    first: dict[int, float] = {}  # rank of the first relevant candidate -> its probability
+    for block in blocks:
+        relevant, size = sum(grade > 0 for grade in block), len(block)
+        if relevant and not first:
+            for place in range(1, size - relevant + 2):
+                chance = math.comb(size - place, relevant - 1) / math.comb(size, relevant)
+                first[len(gains) + place] = chance
+        gains += [sum(map(exponential_gain, block)) / size] * size
+    ideal = sorted((exponential_gain(grade) for block in blocks for grade in block), reverse=True)
+    values = {"mrr": sum(chance / rank for rank, chance in first.items())}
     for k in cutoffs:
-        values[f"hit@{k}"] = hit_at(rank, k)
+        values[f"hit@{k}"] = sum(chance for rank, chance in first.items() if rank <= k)
     for k in cutoffs:
-        values[f"ndcg@{k}"] = ndcg_at(rank, k)
+        best = _discounted(ideal[:k])
+        values[f"ndcg@{k}"] = _discounted(gains[:k]) / best if best > 0 else 0.0
     return values
+
+
+def _discounted(gains: Sequence[float]) -> float:
+    return sum(gain / math.log2(rank + 1) for rank, gain in enumerate(gains, 1))
+
+
+def metrics_of_ranking(ranking: Sequence[str], example: RankingExample, cutoffs: Sequence[int]) -> dict[str, float]:
+    """The same of a ranking of an example's candidates."""
+    return expected_metrics([[example.grade_of(name)] for name in ranking], cutoffs)
 
 
 def bootstrap_interval(

@@ -17,12 +17,13 @@ from r1ranker.data.generate import HUB_ID
 from r1ranker.data.sources.ranking_bench import read_ranking_bench
 from r1ranker.errors import UserError
 from r1ranker.evaluation.baselines import Metrics, MostFrequentLabel, as_given, random_order
-from r1ranker.evaluation.metrics import metrics_of_rank, rank_of, summarise
+from r1ranker.evaluation.metrics import metrics_of_ranking, summarise
 from r1ranker.evaluation.table import print_results
 from r1ranker.ranking.decode import RankingResult
 from r1ranker.ranking.ranker import Ranker, RankerSettings
 from r1ranker.tasks.catalog import TASK_NAMES, get_task
 from r1ranker.tasks.example import RankingExample
+from r1ranker.tasks.own import know_tasks_of
 from r1ranker.tasks.prompts import AnswerStyle, Mode
 
 ALL = "all"
@@ -72,7 +73,7 @@ def evaluate(
             cutoffs = get_task(task).cutoffs
             measured[task] = {
                 "model": [
-                    metrics_of_rank(rank_of(result.ranking, example.positive), cutoffs)
+                    metrics_of_ranking(result.ranking, example, cutoffs)
                     for example, result in zip(examples, rankings, strict=True)
                 ],
                 "random": [random_order(example, cutoffs) for example in examples],
@@ -111,6 +112,7 @@ def _answers(examples: Sequence[RankingExample], rankings: Sequence[RankingResul
                 "query": example.query,
                 "history": list(example.history),
                 "positive": example.positive,
+                **({"grades": dict(zip(example.candidates, example.grades, strict=True))} if example.grades else {}),
                 "ranking": list(result.ranking),
                 "out_in_round": result.out_in_round,
                 "thoughts": result.thoughts,
@@ -157,6 +159,8 @@ def run_evaluation(
     engine: str = "hf",
 ) -> dict[str, Any]:
     """Evaluate a model on a task or on all nine; writes one JSON file and prints a table. Returns what was written."""
+    if Path(data).is_dir():
+        know_tasks_of(Path(data))
     tasks = tasks_of(dataset)
     if limit is not None and limit < 1:
         raise UserError(f"--limit: found {limit}; at least 1 is wanted")

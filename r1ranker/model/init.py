@@ -59,8 +59,8 @@ def init_model(
     """
     size = size or ModelSize()
     _check(size, vocab_size)
-    rows = read_training_rows(data_files)
-    tokenizer = train_tokenizer(_texts(rows), vocab_size, sorted(_names(rows)) if title_tokens else ())
+    names = sorted(_names(read_training_rows(data_files))) if title_tokens else ()
+    tokenizer = train_tokenizer(_texts(read_training_rows(data_files)), vocab_size, names)
     config = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=size.hidden_size,
@@ -115,13 +115,13 @@ def save_hf(directory: str, model: Any, tokenizer: Any) -> None:
         tokenizer.save_pretrained(temporary)
 
 
-def _texts(rows: Sequence[dict[str, Any]]) -> Iterator[str]:
+def _texts(rows: Iterable[dict[str, Any]]) -> Iterator[str]:
     for row in rows:
         for message in row["prompt"]:
             yield message["content"]
 
 
-def _names(rows: Sequence[dict[str, Any]]) -> set[str]:
+def _names(rows: Iterable[dict[str, Any]]) -> set[str]:
     """Names of candidates, and of items in histories, as they are shown in prompts."""
     names: set[str] = set()
     for row in rows:

@@ -116,8 +116,9 @@ class Ranker:
         texts: Sequence[str] = (),
     ) -> RankingResult:
         """Rank `candidates` for a query (a text) or a history (a list of texts); `texts` may tell more of each candidate."""
-        wanted = "a list of texts" if get_task(task).scenario == "recommendation" else "a text"
-        if isinstance(query, str) == (wanted == "a list of texts"):
+        scenario = get_task(task).scenario
+        wanted = "a list of texts" if scenario == "recommendation" else "a text"
+        if scenario != "own" and isinstance(query, str) == (wanted == "a list of texts"):
             raise UserError(f"query: found {query!r}; {task} ranks for {wanted}")
         example = RankingExample(
             task,

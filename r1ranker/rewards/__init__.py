@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from r1ranker.errors import UserError, nearest
 from r1ranker.rewards.base import REWARDS, get_reward, register
-from r1ranker.rewards.direct import direct_task_score
+from r1ranker.rewards.direct import direct_task_score, exponential_gain, linear_gain
 from r1ranker.rewards.format import format_score, tags_score
 from r1ranker.rewards.iterative import iterative_task_score
 from r1ranker.tasks.answers import parse_answer, with_prefill
 from r1ranker.tasks.prompts import AnswerFormat, Mode
 
-__all__ = ["MODES", "REWARDS", "compute_score", "get_reward", "register"]
+__all__ = ["MODES", "REWARDS", "compute_score", "compute_score_linear", "get_reward", "register"]
 
 MODES: dict[str, Mode] = {"direct_ranking": "direct", "iterative_ranking": "iterative"}
 """data_source -> how it is ranked"""
@@ -26,10 +26,29 @@ def compute_score(
     """Reward of one response: `score` = task + format + tags, beside these parts, `coverage` and `valid`.
 
     `solution_str` is the response alone; the tag that the prompt had opened may be missing. `ground_truth` holds
-    candidate_text (names, a list or an array) and gt (the positive). `extra_info` may hold think and answer_style.
+    candidate_text (names, a list or an array), gt (the positive) and, where the data has them, grades (a number from 0
+    for each candidate), whose gain in NDCG is 2^grade - 1. `extra_info` may hold think and answer_style.
     coverage: share of the candidates named (direct), 1 where the answer is in the pool (iterative). valid: 1 where the
     answer can be used as it is. Raises UserError for an unknown data_source or a positive that is no candidate.
     """
+    return _score(data_source, solution_str, ground_truth, extra_info, exponential_gain)
+
+
+@register("compute_score_linear")
+def compute_score_linear(
+    data_source: str, solution_str: str, ground_truth: Mapping[str, Any], extra_info: Mapping[str, Any] | None = None
+) -> dict[str, float]:
+    """The same with the grade itself as its gain in NDCG."""
+    return _score(data_source, solution_str, ground_truth, extra_info, linear_gain)
+
+
+def _score(
+    data_source: str,
+    solution_str: str,
+    ground_truth: Mapping[str, Any],
+    extra_info: Mapping[str, Any] | None,
+    gain: Callable[[float], float],
+) -> dict[str, float]:
     if data_source not in MODES:
         raise UserError(
             f"data_source: found {data_source!r}{nearest(data_source, MODES)}; one of {', '.join(MODES)} is wanted"
@@ -40,6 +59,8 @@ def compute_score(
     answer_format = AnswerFormat(extra.get("answer_style") or "name", True if think is None else bool(think))
     candidates = [str(name) for name in ground_truth["candidate_text"]]
     gold = str(ground_truth["gt"])
+    known = ground_truth.get("grades")
+    grades = [] if known is None else [float(grade) for grade in known]
     if gold not in candidates:
         raise UserError(f"ground_truth: the positive {gold!r} is not among the {len(candidates)} candidates")
     completion = with_prefill(solution_str, answer_format.think)
@@ -51,9 +72,9 @@ def compute_score(
     if parsed.answer is None:
         task = -1.0
     elif mode == "direct":
-        task = direct_task_score(parsed.named, positive, len(candidates))
+        task = direct_task_score(parsed.named, positive, len(candidates), grades, gain)
     else:
-        task = iterative_task_score(parsed.named, positive)
+        task = iterative_task_score(parsed.named, positive, grades)
     return {
         "score": task + form + tags,
         "task": task,

@@ -20,7 +20,9 @@ def register(name: str) -> Callable[[RewardFunction], RewardFunction]:
     """Decorator: make a reward function known by `name`."""
 
     def add(function: RewardFunction) -> RewardFunction:
-        if name in REWARDS:
+        known = REWARDS.get(name)
+        # the same file may be loaded again under another name, as veRL does with a custom reward function
+        if known is not None and known.__code__.co_filename != function.__code__.co_filename:
             raise UserError(f"reward {name!r} is already registered")
         REWARDS[name] = function
         return function

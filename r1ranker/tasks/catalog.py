@@ -7,7 +7,7 @@ from typing import Literal
 
 from r1ranker.errors import UserError, nearest
 
-Scenario = Literal["recommendation", "routing", "passage"]
+Scenario = Literal["recommendation", "routing", "passage", "own"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Task:
     goal: str
     """what puts a candidate ahead: 'the film I will watch next'; completes 'by how likely it is ...' or 'by ...'"""
     request: str
-    """how the request is introduced: 'Films I have watched, oldest first:'"""
+    """how the request is introduced: 'Films I have watched, oldest first:'; of scenario `own` a template of all of it"""
     cutoffs: tuple[int, ...]
     """the k of hit@k and ndcg@k"""
 

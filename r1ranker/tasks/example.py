@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 from r1ranker.errors import UserError
@@ -30,6 +31,10 @@ class RankingExample:
     """a text for each candidate (a passage, an LLM's description), or empty"""
     problem: str = ""
     """wording of a request that could not be taken apart, else empty"""
+    request: str = ""
+    """of a task of one's own: the request as it was worded, where query and history are not known apart"""
+    grades: tuple[float, ...] = ()
+    """how relevant each candidate is, from 0; empty where only the positive is known"""
 
     def validate(self, where: str = "example") -> None:
         """Raise UserError, naming `where`, unless the candidates are distinct names and hold the positive."""
@@ -46,13 +51,35 @@ class RankingExample:
             seen.add(written)
         if self.positive and self.positive not in self.candidates:
             raise UserError(f"{where}: the positive {self.positive!r} is not among the {len(seen)} candidates")
+        if self.grades:
+            self._validate_grades(where)
         if self.texts and len(self.texts) != len(self.candidates):
             raise UserError(f"{where}: {len(self.texts)} texts for {len(self.candidates)} candidates")
 
+    def _validate_grades(self, where: str) -> None:
+        if len(self.grades) != len(self.candidates):
+            raise UserError(f"{where}: {len(self.grades)} grades for {len(self.candidates)} candidates")
+        if any(not (math.isfinite(grade) and grade >= 0) for grade in self.grades):
+            raise UserError(f"{where}: grades holds {list(self.grades)}; finite numbers from 0 are wanted")
+        best = max(self.grades)
+        if best == 0:
+            raise UserError(f"{where}: all grades are 0; at least one relevant candidate is wanted")
+        if self.positive and self.grade_of(self.positive) != best:
+            raise UserError(f"{where}: the positive {self.positive!r} is not of the highest grade, {best:g}")
+
+    def grade_of(self, name: str) -> float:
+        """How relevant a candidate is; where there are no grades, 1 for the positive and 0 for the others."""
+        if not self.grades:
+            return float(name == self.positive)
+        return self.grades[self.candidates.index(name)]
+
     def with_pool(self, pool: tuple[str, ...]) -> RankingExample:
         """The same request with only the candidates of `pool`, in the order of `pool`, each with its own text."""
-        texts: tuple[str, ...] = ()
-        if self.texts:
-            text_of = dict(zip(self.candidates, self.texts, strict=True))
-            texts = tuple(text_of[name] for name in pool)
-        return replace(self, candidates=pool, texts=texts, positive=self.positive if self.positive in pool else "")
+        place = {name: index for index, name in enumerate(self.candidates)}
+        return replace(
+            self,
+            candidates=pool,
+            texts=tuple(self.texts[place[name]] for name in pool) if self.texts else (),
+            grades=tuple(self.grades[place[name]] for name in pool) if self.grades else (),
+            positive=self.positive if self.positive in pool else "",
+        )

@@ -27,8 +27,10 @@ def parse_problem(task_name: str, problem: str, candidates: Sequence[str]) -> Ra
 
 
 def _own(task: Task, problem: str, pool: tuple[str, ...]) -> RankingExample | None:
-    head, separator, tail = problem.partition(f"\n\nCandidate {task.plural}:\n")
-    if not separator or not head.startswith(task.request + "\n"):
+    own_words = task.scenario == "own"
+    parts = problem.rpartition if own_words else problem.partition  # a template may say anything before its pool
+    head, separator, tail = parts(f"\n\nCandidate {task.plural}:\n")
+    if not separator or not (own_words or head.startswith(task.request + "\n")):
         return None
     lines = tail.split("\n")[: len(pool)]
     texts: list[str] = []
@@ -41,6 +43,8 @@ def _own(task: Task, problem: str, pool: tuple[str, ...]) -> RankingExample | No
         texts.append(content[len(shown(name)) + 2 :])
     if len(lines) != len(pool) or len(texts) not in (0, len(pool)):
         return None
+    if own_words:
+        return RankingExample(task.name, pool, request=head, texts=tuple(texts))
     body = head[len(task.request) + 1 :]
     if task.scenario == "recommendation":
         history = tuple(line.removeprefix("- ") for line in body.split("\n") if line)

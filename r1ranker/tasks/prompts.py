@@ -8,7 +8,8 @@ from typing import Literal
 
 from r1ranker.tasks.catalog import Task, get_task
 from r1ranker.tasks.example import RankingExample
-from r1ranker.tasks.text import neutralise, shown
+from r1ranker.tasks.own import word_request
+from r1ranker.tasks.text import neutralise, shown, shown_lines
 
 Mode = Literal["direct", "iterative"]
 AnswerStyle = Literal["name", "label"]
@@ -53,6 +54,11 @@ def render_problem(example: RankingExample, mode: Mode, answer_style: AnswerStyl
 
 
 def _request(example: RankingExample, task: Task) -> list[str]:
+    if task.scenario == "own":
+        wording = example.request or word_request(
+            task.request, shown_lines(example.query), [shown(item) for item in example.history], task.name
+        )
+        return [shown_lines(wording)]
     lines = [task.request]
     if task.scenario == "recommendation":
         return [*lines, *(f"- {shown(item)}" for item in example.history)]

@@ -25,3 +25,8 @@ def neutralise(text: str) -> str:
 def shown(text: str) -> str:
     """A name or text as it stands in a prompt."""
     return neutralise(one_line(text))
+
+
+def shown_lines(text: str) -> str:
+    """The same for a text of several lines."""
+    return neutralise("\n".join(one_line(line) for line in text.splitlines()).strip())

@@ -63,6 +63,12 @@ class DataConfig:
     """name | label; null: as the rows were prepared"""
     think: bool | None = None
     """reason before answering; null: as the rows were prepared"""
+    task_weights: dict[str, float] = field(default_factory=dict)
+    """task -> how often an epoch deals each of its rows; 1 where none is given"""
+    curriculum: str | None = None
+    """pool_size: the first epoch goes from small pools to large ones"""
+    cache_dir: str | None = None
+    """where tokenised rows are kept; null: $R1RANKER_CACHE or ~/.cache/r1ranker"""
 
 
 @dataclass

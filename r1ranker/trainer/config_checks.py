@@ -46,6 +46,8 @@ def _check_choices(config: Config) -> None:
         _one_of(f"{where}.lr_scheduler_type", optim.lr_scheduler_type, ("constant", "cosine"))
     for logger in config.trainer.logger:
         _one_of("trainer.logger", logger, ("console", "jsonl", "wandb", "tensorboard"))
+    if config.data.curriculum is not None:
+        _one_of("data.curriculum", config.data.curriculum, ("pool_size",))
     if config.data.answer_style is not None:
         _one_of("data.answer_style", config.data.answer_style, ("name", "label"))
 

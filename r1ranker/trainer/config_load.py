@@ -14,6 +14,8 @@ from r1ranker.errors import UserError, nearest
 from r1ranker.trainer.config import Config
 from r1ranker.trainer.config_checks import check
 
+FREE = ("data.task_weights",)
+"""sections whose keys are names of the user's"""
 BUILT_IN = Path(__file__).parents[2] / "configs"
 
 
@@ -52,7 +54,7 @@ def typed(values: DictConfig, where: str) -> Config:
     """`values` as a checked Config."""
     known = set(_keys(OmegaConf.structured(Config)))
     for key in _keys(values):
-        if key not in known:
+        if key not in known and not _is_free(key):
             raise UserError(f"{where}: unknown key {key!r}{nearest(key, known)}")
     merged = OmegaConf.structured(Config)
     for key in _leaves(values):
@@ -80,9 +82,14 @@ def _checked(override: str, known: set[str]) -> str:
     key, equals, _ = entry.partition("=")
     if not equals:
         raise UserError(f"override {override!r}: found no '='; key=value is wanted")
-    if key not in known:
+    if key not in known and not _is_free(key):
         raise UserError(f"override {override!r}: unknown key {key!r}{nearest(key, known)}")
     return entry
+
+
+def _is_free(key: str) -> bool:
+    """Whether the key is one that the user names."""
+    return key.rpartition(".")[0] in FREE
 
 
 def _keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
@@ -102,6 +109,8 @@ def _leaves(node: DictConfig) -> list[str]:
 
 def _wanted(key: str, fallback: str) -> str:
     """The declared type of `key` in words."""
+    if _is_free(key):
+        return "a number"
     node: Any = Config()
     *parents, last = key.split(".")
     for parent in parents:

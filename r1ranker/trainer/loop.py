@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from r1ranker.data.loader import Prompt, PromptLoader, load_prompts, spread_over_tasks
+from r1ranker.data.loader import PromptLoader, load_prompts, spread_over_tasks
+from r1ranker.data.prompts import Prompt
 from r1ranker.device import has_gpu
 from r1ranker.errors import RunError, UserError
 from r1ranker.model.loading import load_tokenizer
@@ -86,9 +87,11 @@ class Run:
         self.notes: list[str] = []
         data = config.data
         train = self._load(data.train_files, "data.train_files")
-        validation = self._load(data.val_files, "data.val_files") if data.val_files else []
+        validation: Sequence[Prompt] = self._load(data.val_files, "data.val_files") if data.val_files else []
         self.validation = spread_over_tasks(validation, data.val_max_samples)
-        self.loader = PromptLoader(train, data.train_batch_size, data.seed, data.shuffle)
+        self.loader = PromptLoader(
+            train, data.train_batch_size, data.seed, data.shuffle, data.task_weights, data.curriculum
+        )
         steps = self.loader.steps_per_epoch * config.trainer.total_epochs
         wanted = config.trainer.total_training_steps
         self.total_steps = steps if wanted is None else min(steps, wanted)
@@ -99,7 +102,7 @@ class Run:
         self.saved = 0
         self.actor_dir = str(Path(config.output_dir) / "actor")
 
-    def _load(self, files: object, key: str) -> list[Prompt]:
+    def _load(self, files: object, key: str) -> Sequence[Prompt]:
         data = self.config.data
         prompts, left_out = load_prompts(
             file_list(files, key),
@@ -108,6 +111,7 @@ class Run:
             data.filter_overlong_prompts,
             data.answer_style,
             data.think,
+            data.cache_dir,
         )
         if left_out:
             self.notes.append(

@@ -9,7 +9,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from r1ranker.data.loader import Prompt
+from r1ranker.data.prompts import Prompt
 from r1ranker.errors import UserError
 from r1ranker.rewards.base import get_reward
 from r1ranker.trainer.config import RewardFunctionConfig

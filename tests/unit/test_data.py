@@ -17,8 +17,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from r1ranker.data.generate import generate
-from r1ranker.data.loader import Prompt, PromptLoader, load_prompts, spread_over_tasks
+from r1ranker.data.loader import PromptLoader, load_prompts, spread_over_tasks
 from r1ranker.data.parquet import read_training_rows, reworded, row_format, row_mode, row_to_example, training_row
+from r1ranker.data.prompts import Prompt
 from r1ranker.data.sft import read_sft_rows
 from r1ranker.data.sources.ranking_bench import read_ranking_bench
 from r1ranker.data.sources.toy import World, toy_examples
@@ -49,10 +50,11 @@ def test_the_schema_is_verls(toy: Path) -> None:
 def test_the_real_data_gives_as_many_rows_as_it_has(
     mini: Path, tmp_path: Path, mode: str, train: int, test: int
 ) -> None:
-    counts = generate(str(mini), str(tmp_path), mode, AnswerFormat())  # type: ignore[arg-type]
-    assert {split: counter.total() for split, counter in counts.items()} == {"train": train, "test": test}
+    tally = generate(str(mini), str(tmp_path), mode, AnswerFormat()).tally  # type: ignore[arg-type]
+    written = sum((task.written for task in tally.tasks.values()), Counter())
+    assert written == {"train": train, "test": test}
     for split, expected in (("train", train), ("test", test)):
-        rows = read_training_rows([str(tmp_path / f"{split}.parquet")])
+        rows = list(read_training_rows([str(tmp_path / f"{split}.parquet")]))
         assert len(rows) == expected
         original = [example for _, example in read_ranking_bench(str(mini), mode, split)]  # type: ignore[arg-type]
         for row, example in zip(rows[:: expected // 90], original[:: expected // 90], strict=True):
@@ -64,7 +66,7 @@ def test_the_real_data_gives_as_many_rows_as_it_has(
 
 @pytest.mark.parametrize("mode", ["direct", "iterative"])
 def test_rows_go_back_to_their_examples_and_into_other_wordings(toy: Path, mode: str) -> None:
-    for row in read_training_rows([str(toy / f"{mode}_ranking" / "test.parquet")])[::7]:
+    for row in list(read_training_rows([str(toy / f"{mode}_ranking" / "test.parquet")]))[::7]:
         extra = row["extra_info"]
         again = training_row(row_to_example(row), row_mode(row), extra["split"], extra["index"], row_format(row))
         assert again == row
@@ -233,7 +235,7 @@ def write_training(path: Path, **changes: object) -> str:
 )
 def test_rows_that_cannot_be_trained_on_are_named(changes: dict, wanted: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=rf"row 0.*{wanted}"):
-        read_training_rows([write_training(tmp_path / "rows.parquet", **changes)])
+        list(read_training_rows([write_training(tmp_path / "rows.parquet", **changes)]))
 
 
 def test_a_row_without_split_and_index_can_be_reworded(tmp_path: Path) -> None:

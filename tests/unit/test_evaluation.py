@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import random
+from itertools import chain, permutations, product
 from pathlib import Path
 
 import ir_measures
@@ -11,11 +13,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.metrics import ndcg_score
 
 from r1ranker.data.sources.ranking_bench import read_ranking_bench
 from r1ranker.errors import UserError
 from r1ranker.evaluation.baselines import MostFrequentLabel, as_given, random_order
-from r1ranker.evaluation.metrics import bootstrap_interval, metrics_of_rank, rank_of, summarise
+from r1ranker.evaluation.metrics import bootstrap_interval, expected_metrics, metrics_of_ranking, summarise
 from r1ranker.evaluation.runner import run_evaluation, tasks_of
 from r1ranker.ranking.decode import Reply, closest, rank_direct, rank_iterative
 from r1ranker.ranking.ranker import Ranker, RankerSettings
@@ -26,17 +29,38 @@ from r1ranker.tasks.prompts import AnswerFormat, Mode
 CUTOFFS = (3, 5, 10, 20)
 
 
-@given(st.permutations([f"d{number}" for number in range(12)]), st.integers(0, 12))
-def test_metrics_are_those_of_ir_measures(ranking: list[str], positive: int) -> None:
-    gold = f"d{positive}"  # d12 is in no ranking
+@given(st.permutations([f"d{number}" for number in range(12)]), st.lists(st.integers(0, 3), min_size=12, max_size=12))
+def test_metrics_are_those_of_ir_measures_and_scikit_learn(ranking: list[str], grades: list[int]) -> None:
     run = {"q": {name: float(len(ranking) - place) for place, name in enumerate(ranking)}}
-    measures = [ir_measures.RR, *(ir_measures.nDCG @ k for k in CUTOFFS), *(ir_measures.Success @ k for k in CUTOFFS)]
-    expected = {str(name): value for name, value in ir_measures.calc_aggregate(measures, {"q": {gold: 1}}, run).items()}
-    found = metrics_of_rank(rank_of(ranking, gold), CUTOFFS)
+    judged = {f"d{number}": grade for number, grade in enumerate(grades)}
+    measures = [ir_measures.RR, *(ir_measures.Success @ k for k in CUTOFFS)]
+    expected = {str(name): value for name, value in ir_measures.calc_aggregate(measures, {"q": judged}, run).items()}
+    example = RankingExample("Rec-Movie", tuple(judged), grades=tuple(map(float, grades)))
+    found = metrics_of_ranking(ranking, example, CUTOFFS)
     assert found["mrr"] == pytest.approx(expected["RR"], abs=1e-12)
+    gains = np.array([[2.0 ** judged[name] - 1 for name in ranking]])
     for k in CUTOFFS:
-        assert found[f"ndcg@{k}"] == pytest.approx(expected[f"nDCG@{k}"], abs=1e-12)
+        assert found[f"ndcg@{k}"] == pytest.approx(ndcg_score(gains, [range(12, 0, -1)], k=k), abs=1e-12)
         assert found[f"hit@{k}"] == pytest.approx(expected[f"Success@{k}"], abs=1e-12)
+
+
+@pytest.mark.parametrize("rank", [1, 2, 7, 12])
+def test_with_one_relevant_candidate_metrics_are_the_published_ones(rank: int) -> None:
+    names = tuple(map(str, range(1, 13)))
+    found = metrics_of_ranking(names, RankingExample("Rec-Movie", names, str(rank)), CUTOFFS)
+    assert found["mrr"] == 1 / rank
+    for k in CUTOFFS:
+        assert found[f"hit@{k}"] == (rank <= k)
+        assert found[f"ndcg@{k}"] == pytest.approx((rank <= k) / math.log2(rank + 1), abs=1e-12)
+
+
+@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=4), min_size=1, max_size=2))
+def test_blocks_of_equals_give_the_mean_over_their_orders(blocks: list[list[int]]) -> None:
+    orders = [[*chain(*parts)] for parts in product(*(permutations(block) for block in blocks))]
+    found = expected_metrics(blocks, (1, 3))
+    for name, value in found.items():
+        each = [expected_metrics([[grade] for grade in order], (1, 3))[name] for order in orders]
+        assert value == pytest.approx(np.mean(each), abs=1e-12)
 
 
 @pytest.mark.parametrize(("size", "mrr"), [(20, 17.99), (10, 29.29), (5, 45.67), (7, 37.04), (9, 31.43)])
@@ -45,7 +69,8 @@ def test_the_random_baseline_is_the_exact_expectation(size: int, mrr: float) -> 
     exact = random_order(example, CUTOFFS)
     assert 100 * exact["mrr"] == pytest.approx(mrr, abs=0.006)
     rng = random.Random(0)
-    drawn = [metrics_of_rank(rng.randint(1, size), CUTOFFS) for _ in range(20000)]
+    ranked = [[[float(place == rank)] for place in range(size)] for rank in range(size)]
+    drawn = [expected_metrics(rng.choice(ranked), CUTOFFS) for _ in range(20000)]
     for name, value in exact.items():
         assert np.mean([one[name] for one in drawn]) == pytest.approx(value, abs=0.015)
 

@@ -3,18 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
+
+import pyarrow as pa
 
 from r1ranker.data.table import read_table
 from r1ranker.errors import UserError
 from r1ranker.tasks.catalog import get_task
 from r1ranker.tasks.example import RankingExample
+from r1ranker.tasks.own import know_tasks_of
 from r1ranker.tasks.parsing import parse_problem
-from r1ranker.tasks.prompts import Mode
+from r1ranker.tasks.prompts import Mode, render_problem
 
 Split = Literal["train", "test"]
+SPLITS: tuple[Split, ...] = ("train", "test")
+CONFIGS: tuple[Mode, ...] = ("direct", "iterative")
 COLUMNS = {"problem": "text", "candidates": "a list of texts", "gt": "text", "task_name": "text"}
+OPTIONAL = {"grades": "a list of numbers"}
+
+
+def bench_schema(graded: bool = False) -> pa.Schema:
+    """The benchmark's schema; with a grade for each candidate where the data has grades."""
+    fields = [
+        ("problem", pa.string()),
+        ("candidates", pa.list_(pa.string())),
+        ("gt", pa.string()),
+        ("task_name", pa.string()),
+    ]
+    return pa.schema([*fields, ("grades", pa.list_(pa.float64()))] if graded else fields)
+
+
+def bench_row(example: RankingExample, config: Mode) -> dict[str, Any]:
+    """The row of an example in the benchmark's layout."""
+    row = {
+        "problem": render_problem(example, config),
+        "candidates": list(example.candidates),
+        "gt": example.positive,
+        "task_name": example.task,
+    }
+    return row | {"grades": list(example.grades)} if example.grades else row
 
 
 def read_ranking_bench(source: str, config: Mode, split: Split) -> Iterator[tuple[int, RankingExample]]:
@@ -28,7 +57,8 @@ def read_ranking_bench(source: str, config: Mode, split: Split) -> Iterator[tupl
                 f"{source}: no such directory; one holding {config}/{split}.parquet, or a hub id, is wanted"
             )
         where = str(Path(source) / config / f"{split}.parquet")
-        rows: Iterable[dict[str, Any]] = read_table(where, COLUMNS)
+        know_tasks_of(Path(source))
+        rows: Iterable[dict[str, Any]] = read_table(where, COLUMNS, OPTIONAL)
     else:
         where = f"{source} ({config}, {split})"
         rows = _hub_rows(source, config, split)
@@ -52,14 +82,15 @@ def example_of(row: dict[str, Any], where: str) -> RankingExample:
     candidates = row["candidates"]
     if any(name is None for name in candidates):
         raise UserError(f"{where}: candidates holds null; names are wanted")
-    checked = RankingExample(row["task_name"], tuple(candidates), row["gt"])
+    grades = row.get("grades") or ()
+    if any(grade is None for grade in grades):
+        raise UserError(f"{where}: grades holds null; numbers are wanted")
+    checked = RankingExample(row["task_name"], tuple(candidates), row["gt"], grades=tuple(grades))
     checked.validate(where)
     if not row["gt"].strip():
         raise UserError(f"{where}: gt is blank; one of the candidates is wanted")
     parsed = parse_problem(row["task_name"], row["problem"], candidates)
-    return RankingExample(
-        parsed.task, parsed.candidates, row["gt"], parsed.query, parsed.history, parsed.texts, parsed.problem
-    )
+    return replace(parsed, positive=row["gt"], grades=tuple(grades))
 
 
 def _hub_rows(source: str, config: Mode, split: Split) -> Iterable[dict[str, Any]]:

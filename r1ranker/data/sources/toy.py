@@ -13,14 +13,12 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-
-from r1ranker.data.parquet import write_rows
-from r1ranker.data.sources.ranking_bench import Split
+from r1ranker.data.dataset_writer import About, DataSetWriter
+from r1ranker.data.sources.ranking_bench import CONFIGS, SPLITS, Split, bench_row, bench_schema
 from r1ranker.tasks.catalog import TASK_NAMES, get_task
 from r1ranker.tasks.example import RankingExample
 from r1ranker.tasks.pools import sub_pools
-from r1ranker.tasks.prompts import Mode, render_problem
+from r1ranker.tasks.prompts import Mode
 
 WORLD_SEED = 7
 ITEMS = 40
@@ -30,15 +28,6 @@ CANDIDATES = 10
 HISTORY = 4
 TEST_SHARE = 0.4
 """test rows to training rows"""
-
-BENCH_SCHEMA = pa.schema(
-    [
-        ("problem", pa.string()),
-        ("candidates", pa.list_(pa.string())),
-        ("gt", pa.string()),
-        ("task_name", pa.string()),
-    ]
-)
 
 _NOUNS = {
     "Rec-Movie": ("Harbour", "Station", "Island", "Mirror", "Witness", "Orchard", "Verdict", "Stranger"),
@@ -141,20 +130,15 @@ def toy_rows(
         for example in toy_examples(task, split, size, seed):
             pools = [example.candidates] if config == "direct" else sub_pools(example, rng)
             for pool in pools:
-                shown = example.with_pool(pool)
-                yield {
-                    "problem": render_problem(shown, config),
-                    "candidates": list(shown.candidates),
-                    "gt": shown.positive,
-                    "task_name": task,
-                }
+                yield bench_row(example.with_pool(pool), config)
 
 
 def write_toy(directory: str, size: int = 100, seed: int = 42, tasks: Sequence[str] = TASK_NAMES) -> None:
-    """Write {direct,iterative}/{train,test}.parquet to `directory`."""
-    configs: tuple[Mode, ...] = ("direct", "iterative")
-    splits: tuple[Split, ...] = ("train", "test")
-    for config, split in product(configs, splits):
-        write_rows(
-            toy_rows(config, split, size, seed, tasks), str(Path(directory) / config / f"{split}.parquet"), BENCH_SCHEMA
-        )
+    """Write {direct,iterative}/{train,test}.parquet, their card and their manifest to `directory`."""
+    about = About("The built-in world", ["invented by this project, MIT licence"], seed)
+    with DataSetWriter(Path(directory), about) as out:
+        for config, split in product(CONFIGS, SPLITS):
+            with out.file(f"{config}/{split}.parquet", bench_schema()) as file:
+                for row in toy_rows(config, split, size, seed, tasks):
+                    file.add(row)
+                    out.tally.of(row["task_name"]).written[f"{config} {split}"] += 1

@@ -1,0 +1,146 @@
+"""Ranking-bench's layout from sources: split by user or query first, expanded into pools after."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from hashlib import blake2b
+from pathlib import Path
+
+from r1ranker.data.dataset_writer import About, DataSetWriter
+from r1ranker.data.sources.ranking_bench import CONFIGS, SPLITS, Split, bench_row, bench_schema
+from r1ranker.data.sources.sourced import Source
+from r1ranker.data.statistics import RowStatistics
+from r1ranker.data.tally import Tally
+from r1ranker.errors import UserError
+from r1ranker.tasks.example import RankingExample
+from r1ranker.tasks.pools import sub_pools
+
+TEST_SHARE = 0.2
+"""of the users or queries; the published value"""
+
+
+@dataclass
+class _Plan:
+    """Which side each key of a group is on."""
+
+    side: dict[int, Split] = field(default_factory=dict)
+    graded: bool = False
+
+
+def build_bench(
+    sources: Mapping[str, Source], directory: Path, about: About, test_share: float = TEST_SHARE
+) -> DataSetWriter:
+    """Write {direct,iterative}/{train,test}.parquet, the card and the manifest; returns the writer with its counts.
+
+    `sources`: by group. Within a group, examples that share a key, a query or a history go to one side: the one that
+    the source names, else `test_share` of them to the test side, drawn by the seed. Every source is read twice, so that
+    no more than digests are held. The iterative rows of an example are one sub-pool of each size.
+    """
+    if not 0 < test_share < 1:
+        raise UserError(f"--test-share: found {test_share}; a share between 0 and 1 is wanted")
+    plans = {group: _plan(group, source, test_share, about.seed) for group, source in sources.items()}
+    graded = any(plan.graded for plan in plans.values())
+    with DataSetWriter(directory, about) as out, ExitStack() as files:
+        writers = {
+            (config, split): files.enter_context(out.file(f"{config}/{split}.parquet", bench_schema(graded)))
+            for config in CONFIGS
+            for split in SPLITS
+        }
+        for config in CONFIGS:
+            out.statistics[config] = RowStatistics()
+        for group, source in sources.items():
+            seen: set[int] = set()
+            for sourced in source(out.tally):
+                example = _with_grades(sourced.example) if graded else sourced.example
+                counts = out.tally.of(example.task)
+                digest = _request(example)
+                if digest in seen:
+                    counts.left_out["requests that stand there twice"] += 1
+                    continue
+                seen.add(digest)
+                split = plans[group].side[_digest(sourced.key)]
+                if sourced.split is not None and sourced.split != split:
+                    counts.left_out["training rows whose user or query is on the test side"] += 1
+                    continue
+                rng = random.Random(f"{about.seed} {digest}")
+                pools = {"direct": [example.candidates], "iterative": sub_pools(example, rng)}
+                for config in CONFIGS:
+                    for pool in pools[config]:
+                        row = example.with_pool(pool)
+                        writers[config, split].add(bench_row(row, config))
+                        counts.written[f"{config} {split}"] += 1
+                        out.statistics[config].of(example.task).add(len(pool), pool.index(example.positive))
+        for (config, split), writer in writers.items():
+            if not writer.count:
+                raise UserError(f"{directory}: no {config} {split} row is left; see the counts: {_why(out.tally)}")
+    return out
+
+
+def _plan(group: str, source: Source, test_share: float, seed: int) -> _Plan:
+    plan = _Plan()
+    leader: dict[int, int] = {}  # union-find: keys that share a query or a history go together
+    explicit: dict[int, Split] = {}
+    keys: dict[int, None] = {}
+
+    def find(node: int) -> int:
+        while (above := leader.setdefault(node, node)) != node:
+            leader[node] = leader.get(above, above)
+            node = above
+        return node
+
+    for sourced in source(Tally()):
+        key = _digest(sourced.key)
+        keys[key] = None
+        one, other = find(key), find(_digest("request", *_said(sourced.example)))
+        leader[other] = one
+        if sourced.split is not None:
+            explicit[key] = "test" if "test" in (sourced.split, explicit.get(key)) else "train"
+        plan.graded = plan.graded or bool(sourced.example.grades)
+    said: dict[int, Split] = {}
+    for key, split in explicit.items():
+        root = find(key)
+        said[root] = "test" if "test" in (split, said.get(root)) else "train"
+    free = [root for root in dict.fromkeys(find(key) for key in keys) if root not in said]
+    random.Random(f"{seed} split").shuffle(free)
+    test = (
+        min(max(1, round(len(free) * test_share)), len(free) - 1)
+        if len(free) > 1 and not said
+        else round(len(free) * test_share)
+    )
+    for place, root in enumerate(free):
+        said[root] = "test" if place < test else "train"
+    plan.side = {key: said[find(key)] for key in keys}
+    return plan
+
+
+def _with_grades(example: RankingExample) -> RankingExample:
+    """Where some rows have grades all have: the positive's is 1."""
+    if example.grades:
+        return example
+    return replace(example, grades=tuple(float(name == example.positive) for name in example.candidates))
+
+
+def _said(example: RankingExample) -> tuple[str, ...]:
+    return (example.query, *example.history)
+
+
+def _request(example: RankingExample) -> int:
+    """What makes two examples the same one: a history with its positive; a query with its candidates."""
+    pool = () if example.history else (*sorted(example.candidates), *example.texts)
+    positive = (example.positive,) if example.history else ()
+    return _digest(example.task, *_said(example), "", *positive, *pool)
+
+
+def _digest(*parts: str) -> int:
+    text = "\x1f".join(parts).encode("utf-8", "surrogatepass")
+    return int.from_bytes(blake2b(text, digest_size=8).digest(), "little")
+
+
+def _why(tally: Tally) -> str:
+    reasons = [
+        f"{count:,} {reason}" for task in tally.tasks.values() for reason, count in task.left_out.items() if count
+    ]
+    return "; ".join(reasons) or "the source has too few rows"

@@ -1,0 +1,76 @@
+"""A data set on its way to disk: its files, its card and its manifest take their places together, or none does."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from r1ranker.atomic import atomic_path
+from r1ranker.data.card import About, card
+from r1ranker.data.manifest import MANIFEST, describe, write_manifest
+from r1ranker.data.parquet import RowWriter
+from r1ranker.data.statistics import RowStatistics
+from r1ranker.data.tally import Tally
+from r1ranker.tasks.catalog import TASKS
+from r1ranker.tasks.own import TASKS_FILE, write_tasks
+
+__all__ = ["About", "DataSetWriter", "command_line"]
+
+
+def command_line() -> str:
+    """The command that this process was started with."""
+    return shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
+
+
+class DataSetWriter:
+    """Context manager: `file` opens a parquet file of the data set; at the end README.md and manifest.json are added.
+
+    After an error, or where the disk is full, everything under `directory` is as it was.
+    """
+
+    def __init__(self, directory: Path, about: About) -> None:
+        self.directory = directory
+        self.about = about
+        self.tally = Tally()
+        self.statistics: dict[str, RowStatistics] = {}
+        """kind of row ('direct', 'iterative') -> what is measured of the rows"""
+        self._stack = ExitStack()
+        self._described: dict[str, dict[str, Any]] = {}
+
+    def __enter__(self) -> DataSetWriter:
+        # what is entered first takes its place last: nothing is described before it is there
+        self._manifest = self._stack.enter_context(atomic_path(self.directory / MANIFEST))
+        self._readme = self._stack.enter_context(atomic_path(self.directory / "README.md"))
+        return self
+
+    @contextmanager
+    def file(self, name: str, schema: pa.Schema) -> Iterator[RowWriter]:
+        """A file of the data set to add rows to."""
+        temporary = self._stack.enter_context(atomic_path(self.directory / name))
+        with RowWriter(temporary, schema) as writer:
+            yield writer
+        self._described[name] = describe(temporary, writer.count)
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        if error is None:
+            try:
+                self._finish()
+            except BaseException:
+                self._stack.__exit__(*sys.exc_info())
+                raise
+        self._stack.__exit__(kind, error, trace)
+
+    def _finish(self) -> None:
+        write_manifest(self._described, self._manifest)
+        self._readme.write_text(card(self.about, self.tally, self.statistics, self._described), encoding="utf-8")
+        own = [TASKS[name] for name in self.tally.tasks if name in TASKS and TASKS[name].scenario == "own"]
+        if own:
+            write_tasks(own, self._stack.enter_context(atomic_path(self.directory / TASKS_FILE)))
+        else:
+            (self.directory / TASKS_FILE).unlink(missing_ok=True)

@@ -1,0 +1,68 @@
+"""manifest.json beside a data set: rows, size and checksum of each file, so that a changed or truncated one is noticed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from r1ranker.errors import UserError
+
+MANIFEST = "manifest.json"
+
+
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(1 << 20):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def describe(path: Path, rows: int) -> dict[str, Any]:
+    """The manifest's entry of a file."""
+    return {"rows": rows, "bytes": path.stat().st_size, "sha256": sha256(path)}
+
+
+def write_manifest(files: dict[str, dict[str, Any]], path: Path) -> None:
+    """Write the entries of files by name."""
+    path.write_text(json.dumps({"files": files}, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def verify(path: Path) -> None:
+    """Raise UserError where a manifest beside `path`, or in the directory above, describes another file of its name.
+
+    A file that no manifest describes is taken as it is.
+    """
+    for base in (path.parent, path.parent.parent):
+        entry = _entry(base / MANIFEST, path.relative_to(base).as_posix())
+        if entry is None:
+            continue
+        status = path.stat()
+        if status.st_size != entry["bytes"]:
+            raise UserError(
+                f"{path}: {status.st_size:,} bytes, but {base / MANIFEST} says {entry['bytes']:,}: {_ADVICE}"
+            )
+        if _checksum(path, status.st_size, status.st_mtime_ns) != entry["sha256"]:
+            raise UserError(f"{path}: its checksum is not the one in {base / MANIFEST}: {_ADVICE}")
+
+
+_ADVICE = f"changed since it was prepared; prepare it again, or delete {MANIFEST} to use it as it is"
+
+
+@lru_cache(maxsize=256)
+def _checksum(path: Path, size: int, changed: int) -> str:
+    return sha256(path)
+
+
+def _entry(file: Path, name: str) -> dict[str, Any] | None:
+    if not file.is_file():
+        return None
+    try:
+        entry = json.loads(file.read_text(encoding="utf-8"))["files"].get(name)
+        return None if entry is None else {"bytes": int(entry["bytes"]), "sha256": str(entry["sha256"])}
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+        raise UserError(f"{file}: not the manifest of a data set ({type(error).__name__}: {error})") from error

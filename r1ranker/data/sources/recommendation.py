@@ -1,0 +1,186 @@
+"""Recommendation from RecBole's atomic files: who took which item when (.inter), and what the items are called (.item)."""
+
+from __future__ import annotations
+
+import html
+import random
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from r1ranker.data.tally import TaskTally
+from r1ranker.data.text_rows import TextTable, finite
+from r1ranker.errors import UserError
+from r1ranker.tasks.answers import normalise
+from r1ranker.tasks.example import RankingExample
+from r1ranker.tasks.text import one_line
+
+LONGEST_TITLE = 200
+"""characters; longer ones are fragments of web pages"""
+
+
+@dataclass(frozen=True)
+class RecommendationSettings:
+    """How users become examples; the published values."""
+
+    history: int = 20
+    """items shown; the one after them is the positive"""
+    candidates: int = 20
+    """the positive and others that the user never took"""
+    users: int = 657
+    """drawn from those with enough history"""
+    seed: int = 42
+
+
+@dataclass
+class _Interactions:
+    users: list[str]
+    items: list[str]
+    user: np.ndarray
+    item: np.ndarray
+    order: np.ndarray
+
+
+def read_recommendation(
+    task: str, inter: str, item: str, settings: RecommendationSettings, tally: TaskTally
+) -> Iterator[tuple[str, RankingExample]]:
+    """(user, example) of the users drawn: the first `history` items, the next one as positive, unseen others.
+
+    Items come in order of the timestamp column (else position, else the fourth), equal ones as in the file. Titles are
+    told apart by what a reader sees: a user's second item of a title is left out, and no pool holds a title twice.
+    Raises UserError naming file and line for whatever cannot be read, and where no user has enough items.
+    """
+    titles = _titles(item, tally)
+    read = _interactions(inter)
+    tally.read["interactions"] += len(read.user)
+    form_of = {name: normalise(title) for name, title in titles.items()}
+    title_of = {form: titles[name] for name, form in reversed(form_of.items())}
+    if len(title_of) < settings.candidates + settings.history:
+        raise UserError(f"{item}: {len(title_of)} titles; at least {settings.candidates + settings.history} are wanted")
+    order = np.lexsort((np.arange(len(read.user)), read.order, read.user))
+    bounds = np.flatnonzero(np.diff(read.user[order], prepend=-1, append=-1))
+    taken: dict[str, list[str]] = {}
+    tied: set[str] = set()
+    for start, end in pairwise(bounds):
+        rows = order[start:end]
+        user = read.users[int(read.user[rows[0]])]
+        forms = [form_of.get(read.items[int(code)]) for code in read.item[rows]]
+        tally.left_out["interactions with an item that has no title"] += forms.count(None)
+        known = [form for form in forms if form is not None]
+        first = list(dict.fromkeys(known))
+        tally.left_out["interactions with a title the user had before"] += len(known) - len(first)
+        tally.read["users"] += 1
+        if len(first) <= settings.history:
+            tally.left_out[f"users with {settings.history} titles or fewer"] += 1
+            continue
+        taken[user] = first
+        times = read.order[rows][: settings.history + 1]
+        if len(set(times.tolist())) < len(times):
+            tied.add(user)
+    if not taken:
+        raise UserError(f"{inter}: no user has more than {settings.history} titles; a smaller history is wanted")
+    chosen = _draw(taken, settings, tally)
+    tally.noted["users whose order rests on equal timestamps"] += len(tied.intersection(chosen))
+    catalogue = sorted(title_of)
+    for user in chosen:
+        yield user, _example(task, user, taken[user], catalogue, title_of, settings)
+
+
+def _draw(taken: dict[str, list[str]], settings: RecommendationSettings, tally: TaskTally) -> list[str]:
+    """The users drawn; one whose history and positive another one has already is left out, so that neither gives the other away."""
+    requests: set[tuple[str, ...]] = set()
+    usable = []
+    for user in sorted(taken):
+        request = tuple(taken[user][: settings.history + 1])
+        if request in requests:
+            tally.left_out["users with the same history and next item as another"] += 1
+            continue
+        requests.add(request)
+        usable.append(user)
+    if len(usable) <= settings.users:
+        return usable
+    tally.left_out[f"users beyond the {settings.users} drawn"] += len(usable) - settings.users
+    return sorted(random.Random(settings.seed).sample(usable, settings.users))
+
+
+def _example(
+    task: str,
+    user: str,
+    taken: list[str],
+    catalogue: list[str],
+    title_of: dict[str, str],
+    settings: RecommendationSettings,
+) -> RankingExample:
+    rng = random.Random(f"{settings.seed} {task} {user}")  # what a user gets does not depend on who else there is
+    known = set(taken)
+    others: dict[str, None] = {}
+    if len(catalogue) - len(known) < settings.candidates - 1:
+        raise UserError(f"{task}: user {user!r} knows all but {len(catalogue) - len(known)} of the titles")
+    while len(others) < settings.candidates - 1:
+        form = catalogue[rng.randrange(len(catalogue))]
+        if form not in known:
+            others[form] = None
+    positive = taken[settings.history]
+    pool = [positive, *others]
+    rng.shuffle(pool)
+    return RankingExample(
+        task,
+        tuple(title_of[form] for form in pool),
+        title_of[positive],
+        history=tuple(title_of[form] for form in taken[: settings.history]),
+    )
+
+
+def _titles(path: str, tally: TaskTally) -> dict[str, str]:
+    """Item -> title: the second column, whatever it is called."""
+    table = _atomic(path)
+    (place,) = table.places(["item_id"], "item_id:token<tab>title:token_seq")
+    if len(table.columns) < 2:
+        raise UserError(f"{path}: line 1: one column; item_id and a title are wanted")
+    titles: dict[str, str] = {}
+    for line, row in table:
+        name = row[place]
+        if not name:
+            raise UserError(f"{path}: line {line}: item_id is empty; an id is wanted")
+        if name in titles:
+            raise UserError(f"{path}: line {line}: item {name!r} stands there twice")
+        tally.read["items"] += 1
+        title = one_line(html.unescape(row[1 if place == 0 else 0]))
+        if not title or not normalise(title) or title.lower() == "nan":
+            tally.left_out["items without a title"] += 1
+        elif len(title) > LONGEST_TITLE:
+            tally.left_out[f"items whose title is longer than {LONGEST_TITLE} characters"] += 1
+        else:
+            titles[name] = title
+    return titles
+
+
+def _interactions(path: str) -> _Interactions:
+    table = _atomic(path)
+    like = "user_id:token<tab>item_id:token<tab>rating:float<tab>timestamp:float"
+    user_place, item_place = table.places(["user_id", "item_id"], like)
+    named = [name for name in ("timestamp", "position") if name in table.columns]
+    if not named and len(table.columns) < 4:
+        raise UserError(f"{path}: line 1: no column 'timestamp'; a header such as {like} is wanted")
+    order_place = table.columns.index(named[0]) if named else 3
+    users: dict[str, int] = {}
+    items: dict[str, int] = {}
+    user, item, order = array("q"), array("q"), array("d")
+    for line, row in table:
+        for name, place in (("user_id", user_place), ("item_id", item_place)):
+            if not row[place]:
+                raise UserError(f"{path}: line {line}: {name} is empty; an id is wanted")
+        user.append(users.setdefault(row[user_place], len(users)))
+        item.append(items.setdefault(row[item_place], len(items)))
+        order.append(finite(row[order_place], f"{path}: line {line}: {table.columns[order_place]}"))
+    return _Interactions(list(users), list(items), np.array(user), np.array(item), np.array(order))
+
+
+def _atomic(path: str) -> TextTable:
+    """A RecBole file: tabs, no quotes, a header of name:type."""
+    table = TextTable(path, "\t", quoted=False)
+    table.columns = [name.split(":")[0] for name in table.columns]
+    return table

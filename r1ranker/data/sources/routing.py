@@ -1,0 +1,169 @@
+"""LLM routing from router_data.csv: for each query the quality and cost of every LLM's answer; three objectives."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from r1ranker.data.tally import Tally
+from r1ranker.data.text_rows import TextTable, finite
+from r1ranker.errors import UserError, nearest
+from r1ranker.tasks.example import RankingExample
+
+OBJECTIVES = {"Router-Performance": (1.0, 0.0), "Router-Balance": (0.5, 0.5), "Router-Cost": (0.2, 0.8)}
+"""task -> (a, b) of a * effect - b * cost"""
+LLMS = (
+    "LLaMA-3 (8b)", "Mixtral-8x7B", "NousResearch (34b)", "LLaMA-2 (7b)", "Mistral-7b",
+    "LLaMA-3 (70b)", "LLaMA-3-Turbo (8b)", "LLaMA-3-Turbo (70b)", "Llama-3.1-Turbo (70b)", "Qwen-1.5 (72b)",
+)  # fmt: skip
+"""the published order of the rows of a query, where there is no column `llm`"""
+LEFT_OUT = ("multi_news",)
+"""tasks of router_data.csv that the benchmark leaves out"""
+_LIKE = "task_id,query,llm,effect,cost"
+
+
+@dataclass(frozen=True)
+class RoutingQuery:
+    """A query with what each LLM's answer was worth and cost."""
+
+    query: str
+    llms: tuple[str, ...]
+    effects: tuple[float, ...]
+    costs: tuple[float, ...]
+
+
+def read_routing(path: str, descriptions: str | None, seed: int, tally: Tally) -> Iterator[tuple[str, RankingExample]]:
+    """(query, example) of the three objectives, query after query; LLMs in an order of its own for each query.
+
+    `descriptions` is a JSON file of name -> text, or name -> facts. Equal merits go to the cheaper LLM, then to the one
+    whose name comes first, and are counted. Raises UserError naming file and line for whatever cannot be read.
+    """
+    texts = read_descriptions(descriptions) if descriptions else {}
+    for one in _queries(path, tally):
+        for name in one.llms:
+            if texts and name not in texts:
+                raise UserError(f"{descriptions}: no description of {name!r}{nearest(name, texts)}; found {len(texts)}")
+        order = list(range(len(one.llms)))
+        random.Random(f"{seed} {one.query}").shuffle(order)
+        pool = tuple(one.llms[place] for place in order)
+        shown = tuple(texts[name] for name in pool) if texts else ()
+        for task, weights in OBJECTIVES.items():
+            best, tied = best_llm(one, *weights)
+            tally.of(task).noted["queries whose best LLM was a tie"] += tied
+            yield one.query, RankingExample(task, pool, best, query=one.query, texts=shown)
+
+
+def best_llm(one: RoutingQuery, a: float, b: float) -> tuple[str, bool]:
+    """The LLM of the highest a * effect - b * cost, and whether another one has as much."""
+    merits = [round(a * effect - b * cost, 9) for effect, cost in zip(one.effects, one.costs, strict=True)]
+    best = max(merits)
+    places = [place for place, merit in enumerate(merits) if merit == best]
+    chosen = min(places, key=lambda place: (one.costs[place], one.llms[place]))
+    return one.llms[chosen], len(places) > 1
+
+
+def _queries(path: str, tally: Tally) -> Iterator[RoutingQuery]:
+    """Rows that stand together and share a query are one query's."""
+    table = TextTable(path, ",", quoted=True)
+    names = ["task_id", "query", "effect", "cost"]
+    places = table.places(names, _LIKE)
+    llm_place = table.columns.index("llm") if "llm" in table.columns else None
+    block: list[tuple[int, list[str]]] = []
+    known: tuple[str, ...] | None = None
+    seen: set[str] = set()
+
+    def finish() -> RoutingQuery | None:
+        nonlocal known
+        one = _query(path, block, places, llm_place, known)
+        for task in OBJECTIVES:
+            tally.of(task).read["queries"] += 1
+        known = known or tuple(sorted(one.llms))
+        reason = (
+            f"queries of {block[0][1][places[0]]}"
+            if block[0][1][places[0]] in LEFT_OUT
+            else "queries that stand there twice"
+            if one.query in seen
+            else None
+        )
+        seen.add(one.query)
+        if reason:
+            for task in OBJECTIVES:
+                tally.of(task).left_out[reason] += 1
+            return None
+        return one
+
+    for line, row in table:
+        same = block and [row[p] for p in places[:2]] == [block[0][1][p] for p in places[:2]]
+        full = llm_place is None and len(block) == len(LLMS)
+        again = llm_place is not None and any(row[llm_place] == other[llm_place] for _, other in block)
+        if block and (not same or full or again):
+            if (one := finish()) is not None:
+                yield one
+            block = []
+        block.append((line, row))
+    if (one := finish()) is not None:
+        yield one
+
+
+def _query(
+    path: str,
+    block: list[tuple[int, list[str]]],
+    places: list[int],
+    llm_place: int | None,
+    known: tuple[str, ...] | None,
+) -> RoutingQuery:
+    line, first = block[0]
+    where = f"{path}: line {line}"
+    if not first[places[1]].strip():
+        raise UserError(f"{where}: query is empty; a text is wanted")
+    llms: tuple[str, ...]
+    if llm_place is None:
+        if len(block) != len(LLMS):
+            raise UserError(
+                f"{where}: {len(block)} rows of one query; {len(LLMS)} are wanted, one an LLM, or a column llm"
+            )
+        llms = LLMS
+    else:
+        llms = tuple(row[llm_place].strip() for _, row in block)
+        if "" in llms:
+            raise UserError(f"{path}: line {block[llms.index('')][0]}: llm is empty; a name is wanted")
+        if known is not None and tuple(sorted(llms)) != known:
+            missing = sorted(set(known) - set(llms)) or sorted(set(llms) - set(known))
+            raise UserError(
+                f"{where}: {len(llms)} rows of one query, other LLMs than before ({', '.join(missing)}); the same "
+                f"{len(known)} are wanted for every query, in rows next to each other"
+            )
+        if len(llms) < 2:
+            raise UserError(
+                f"{where}: one row of a query; the rows of at least two LLMs are wanted, next to each other"
+            )
+    effects = tuple(finite(row[places[2]], f"{path}: line {number}: effect") for number, row in block)
+    costs = tuple(finite(row[places[3]], f"{path}: line {number}: cost") for number, row in block)
+    return RoutingQuery(first[places[1]], llms, effects, costs)
+
+
+def read_descriptions(path: str) -> dict[str, str]:
+    """Name -> text of a JSON file; facts of a name are written out as 'key value, key value'."""
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file; a JSON file of name -> description is wanted")
+    try:
+        read = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except (ValueError, OSError) as error:
+        raise UserError(f"{path}: not JSON ({error})") from error
+    if not isinstance(read, dict) or not read:
+        raise UserError(f"{path}: found {type(read).__name__}; an object of name -> description is wanted")
+    return {str(name): _described(value) for name, value in read.items()}
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, dict):
+        if set(value) == {"feature"} or "feature" in value:
+            return str(value["feature"])
+        return ", ".join(
+            f"{key.replace('_', ' ')} {fact}" for key, fact in value.items() if not isinstance(fact, list | dict)
+        )
+    return str(value)

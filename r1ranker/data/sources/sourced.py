@@ -1,0 +1,25 @@
+"""What every source gives: examples, each with whom or what it is about, so that a split can keep them apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from r1ranker.data.sources.ranking_bench import Split
+from r1ranker.data.tally import Tally
+from r1ranker.tasks.example import RankingExample
+
+
+@dataclass(frozen=True)
+class Sourced:
+    """An example on its way into a data set."""
+
+    key: str
+    """the user or query; all examples of one key go to one side of the split"""
+    example: RankingExample
+    split: Split | None = None
+    """where the source says it itself"""
+
+
+Source = Callable[[Tally], Iterator[Sourced]]
+"""reads everything anew at each call, counting as it goes"""

@@ -1,0 +1,153 @@
+"""TREC files: queries, a collection, a run of candidates and graded judgments (qrels)."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from r1ranker.data.sources.sourced import Sourced
+from r1ranker.data.tally import TaskTally
+from r1ranker.data.text_rows import finite, json_rows, text_lines
+from r1ranker.errors import UserError
+from r1ranker.tasks.answers import normalise
+from r1ranker.tasks.example import RankingExample
+
+
+@dataclass(frozen=True)
+class TrecFiles:
+    """The four files of a test collection; each may be gzipped (.gz)."""
+
+    queries: str
+    """id<tab>text"""
+    collection: str
+    """id<tab>text, or JSON lines with id (or docid, _id) and text (or contents, passage; title goes before it)"""
+    run: str
+    """query Q0 document rank score tag"""
+    qrels: str
+    """query 0 document grade; grades below 0 count as 0"""
+
+
+def read_trec(
+    files: TrecFiles, task: str, candidates: int, shuffle: bool, seed: int, tally: TaskTally
+) -> Iterator[Sourced]:
+    """An example a query: the first `candidates` documents of the run, named 'passage 0', ..., graded by the qrels.
+
+    Queries without a judged relevant document among them are left out. Raises UserError naming file and line.
+    """
+    queries = dict(_pairs(files.queries, "a query"))
+    run = _run(files.run)
+    grades = _qrels(files.qrels)
+    tally.read["queries of the run"] += len(run)
+    pools = {query: documents[: candidates * 2] for query, documents in run.items()}
+    texts = _texts(files.collection, {document for documents in pools.values() for document in documents})
+    for query, documents in pools.items():
+        reason = (
+            "queries without a text"
+            if query not in queries
+            else "queries without judgments"
+            if query not in grades
+            else ""
+        )
+        pool = [] if reason else _pool(documents, texts, candidates, tally)
+        relevance = [max(0.0, grades.get(query, {}).get(document, 0.0)) for document in pool]
+        if not reason and len(pool) < 2:
+            reason = "queries with fewer than two documents"
+        if not reason and max(relevance) == 0:
+            reason = "queries without a relevant document among the candidates"
+        if reason:
+            tally.left_out[reason] += 1
+            continue
+        tally.noted["queries whose highest grade is shared"] += relevance.count(max(relevance)) > 1
+        order = list(range(len(pool)))
+        if shuffle:
+            random.Random(f"{seed} {query}").shuffle(order)
+        names = tuple(f"passage {place}" for place in range(len(pool)))
+        graded = tuple(relevance[place] for place in order)
+        yield Sourced(
+            queries[query],
+            RankingExample(
+                task,
+                names,
+                names[graded.index(max(graded))],
+                query=queries[query],
+                texts=tuple(texts[pool[place]] for place in order),
+                grades=graded,
+            ),
+        )
+
+
+def _pool(documents: list[str], texts: dict[str, str], candidates: int, tally: TaskTally) -> list[str]:
+    pool: list[str] = []
+    seen: set[str] = set()
+    for document in documents:
+        if len(pool) == candidates:
+            break
+        form = normalise(texts.get(document, ""))
+        if not form:
+            tally.left_out["documents that the collection lacks, or without a text"] += 1
+        elif form in seen:
+            tally.left_out["documents with the text of another in the pool"] += 1
+        else:
+            seen.add(form)
+            pool.append(document)
+    return pool
+
+
+def _pairs(path: str, what: str) -> Iterator[tuple[str, str]]:
+    seen: set[str] = set()
+    for number, line in text_lines(path):
+        name, tab, text = line.rstrip("\n").partition("\t")
+        if not tab or not name or not text.strip():
+            raise UserError(f"{path}: line {number}: found {line[:80]!r}; an id, a tab and {what} are wanted")
+        if name in seen:
+            raise UserError(f"{path}: line {number}: id {name!r} stands there twice")
+        seen.add(name)
+        yield name, text
+
+
+def _texts(path: str, wanted: set[str]) -> dict[str, str]:
+    """Text of each wanted document; the rest of the collection is read past."""
+    texts: dict[str, str] = {}
+    if not path.removesuffix(".gz").endswith((".jsonl", ".json")):
+        for number, line in text_lines(path):
+            name, tab, text = line.rstrip("\n").partition("\t")
+            if not tab:
+                raise UserError(f"{path}: line {number}: found {line[:80]!r}; an id, a tab and a text are wanted")
+            if name in wanted:
+                texts[name] = text
+        return texts
+    for number, row in json_rows(path):
+        name = next((str(row[key]) for key in ("id", "docid", "_id") if key in row), "")
+        found = next((row[key] for key in ("text", "contents", "passage") if key in row), None)
+        if not name or not isinstance(found, str):
+            raise UserError(f"{path}: line {number}: found {', '.join(row)[:80]}; id and text are wanted")
+        if name in wanted:
+            texts[name] = f"{row['title']} {found}" if isinstance(row.get("title"), str) and row["title"] else found
+    return texts
+
+
+def _run(path: str) -> dict[str, list[str]]:
+    """Documents of each query, best first by score, then as in the file."""
+    scored: dict[str, dict[str, float]] = {}
+    for number, line in text_lines(path):
+        fields = line.split()
+        if len(fields) != 6:
+            raise UserError(
+                f"{path}: line {number}: found {len(fields)} fields; query Q0 document rank score tag are wanted"
+            )
+        documents = scored.setdefault(fields[0], {})
+        if fields[2] in documents:
+            raise UserError(f"{path}: line {number}: document {fields[2]!r} stands there twice for query {fields[0]!r}")
+        documents[fields[2]] = finite(fields[4], f"{path}: line {number}: score")
+    return {query: sorted(documents, key=lambda name: -documents[name]) for query, documents in scored.items()}
+
+
+def _qrels(path: str) -> dict[str, dict[str, float]]:
+    grades: dict[str, dict[str, float]] = {}
+    for number, line in text_lines(path):
+        fields = line.split()
+        if len(fields) != 4:
+            raise UserError(f"{path}: line {number}: found {len(fields)} fields; query 0 document grade are wanted")
+        grades.setdefault(fields[0], {})[fields[2]] = finite(fields[3], f"{path}: line {number}: grade")
+    return grades

@@ -1,0 +1,179 @@
+"""One's own data: JSON lines, CSV or parquet with a query or history, candidates, and a positive or graded labels, a row each."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from r1ranker.data.sources.ranking_bench import Split
+from r1ranker.data.sources.sourced import Sourced
+from r1ranker.data.table import read_table
+from r1ranker.data.tally import Tally
+from r1ranker.data.text_rows import TextTable, json_rows
+from r1ranker.errors import UserError
+from r1ranker.tasks.catalog import TASKS
+from r1ranker.tasks.example import RankingExample
+from r1ranker.tasks.own import default_task, know
+
+SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".jsonl.gz", ".csv.gz", ".tsv.gz")
+COLUMNS = ("task", "id", "split", "query", "history", "candidates", "texts", "positive", "labels")
+_LISTS = ("history", "candidates", "texts", "labels")
+OWN = "Own"
+"""name of the task of rows that name none"""
+
+
+def read_user_file(path: str, task: str | None, shuffle: bool, seed: int, tally: Tally) -> Iterator[Sourced]:
+    """The examples of a file; rows without a column `task` are of `task`.
+
+    Each row has `query` (a text) or `history` (a list of texts), `candidates` (a list of names), and `positive` (one of
+    them) or `labels` (a number from 0 for each). Optional: `task`, `texts` (a text for each candidate), `id` (whom or
+    what a row is about), `split` (train or test). In CSV a list is JSON, or parts between '|'.
+    Raises UserError naming file and row.
+    """
+    for where, row in _rows(path):
+        name = row.get("task") or task or OWN
+        if not isinstance(name, str):
+            raise UserError(f"{where}: task: found {name!r}; a name is wanted")
+        history = _texts(row, "history", where)
+        query = _text(row, "query", where)
+        if bool(history) == bool(query.strip()):
+            raise UserError(
+                f"{where}: found {'both' if query else 'neither'} of query and history; one of them is wanted"
+            )
+        if name not in TASKS:
+            know(default_task(name, bool(history)))
+        scenario = TASKS[name].scenario
+        if scenario != "own" and (scenario == "recommendation") != bool(history):
+            raise UserError(f"{where}: {name} ranks for a {'history' if query else 'query'}; the row holds the other")
+        counts = tally.of(name)
+        counts.read["rows"] += 1
+        example = _example(row, name, query, history, where)
+        if example is None:
+            counts.left_out["rows whose labels are all 0"] += 1
+            continue
+        if len(example.candidates) < 2:
+            counts.left_out["rows with fewer than two candidates"] += 1
+            continue
+        best = max(example.grades, default=0.0)
+        counts.noted["rows whose highest label is shared"] += example.grades.count(best) > 1
+        if shuffle:
+            pool = list(example.candidates)
+            random.Random(f"{seed} {where}").shuffle(pool)
+            example = example.with_pool(tuple(pool))
+        yield Sourced(_key(row, query, history, where), example, _split(row, where))
+
+
+def _key(row: Mapping[str, Any], query: str, history: tuple[str, ...], where: str) -> str:
+    value = row.get("id")
+    if value is None or value == "":
+        return query or "\n".join(history)
+    if not isinstance(value, str | int):
+        raise UserError(f"{where}: id: found {value!r}; a text or a whole number is wanted")
+    return str(value)
+
+
+def _split(row: Mapping[str, Any], where: str) -> Split | None:
+    value = row.get("split")
+    if value is None or value == "":
+        return None
+    if value not in ("train", "test"):
+        raise UserError(f"{where}: split: found {value!r}; train or test is wanted")
+    return value
+
+
+def _example(
+    row: Mapping[str, Any], task: str, query: str, history: tuple[str, ...], where: str
+) -> RankingExample | None:
+    candidates = _texts(row, "candidates", where)
+    texts = _texts(row, "texts", where)
+    positive = _text(row, "positive", where)
+    grades = _numbers(row, where)
+    if grades and not positive:
+        if len(grades) == len(candidates) and max(grades) == 0:
+            return None
+        best = max(grades)
+        positive = candidates[grades.index(best)] if len(grades) == len(candidates) else ""
+    if not grades and not positive:
+        raise UserError(f"{where}: found neither positive nor labels; one of them is wanted")
+    example = RankingExample(task, candidates, positive, query=query, history=history, texts=texts, grades=grades)
+    example.validate(where)
+    return example
+
+
+def _text(row: Mapping[str, Any], key: str, where: str) -> str:
+    value = row.get(key)
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise UserError(f"{where}: {key}: found {value!r}; a text is wanted")
+    return value
+
+
+def _texts(row: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
+    value = row.get(key)
+    if value is None:
+        return ()
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise UserError(f"{where}: {key}: found {_short(value)}; a list of texts is wanted")
+    return tuple(value)
+
+
+def _numbers(row: Mapping[str, Any], where: str) -> tuple[float, ...]:
+    value = row.get("labels")
+    if value is None:
+        return ()
+    if not isinstance(value, list) or any(isinstance(n, bool) or not isinstance(n, int | float) for n in value):
+        raise UserError(f"{where}: labels: found {_short(value)}; a list of numbers is wanted")
+    return tuple(float(number) for number in value)
+
+
+def _short(value: Any) -> str:
+    return repr(value)[:100]
+
+
+def _rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(file and row, values) of a file of any of the kinds."""
+    plain = path.removesuffix(".gz")
+    if plain.endswith((".jsonl", ".json")):
+        for line, row in json_rows(path):
+            yield f"{path}: line {line}", row
+    elif plain.endswith(".parquet"):
+        columns = dict.fromkeys(COLUMNS, "anything")
+        required = {"candidates": columns.pop("candidates")}
+        for number, row in enumerate(read_table(path, required, columns)):
+            yield f"{path}: row {number}", row
+    elif plain.endswith((".csv", ".tsv")):
+        table = TextTable(path, "," if plain.endswith(".csv") else "\t", quoted=True)
+        table.places(["candidates"], "query,candidates,positive")
+        for line, fields in table:
+            where = f"{path}: line {line}"
+            row = {
+                name: text for name, text in zip(table.columns, fields, strict=True) if name in COLUMNS and text != ""
+            }
+            yield where, {key: _list(text, key, where) if key in _LISTS else text for key, text in row.items()}
+    else:
+        raise UserError(f"{path}: a name that ends in one of {', '.join(SUFFIXES)} is wanted")
+
+
+def _list(text: str, key: str, where: str) -> list[Any]:
+    if text.lstrip().startswith("["):
+        try:
+            value = json.loads(text)
+        except ValueError as error:
+            raise UserError(f"{where}: {key}: not JSON ({error})") from error
+        return value
+    parts = [part.strip() for part in text.split("|")]
+    if key != "labels":
+        return parts
+    try:
+        return [float(part) for part in parts]
+    except ValueError as error:
+        raise UserError(f"{where}: labels: found {text[:100]!r}; numbers with '|' between them are wanted") from error
+
+
+def is_user_file(path: str) -> bool:
+    """Whether `path` names a file of one's own data."""
+    return path.endswith(SUFFIXES) and not Path(path).is_dir()

@@ -1,0 +1,152 @@
+"""Rows of text files (tab- or comma-separated, JSON lines; plain or .gz), with the line each stands on."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import json
+import zlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from r1ranker.errors import UserError, nearest, note
+
+MOST_CHARACTERS = 10_000_000
+"""of one field"""
+_DELIMITERS = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "bars", "::": "'::'"}
+
+
+def text_lines(path: str) -> Iterator[tuple[int, str]]:
+    """(number from 1, line with its end) of a UTF-8 file. A byte-order mark and Windows line ends are taken off.
+
+    Raises UserError for a file that is not there, is a directory, is empty, is cut short or is not text.
+    """
+    if Path(path).is_dir():
+        raise UserError(f"{path}: found a directory; a file is wanted")
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file")
+    number = 0
+    try:
+        with gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb") as file:
+            for number, raw in enumerate(file, 1):
+                yield number, _decoded(path, number, raw)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise UserError(f"{path}: line {number + 1}: not gzip, or cut short ({error})") from error
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror})") from error
+    if not number:
+        raise UserError(f"{path}: empty; at least one row is wanted")
+
+
+def _decoded(path: str, number: int, raw: bytes) -> str:
+    if number == 1:
+        if raw.startswith((b"\xff\xfe", b"\xfe\xff")):
+            raise UserError(f"{path}: line 1: found UTF-16; UTF-8 is wanted")
+        if raw.startswith(b"\x1f\x8b"):
+            raise UserError(f"{path}: line 1: found gzip; a name that ends in .gz is wanted for it")
+        if raw.startswith(b"PAR1"):
+            raise UserError(f"{path}: line 1: found parquet; text is wanted")
+        if raw.startswith(b"\xef\xbb\xbf"):
+            raw = raw[3:]
+            note(f"{path}: line 1: a byte-order mark was left out")
+        if raw.endswith(b"\r\n"):
+            note(f"{path}: line 1: Windows line ends were taken off")
+    if b"\0" in raw:
+        raise UserError(f"{path}: line {number}: found a NUL byte; text is wanted")
+    try:
+        line = raw.decode("utf-8")
+    except UnicodeDecodeError as error:
+        found = raw[error.start]
+        raise UserError(f"{path}: line {number}: found byte 0x{found:02x} at {error.start}; UTF-8 is wanted") from error
+    return line[:-2] + "\n" if line.endswith("\r\n") else line
+
+
+class TextTable:
+    """A table with a header: `columns`, and an iteration over (line, fields)."""
+
+    def __init__(self, path: str, delimiter: str, quoted: bool) -> None:
+        """`quoted`: fields may stand in double quotes and then hold delimiters and line breaks."""
+        self.path = path
+        csv.field_size_limit(MOST_CHARACTERS)
+        self._last = 0
+        self._delimiter = delimiter
+        self._reader = csv.reader(
+            self._lines(), delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE, strict=quoted
+        )
+        self.columns = [name.strip() for name in self._next() or []]
+
+    def _lines(self) -> Iterator[str]:
+        for number, line in text_lines(self.path):
+            self._last = number
+            yield line
+
+    def _next(self) -> list[str] | None:
+        try:
+            return next(self._reader, None)
+        except csv.Error as error:
+            raise UserError(f"{self.path}: line {self._last}: not a row of the table ({error})") from error
+
+    def places(self, names: Sequence[str], like: str) -> list[int]:
+        """Where the columns of these names stand; raises UserError, with `like` as an example of the header wanted."""
+        for name in names:
+            if name not in self.columns:
+                raise UserError(self._no_column(name, like))
+        return [self.columns.index(name) for name in names]
+
+    def _no_column(self, name: str, like: str) -> str:
+        found = f"{self.path}: line 1: no column {name!r}"
+        others = [d for d in _DELIMITERS if d != self._delimiter and d in (self.columns[0] if self.columns else "")]
+        if len(self.columns) <= 1 and others:
+            return (
+                f"{found}; columns are separated by {_DELIMITERS[others[0]]}, {_DELIMITERS[self._delimiter]} are wanted"
+            )
+        shown = ", ".join(self.columns[:12])
+        return f"{found}{nearest(name, self.columns)}; found {shown[:200]!r}; a header such as {like} is wanted"
+
+    def __iter__(self) -> Iterator[tuple[int, list[str]]]:
+        rows = 0
+        while True:
+            first = self._last + 1
+            row = self._next()
+            if row is None:
+                break
+            if not row:  # an empty line
+                continue
+            if len(row) != len(self.columns):
+                raise UserError(
+                    f"{self.path}: line {first}: found {len(row)} columns; {len(self.columns)} are wanted, as in the header"
+                )
+            rows += 1
+            yield first, row
+        if not rows:
+            raise UserError(f"{self.path}: a header and no rows; at least one is wanted")
+
+
+def json_rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line, object) of a JSON-lines file."""
+    rows = 0
+    for number, line in text_lines(path):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(f"{path}: line {number}: not JSON ({error})") from error
+        if not isinstance(row, dict):
+            raise UserError(f"{path}: line {number}: found {type(row).__name__}; an object is wanted")
+        rows += 1
+        yield number, row
+    if not rows:
+        raise UserError(f"{path}: no rows; at least one is wanted")
+
+
+def finite(text: str, where: str) -> float:
+    """The number in `text`; raises UserError unless it is a finite one."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = float("nan")
+    if value != value or value in (float("inf"), float("-inf")):
+        raise UserError(f"{where}: found {text!r}; a finite number is wanted")
+    return value

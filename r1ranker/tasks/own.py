@@ -1,0 +1,133 @@
+"""Tasks of one's own: their words in a YAML file, whose request is a jinja2 template; kept beside the data they word."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from r1ranker.errors import UserError, nearest
+from r1ranker.tasks.catalog import TASKS, Task
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+
+TASKS_FILE = "tasks.yaml"
+_FIELDS = {"name": str, "noun": str, "plural": str, "goal": str, "request": str, "cutoffs": list}
+_DEFAULTS = {"noun": "item", "plural": "items", "cutoffs": [3, 5, 10]}
+_NAME = re.compile(r"[A-Za-z0-9][\w-]*")
+
+
+def default_task(name: str, by_history: bool) -> Task:
+    """The words of a task that comes with none: a request in words, or a history."""
+    if not _NAME.fullmatch(name):
+        raise UserError(f"task: found {name!r}; a name of letters, digits, '_' and '-' is wanted")
+    goal = "how likely I am to choose it next" if by_history else "how well it answers the request"
+    request = (
+        "Items I have chosen, oldest first:\n{% for item in history %}- {{ item }}\n{% endfor %}"
+        if by_history
+        else "A request:\n{{ query }}"
+    )
+    return Task(name, "own", "item", "items", goal, request, (3, 5, 10))
+
+
+def read_task(path: str, name: str | None = None) -> Task:
+    """The task of a YAML file: goal and request, and optionally name, noun, plural and cutoffs.
+
+    request: a jinja2 template of `query` and `history`. goal: what puts a candidate ahead, completes 'by ...'.
+    Raises UserError naming file and key.
+    """
+    values = _yaml(path)
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: found {type(values).__name__}; the keys {', '.join(_FIELDS)} are wanted")
+    return _task(values | ({"name": name} if name else {}), path)
+
+
+def _task(values: dict[str, Any], path: str) -> Task:
+    for key in values:
+        if key not in _FIELDS:
+            raise UserError(f"{path}: unknown key {key!r}{nearest(str(key), _FIELDS)}; {', '.join(_FIELDS)} are known")
+    values = _DEFAULTS | values
+    for key, kind in _FIELDS.items():
+        if key not in values:
+            raise UserError(f"{path}: no key {key!r}; it is wanted")
+        if not isinstance(values[key], kind) or not values[key]:
+            raise UserError(f"{path}: {key}: found {values[key]!r}; {'a text' if kind is str else 'a list'} is wanted")
+    if any(not isinstance(k, int) or k < 1 for k in values["cutoffs"]):
+        raise UserError(f"{path}: cutoffs: found {values['cutoffs']!r}; ranks of at least 1 are wanted")
+    if not _NAME.fullmatch(values["name"]):
+        raise UserError(f"{path}: name: found {values['name']!r}; letters, digits, '_' and '-' are wanted")
+    for key in ("noun", "plural", "goal"):
+        if "\n" in values[key]:
+            raise UserError(f"{path}: {key}: found a line break; one line is wanted")
+    word_request(values["request"], "a query", ("an item",), path)
+    return Task(
+        values["name"],
+        "own",
+        values["noun"],
+        values["plural"],
+        values["goal"],
+        values["request"],
+        tuple(values["cutoffs"]),
+    )
+
+
+def word_request(template: str, query: str, history: Sequence[str], where: str = "request") -> str:
+    """The request in the template's words; raises UserError for a template that fails."""
+    from jinja2 import TemplateError
+
+    try:
+        return _compiled(template).render(query=query, history=list(history)).strip()
+    except TemplateError as error:
+        raise UserError(f"{where}: request: {error}; a jinja2 template of query and history is wanted") from error
+
+
+@lru_cache(maxsize=64)
+def _compiled(template: str) -> Template:
+    from jinja2 import StrictUndefined
+    from jinja2.sandbox import SandboxedEnvironment
+
+    return SandboxedEnvironment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True).from_string(template)
+
+
+def write_tasks(tasks: Sequence[Task], path: Path) -> None:
+    """Write tasks of one's own as YAML."""
+    import yaml
+
+    entries = []
+    for task in tasks:
+        values = asdict(task) | {"cutoffs": list(task.cutoffs)}
+        entries.append({key: values[key] for key in _FIELDS})
+    path.write_text(yaml.safe_dump(entries, sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def know_tasks_of(directory: Path) -> None:
+    """Register the tasks that a data set brings; raises UserError where one is known by other words."""
+    file = directory / TASKS_FILE
+    if not file.is_file():
+        return
+    entries = _yaml(str(file))
+    if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
+        raise UserError(f"{file}: a list of tasks is wanted")
+    for entry in entries:
+        know(_task(entry, str(file)))
+
+
+def know(task: Task) -> None:
+    """Register `task` unless it is known; raises UserError where it is known by other words."""
+    if TASKS.setdefault(task.name, task) != task:
+        raise UserError(f"task {task.name!r} is known by other words already; another name is wanted")
+
+
+def _yaml(path: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
+    except FileNotFoundError as error:
+        raise UserError(f"{path}: no such file; a task in YAML is wanted") from error
+    except (yaml.YAMLError, ValueError, OSError) as error:
+        raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from error
