@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
@@ -17,6 +17,7 @@ from r1ranker.data.tally import Tally
 from r1ranker.errors import UserError
 from r1ranker.tasks.example import RankingExample
 from r1ranker.tasks.pools import sub_pools
+from r1ranker.tasks.prompts import Mode
 
 TEST_SHARE = 0.2
 """of the users or queries; the published value"""
@@ -31,13 +32,18 @@ class _Plan:
 
 
 def build_bench(
-    sources: Mapping[str, Source], directory: Path, about: About, test_share: float = TEST_SHARE
+    sources: Mapping[str, Source],
+    directory: Path,
+    about: About,
+    test_share: float = TEST_SHARE,
+    on_row: Callable[[Mode, Split, RankingExample, str], None] = lambda config, split, example, problem: None,
 ) -> DataSetWriter:
     """Write {direct,iterative}/{train,test}.parquet, the card and the manifest; returns the writer with its counts.
 
     `sources`: by group. Within a group, examples that share a key, a query or a history go to one side: the one that
     the source names, else `test_share` of them to the test side, drawn by the seed. Every source is read twice, so that
-    no more than digests are held. The iterative rows of an example are one sub-pool of each size.
+    no more than digests are held. The iterative rows of an example are one sub-pool of each size. `on_row` hears of
+    every row and its wording.
     """
     if not 0 < test_share < 1:
         raise UserError(f"--test-share: found {test_share}; a share between 0 and 1 is wanted")
@@ -70,7 +76,9 @@ def build_bench(
                 for config in CONFIGS:
                     for pool in pools[config]:
                         row = example.with_pool(pool)
-                        writers[config, split].add(bench_row(row, config))
+                        written = bench_row(row, config)
+                        writers[config, split].add(written)
+                        on_row(config, split, row, written["problem"])
                         counts.written[f"{config} {split}"] += 1
                         out.statistics[config].of(example.task).add(len(pool), pool.index(example.positive))
         for (config, split), writer in writers.items():

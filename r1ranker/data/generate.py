@@ -7,7 +7,7 @@ import random
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from itertools import chain
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,63 +29,89 @@ if TYPE_CHECKING:
 
 HUB_ID = "ulab-ai/Ranking-bench"
 TOY = "toy"
+SFT = "sft"
 AT_ONCE = 512
 """prompts tokenised at once"""
 MOST_TOKENS = 1400
 """of a prompt; the published data.max_prompt_length"""
 
 
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How training rows are worded, and what is written beside them."""
+
+    answer_format: AnswerFormat = field(default_factory=AnswerFormat)
+    cold_start_seed: int | None = None
+    """with one, sft.parquet is written: completions of the right form for the training rows"""
+    tokenizer: PreTrainedTokenizerBase | None = None
+    """with one, the prompts' tokens are measured"""
+    most_tokens: int = MOST_TOKENS
+
+
+class TrainingRows:
+    """train.parquet and test.parquet of a directory on their way to disk, with their card and manifest."""
+
+    def __init__(self, local_dir: str, mode: Mode, source: str, options: TrainingOptions) -> None:
+        title = f"{mode.capitalize()} ranking: training rows"
+        about = About(title, [f"made from {source}"], options.cold_start_seed or 0, command_line())
+        self.out = DataSetWriter(Path(local_dir), about)
+        self._mode, self._options = mode, options
+        self._statistics = RowStatistics(most_tokens=options.most_tokens)
+        self._files: dict[str, RowWriter] = {}
+        self._stack = ExitStack()
+        self._rng = random.Random(options.cold_start_seed or 0)
+        self._waiting: list[dict[str, Any]] = []
+
+    def __enter__(self) -> TrainingRows:
+        self._stack.enter_context(self.out)
+        self.out.statistics[self._mode] = self._statistics
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        if error[0] is None:
+            self._measure()
+        self._stack.__exit__(*error)
+
+    def add(self, split: str, example: RankingExample, named: str | None = None) -> None:
+        """Word an example and write its row; `named` is its wording by names, where that was made already."""
+        writer = self._file(split, bool(example.grades))
+        answer_format = self._options.answer_format
+        problem = named if answer_format.answer_style == "name" else None
+        row = training_row(example, self._mode, split, writer.count, answer_format, problem)
+        writer.add(row)
+        if split == "train" and self._options.cold_start_seed is not None:
+            self._file(SFT).add(cold_start_row(row, self._rng))
+        self.out.tally.of(example.task).written[split] += 1
+        self._statistics.of(example.task).add(len(example.candidates), example.candidates.index(example.positive))
+        if self._options.tokenizer is not None:
+            self._waiting.append(row)
+            if len(self._waiting) == AT_ONCE:
+                self._measure()
+
+    def _file(self, name: str, graded: bool = False) -> RowWriter:
+        if name not in self._files:
+            schema = SFT_SCHEMA if name == SFT else training_schema(graded)
+            self._files[name] = self._stack.enter_context(self.out.file(f"{name}.parquet", schema))
+        return self._files[name]
+
+    def _measure(self) -> None:
+        if self._options.tokenizer is None:
+            return
+        found = encode_chats(self._options.tokenizer, [row["prompt"] for row in self._waiting])
+        for row, ids in zip(self._waiting, found, strict=True):
+            self._statistics.of(row["extra_info"]["task_name"]).tokens.append(len(ids))
+        self._waiting = []
+
+
 def generate(
-    source: str,
-    local_dir: str,
-    mode: Mode,
-    answer_format: AnswerFormat,
-    tasks: Sequence[str] | None = None,
-    cold_start_seed: int | None = None,
-    tokenizer: PreTrainedTokenizerBase | None = None,
-    most_tokens: int = MOST_TOKENS,
+    source: str, local_dir: str, mode: Mode, options: TrainingOptions | None = None, tasks: Sequence[str] | None = None
 ) -> DataSetWriter:
-    """Write train.parquet and test.parquet to `local_dir`, with their card and manifest; returns the writer with its counts.
-
-    With a `cold_start_seed` also sft.parquet, completions of the right form for the training rows; with a `tokenizer`
-    the prompts' tokens are measured.
-    """
-    about = About(
-        f"{mode.capitalize()} ranking: training rows", [f"made from {source}"], cold_start_seed or 0, command_line()
-    )
-    statistics = RowStatistics(most_tokens=most_tokens)
-    with DataSetWriter(Path(local_dir), about) as out:
-        out.statistics[mode] = statistics
+    """Write the training rows of a data set in Ranking-bench's layout; returns the writer with its counts."""
+    with TrainingRows(local_dir, mode, source, options or TrainingOptions()) as rows:
         for split in SPLITS:
-            examples = _examples(source, mode, split, tasks)
-            first = next(examples)
-            with ExitStack() as files:
-                writer = files.enter_context(out.file(f"{split}.parquet", training_schema(bool(first.grades))))
-                sft: RowWriter | None = None
-                if split == "train" and cold_start_seed is not None:
-                    sft = files.enter_context(out.file("sft.parquet", SFT_SCHEMA))
-                rng = random.Random(cold_start_seed or 0)
-                waiting: list[dict[str, Any]] = []
-                for example in chain([first], examples):
-                    row = training_row(example, mode, split, writer.count, answer_format)
-                    writer.add(row)
-                    if sft is not None:
-                        sft.add(cold_start_row(row, rng))
-                    out.tally.of(example.task).written[split] += 1
-                    statistics.of(example.task).add(len(example.candidates), example.candidates.index(example.positive))
-                    if tokenizer is not None:
-                        waiting.append(row)
-                        if len(waiting) == AT_ONCE:
-                            _measure(tokenizer, waiting, statistics)
-                            waiting = []
-                if tokenizer is not None:
-                    _measure(tokenizer, waiting, statistics)
-    return out
-
-
-def _measure(tokenizer: PreTrainedTokenizerBase, rows: Sequence[dict[str, Any]], statistics: RowStatistics) -> None:
-    for row, ids in zip(rows, encode_chats(tokenizer, [row["prompt"] for row in rows]), strict=True):
-        statistics.of(row["extra_info"]["task_name"]).tokens.append(len(ids))
+            for example in _examples(source, mode, split, tasks):
+                rows.add(split, example)
+    return rows.out
 
 
 def _examples(source: str, mode: Mode, split: Split, tasks: Sequence[str] | None) -> Iterator[RankingExample]:
@@ -123,8 +149,8 @@ def main(mode: Mode) -> None:
     options = parser.parse_args()
     answer_format = checked_format(options.answer_style, not options.no_think)
     if options.source != TOY:
-        show(generate(options.source, options.local_dir, mode, answer_format))
+        show(generate(options.source, options.local_dir, mode, TrainingOptions(answer_format)))
         return
     with tempfile.TemporaryDirectory() as directory:
         write_toy(directory)
-        show(generate(directory, options.local_dir, mode, answer_format))
+        show(generate(directory, options.local_dir, mode, TrainingOptions(answer_format)))

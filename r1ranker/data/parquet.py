@@ -60,16 +60,23 @@ _COLUMNS = {
 
 
 def training_row(
-    example: RankingExample, mode: Mode, split: str, index: int, answer_format: AnswerFormat | None = None
+    example: RankingExample,
+    mode: Mode,
+    split: str,
+    index: int,
+    answer_format: AnswerFormat | None = None,
+    problem: str | None = None,
 ) -> dict[str, Any]:
-    """The row of an example in veRL's schema."""
+    """The row of an example in veRL's schema; `problem` is its wording where that was made already."""
     answer_format = answer_format or AnswerFormat()
+    if problem is None:
+        problem = render_problem(example, mode, answer_format.answer_style)
     truth: dict[str, Any] = {"candidate_text": list(example.candidates), "gt": example.positive}
     if example.grades:
         truth["grades"] = list(example.grades)
     return {
         "data_source": f"{mode}_ranking",
-        "prompt": chat_messages(render_problem(example, mode, answer_format.answer_style), answer_format, mode),
+        "prompt": chat_messages(problem, answer_format, mode),
         "ability": "ranking",
         "reward_model": {"style": "rule", "ground_truth": truth},
         "extra_info": {

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 from r1ranker.data.build import TEST_SHARE, build_bench
 from r1ranker.data.card import About
 from r1ranker.data.dataset_writer import command_line
-from r1ranker.data.generate import HUB_ID, MOST_TOKENS, TOY, checked_format, generate, show
+from r1ranker.data.generate import (
+    HUB_ID,
+    MOST_TOKENS,
+    TOY,
+    TrainingOptions,
+    TrainingRows,
+    checked_format,
+    generate,
+    show,
+)
 from r1ranker.data.raw import RawSettings, is_raw, raw_sources
 from r1ranker.data.sources.passage import PassageSettings
-from r1ranker.data.sources.ranking_bench import CONFIGS
+from r1ranker.data.sources.ranking_bench import CONFIGS, Split
 from r1ranker.data.sources.recommendation import RecommendationSettings
 from r1ranker.data.sources.routing import OBJECTIVES
 from r1ranker.data.sources.sourced import Source, Sourced
@@ -22,7 +32,9 @@ from r1ranker.data.sources.user_files import OWN, is_user_file, read_user_file
 from r1ranker.data.tally import Tally
 from r1ranker.errors import UserError
 from r1ranker.tasks.catalog import TASK_NAMES, TASKS, get_task
+from r1ranker.tasks.example import RankingExample
 from r1ranker.tasks.own import default_task, know, read_task
+from r1ranker.tasks.prompts import Mode
 
 TREC = "trec"
 
@@ -70,36 +82,59 @@ def prepare(options: PrepareOptions) -> None:
         from r1ranker.model.loading import load_tokenizer
 
         tokenizer = load_tokenizer(options.tokenizer)
-    source, tasks = _bench(options)
-    seed = options.seed if options.cold_start else None
-    built = source != options.source and options.source != TOY  # its statistics were shown
+    training = TrainingOptions(
+        answer_format, options.seed if options.cold_start else None, tokenizer, options.max_prompt_length
+    )
+    found = _sources(options)
+    if found is not None:
+        _build(found, options, training)
+        return
+    source = options.source
+    if source == TOY:
+        source = str(Path(options.output) / "bench")
+        write_toy(source, options.size, options.seed, options.tasks or TASK_NAMES)
     for mode in CONFIGS:
-        local_dir = str(Path(options.output) / f"{mode}_ranking")
-        out = generate(source, local_dir, mode, answer_format, tasks, seed, tokenizer, options.max_prompt_length)
-        show(out, statistics=not built or tokenizer is not None)
+        show(generate(source, _directory(options, mode), mode, training, options.tasks))
 
 
-def _bench(options: PrepareOptions) -> tuple[str, Sequence[str] | None]:
-    """The directory in Ranking-bench's layout, built where it has to be, and which of its tasks are wanted."""
-    source, bench = options.source, Path(options.output) / "bench"
-    if options.trec is not None or source == TREC:
-        if options.trec is None:
-            raise UserError("--from trec: --queries, --collection, --run and --qrels are wanted with it")
-        _build(_trec_sources(options, options.trec), bench, options)
-        return str(bench), None
+def _directory(options: PrepareOptions, mode: Mode) -> str:
+    return str(Path(options.output) / f"{mode}_ranking")
+
+
+def _sources(options: PrepareOptions) -> tuple[dict[str, Source], list[str]] | None:
+    """What the data set is built from, by group, with a line on each; None where the source is in the layout already."""
+    source = options.source
+    if options.trec is not None:
+        return _trec_sources(options, options.trec)
+    if source == TREC:
+        raise UserError("--from trec: --queries, --collection, --run and --qrels are wanted with it")
     if is_user_file(source):
-        _build(_user_sources(options), bench, options)
-        return str(bench), options.tasks if not options.template else None
+        return _user_sources(options)
     for task in options.tasks or ():
         get_task(task)
-    if source == TOY:
-        write_toy(str(bench), options.size, options.seed, options.tasks or TASK_NAMES)
-        return str(bench), options.tasks
     if Path(source).is_dir() and not (Path(source) / "direct").is_dir() and is_raw(source):
         settings = raw_settings(options.history, options.candidates, options.users, options.seed)
-        _build(raw_sources(source, options.tasks, settings), bench, options)
-        return str(bench), options.tasks
-    return source, options.tasks
+        return raw_sources(source, options.tasks, settings)
+    return None
+
+
+def _build(found: tuple[dict[str, Source], list[str]], options: PrepareOptions, training: TrainingOptions) -> None:
+    """Layout and training rows in one go; they take their places together."""
+    sources, lines = found
+    about = About("A data set in Ranking-bench's layout", lines, options.seed, command_line())
+    with ExitStack() as both:
+        rows = {
+            mode: both.enter_context(TrainingRows(_directory(options, mode), mode, f"{options.output}/bench", training))
+            for mode in CONFIGS
+        }
+
+        def on_row(config: Mode, split: Split, example: RankingExample, problem: str) -> None:
+            rows[config].add(split, example, problem)
+
+        built = build_bench(sources, Path(options.output) / "bench", about, options.test_share, on_row)
+    show(built)
+    for mode in CONFIGS:
+        show(rows[mode].out, statistics=training.tokenizer is not None)
 
 
 def raw_settings(history: Sequence[str], candidates: int, users: int, seed: int) -> RawSettings:
@@ -118,12 +153,6 @@ def raw_settings(history: Sequence[str], candidates: int, users: int, seed: int)
     return RawSettings(
         RecommendationSettings(shared, candidates, users, seed), histories, PassageSettings(seed=seed), seed
     )
-
-
-def _build(found: tuple[dict[str, Source], list[str]], bench: Path, options: PrepareOptions) -> None:
-    sources, lines = found
-    about = About("A data set in Ranking-bench's layout", lines, options.seed, command_line())
-    show(build_bench(sources, bench, about, options.test_share))
 
 
 def _user_sources(options: PrepareOptions) -> tuple[dict[str, Source], list[str]]:

@@ -63,4 +63,6 @@ class RowStatistics:
 
     def of(self, task: str) -> TaskStatistics:
         """Those of `task`, new where it had none."""
-        return self.tasks.setdefault(task, TaskStatistics())
+        if task not in self.tasks:
+            self.tasks[task] = TaskStatistics()
+        return self.tasks[task]

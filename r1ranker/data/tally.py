@@ -28,4 +28,6 @@ class Tally:
 
     def of(self, task: str) -> TaskTally:
         """The counts of `task`, new where it had none."""
-        return self.tasks.setdefault(task, TaskTally())
+        if task not in self.tasks:
+            self.tasks[task] = TaskTally()
+        return self.tasks[task]

@@ -80,9 +80,14 @@ def word_request(template: str, query: str, history: Sequence[str], where: str =
     from jinja2 import TemplateError
 
     try:
-        return _compiled(template).render(query=query, history=list(history)).strip()
-    except TemplateError as error:
+        return _worded(template, query, tuple(history))
+    except (TemplateError, ArithmeticError, TypeError, ValueError) as error:
         raise UserError(f"{where}: request: {error}; a jinja2 template of query and history is wanted") from error
+
+
+@lru_cache(maxsize=64)  # the sub-pools of an example come one after the other
+def _worded(template: str, query: str, history: tuple[str, ...]) -> str:
+    return _compiled(template).render(query=query, history=list(history)).strip()
 
 
 @lru_cache(maxsize=64)

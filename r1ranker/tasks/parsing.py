@@ -9,6 +9,7 @@ from r1ranker.tasks.catalog import TASKS, Task
 from r1ranker.tasks.example import RankingExample
 from r1ranker.tasks.text import shown
 
+_LABEL = re.compile(r"^\[\d+\] ")
 _BENCH_HISTORY = re.compile(r"in order:\n(\[.*\])$", re.MULTILINE)
 _BENCH_QUERY = re.compile(r"\A[^\n]*following query:\n(.*?)\n\nThe LLM names and their descriptions are:\n", re.DOTALL)
 _BENCH_PASSAGES = re.compile(r"\A## Here is a query: (.*?) and candidate passages:\n(.*)\Z", re.DOTALL)
@@ -35,12 +36,13 @@ def _own(task: Task, problem: str, pool: tuple[str, ...]) -> RankingExample | No
     lines = tail.split("\n")[: len(pool)]
     texts: list[str] = []
     for line, name in zip(lines, pool, strict=False):
-        content = re.sub(r"^(?:-|\[\d+\]) ", "", line)
-        if content == shown(name):
+        content = line[2:] if line.startswith("- ") else _LABEL.sub("", line)
+        written = shown(name)
+        if content == written:
             continue
-        if not content.startswith(shown(name) + ":"):
+        if not content.startswith(written + ":"):
             return None
-        texts.append(content[len(shown(name)) + 2 :])
+        texts.append(content[len(written) + 2 :])
     if len(lines) != len(pool) or len(texts) not in (0, len(pool)):
         return None
     if own_words:

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
+LONGEST_CACHED = 300
+"""characters; names come again in every sub-pool"""
 _CONTROL = re.compile(r"<\|([^<>|]*)\|>")
 _TAG = re.compile(r"<(\s*/?\s*(?:think|answer)\s*)>", re.IGNORECASE)
 
 
 def one_line(text: str) -> str:
     """`text` with every run of white space and control characters as one space."""
-    return " ".join("".join(c if c.isprintable() or c.isspace() else " " for c in text).split())
+    if not text.isprintable():
+        text = "".join(c if c.isprintable() or c.isspace() else " " for c in text)
+    return " ".join(text.split())
 
 
 def neutralise(text: str) -> str:
     """`text` in which chat control tokens and the four tags are written with look-alike brackets, so they are only text."""
+    if "<" not in text:
+        return text
     previous = None
     while previous != text:  # taking one apart may bring another together
         previous = text
@@ -24,9 +31,14 @@ def neutralise(text: str) -> str:
 
 def shown(text: str) -> str:
     """A name or text as it stands in a prompt."""
+    return _shown_name(text) if len(text) <= LONGEST_CACHED else neutralise(one_line(text))
+
+
+@lru_cache(maxsize=65536)
+def _shown_name(text: str) -> str:
     return neutralise(one_line(text))
 
 
 def shown_lines(text: str) -> str:
     """The same for a text of several lines."""
-    return neutralise("\n".join(one_line(line) for line in text.splitlines()).strip())
+    return neutralise("\n".join(map(one_line, text.splitlines())).strip())

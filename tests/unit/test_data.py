@@ -50,7 +50,7 @@ def test_the_schema_is_verls(toy: Path) -> None:
 def test_the_real_data_gives_as_many_rows_as_it_has(
     mini: Path, tmp_path: Path, mode: str, train: int, test: int
 ) -> None:
-    tally = generate(str(mini), str(tmp_path), mode, AnswerFormat()).tally  # type: ignore[arg-type]
+    tally = generate(str(mini), str(tmp_path), mode).tally  # type: ignore[arg-type]
     written = sum((task.written for task in tally.tasks.values()), Counter())
     assert written == {"train": train, "test": test}
     for split, expected in (("train", train), ("test", test)):

@@ -1,0 +1,246 @@
+"""Training parquet and rewards in stock veRL: its own configuration, dataset, rollout tokens and reward worker, as docs/verl.md has them."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hydra import compose, initialize_config_module
+
+import r1ranker.rewards
+from r1ranker.data.loader import load_prompts
+from r1ranker.data.parquet import read_training_rows
+from r1ranker.data.sft import read_sft_rows
+from r1ranker.rewards import compute_score
+from r1ranker.trainer.scoring import breakdown, response_text
+
+pytest.importorskip("verl", reason="veRL cannot be imported; docs/verl.md says what to install")
+
+import datasets  # noqa: E402
+from omegaconf import DictConfig  # noqa: E402
+from verl import DataProto  # noqa: E402
+from verl.experimental.agent_loop.agent_loop import DictConfigWrap  # noqa: E402
+from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop  # noqa: E402
+from verl.experimental.reward_loop import RewardLoopWorker  # noqa: E402
+from verl.trainer.ppo.reward import get_custom_reward_fn  # noqa: E402
+from verl.trainer.ppo.utils import create_rl_dataset, need_critic, need_reference_policy  # noqa: E402
+from verl.utils.config import omega_conf_to_dataclass, validate_config  # noqa: E402
+from verl.utils.dataset.rl_dataset import RLHFDataset, collate_fn  # noqa: E402
+
+DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "verl.md").read_text()
+COLUMNS = ("data_source", "prompt", "ability", "reward_model", "extra_info")
+NO_TEMPLATE = "~data.apply_chat_template_kwargs.chat_template"
+MODES = pytest.mark.parametrize("mode", ["direct", "iterative"])
+
+
+@pytest.fixture(autouse=True)
+def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+def overrides_of(data: Path | str, model: str) -> list[str]:
+    """The overrides of the document's command, as bash hands them over."""
+    (command,) = re.findall(r"^```bash\n(CHAT_TEMPLATE=.*?)^```", DOCUMENT, flags=re.DOTALL | re.MULTILINE)
+    script = 'python3() { printf "%s\\0" "$@"; }\n' + command
+    environment = {"DATA_DIR": str(data), "BASE_MODEL": model, "N_GPUS": "4"}
+    done = subprocess.run(["bash", "-euc", script], env=environment, capture_output=True, text=True, check=True)
+    module, name, *overrides = done.stdout.split("\0")[:-1]
+    assert (module, name) == ("-m", "verl.trainer.main_ppo")
+    return overrides
+
+
+def config_of(data: Path | str, model: str, *more: str) -> DictConfig:
+    """veRL's own configuration under the document's command."""
+    with initialize_config_module("verl.trainer.config", version_base=None):
+        return compose("ppo_trainer", [*overrides_of(data, model), *more])
+
+
+def dataset_of(config: DictConfig) -> tuple[RLHFDataset, Any]:
+    """Training rows and tokenizer, made as veRL's trainer makes them."""
+    model = omega_conf_to_dataclass(config.actor_rollout_ref.model)
+    rows = create_rl_dataset(config.data.train_files, config.data, model.tokenizer, model.processor)
+    assert type(rows) is RLHFDataset
+    return rows, model.tokenizer
+
+
+def prompt_ids(config: DictConfig, rows: RLHFDataset, tokenizer: Any) -> list[list[int]]:
+    """What veRL's agent loop gives the rollout for each row."""
+
+    async def run() -> list[list[int]]:
+        loop = SingleTurnAgentLoop(
+            trainer_config=DictConfigWrap(config), server_manager=None, tokenizer=tokenizer, processor=None,
+            dataset_cls=RLHFDataset, data_config=DictConfigWrap(config.data), hf_model_type="qwen2",
+        )  # fmt: skip
+        return [await loop.ct_build_initial_tokens(list(row["raw_prompt"])) for row in rows]
+
+    return asyncio.run(run())
+
+
+def responses(row: dict[str, Any], cold_start: dict[str, Any]) -> Iterator[str]:
+    """A good answer, a bad one, a random one of good form, and two of bad form."""
+    truth = row["reward_model"]["ground_truth"]
+    others = [name for name in truth["candidate_text"] if name != truth["gt"]]
+    for names in ([truth["gt"], *others], [*others, truth["gt"]]):
+        answer = "\n".join(names) if row["data_source"] == "direct_ranking" else names[-1]
+        yield f" Hm.</think>\n<answer>{answer}</answer>" if row["extra_info"]["think"] else f"{answer}</answer>"
+    yield cold_start["completion"]
+    yield "I cannot say."
+    yield truth["gt"] + "</answer></answer>"
+
+
+def test_the_documented_command_is_one_that_verl_takes(tiny_model: str) -> None:
+    config = config_of("data", tiny_model)
+    assert need_critic(config)
+    assert need_reference_policy(config)
+    validate_config(config, use_reference_policy=True, use_critic=True)
+    assert (config.data.train_batch_size, config.actor_rollout_ref.actor.ppo_mini_batch_size) == (64, 32)
+    assert (config.actor_rollout_ref.rollout.prompt_length, config.actor_rollout_ref.rollout.response_length) == (1400, 1024)
+    assert (config.actor_rollout_ref.actor.optim.lr, config.critic.optim.lr) == (1e-6, 2e-6)
+    critic = [one for one in overrides_of("data", tiny_model) if one.startswith("critic.")]
+    grpo = config_of("data", tiny_model, "algorithm.adv_estimator=grpo", "actor_rollout_ref.rollout.n=8", *(f"~{one}" for one in ()))
+    assert critic
+    assert not need_critic(grpo)
+    validate_config(grpo, use_reference_policy=need_reference_policy(grpo), use_critic=False)
+
+
+@MODES
+def test_its_dataset_yields_the_rows_as_they_are(mode: str, toy: Path, tiny_model: str) -> None:
+    data = toy / f"{mode}_ranking"
+    rows, _ = dataset_of(config_of(data, tiny_model))
+    expected = list(read_training_rows([str(data / "train.parquet")]))
+    assert len(rows) == len(expected)
+    for row, one in zip(rows, expected, strict=True):
+        assert {column: row[column] for column in COLUMNS} == one
+        assert row["raw_prompt"] == one["prompt"]
+        assert row["index"] == one["extra_info"]["index"]
+
+
+@MODES
+@pytest.mark.parametrize("think", [False, True])
+def test_its_rollout_gets_the_token_ids_of_our_loader(
+    mode: str, think: bool, toy: Path, toy_thinking: Path, tiny_model: str
+) -> None:
+    data = (toy_thinking if think else toy) / f"{mode}_ranking"
+    config = config_of(data, tiny_model)
+    rows, tokenizer = dataset_of(config)
+    ours, _ = load_prompts([str(data / "train.parquet")], tokenizer, 1400)
+    assert prompt_ids(config, rows, tokenizer) == [prompt.token_ids for prompt in ours]
+    assert tokenizer.decode(ours[0].token_ids).endswith("<think>" if think else "assistant\n<answer>")
+
+
+def test_its_length_filter_leaves_out_what_ours_does(toy: Path, tiny_model: str) -> None:
+    data = toy / "iterative_ranking"
+    everything, tokenizer = dataset_of(config_of(data, tiny_model))
+    limit = sorted(len(prompt.token_ids) for prompt in load_prompts([str(data / "train.parquet")], tokenizer, 1400)[0])[
+        len(everything) // 2
+    ]
+    kept, left_out = load_prompts([str(data / "train.parquet")], tokenizer, limit)
+    rows, _ = dataset_of(config_of(data, tiny_model, f"data.max_prompt_length={limit}"))
+    assert left_out > 0
+    assert [row["extra_info"]["index"] for row in rows] == [prompt.extra_info["index"] for prompt in kept]
+
+
+def test_without_the_template_a_second_turn_is_opened(toy: Path, tiny_model: str) -> None:
+    data = toy / "direct_ranking"
+    config = config_of(data, tiny_model, NO_TEMPLATE)
+    rows, tokenizer = dataset_of(config)
+    for ids in prompt_ids(config, rows, tokenizer):
+        assert tokenizer.decode(ids).endswith("<answer><|im_end|>\n<|im_start|>assistant\n")
+    for argument in ("continue_final_message=true", "add_generation_prompt=false"):
+        clashing = config_of(data, tiny_model, NO_TEMPLATE, f"+data.apply_chat_template_kwargs.{argument}")
+        assert len(dataset_of(clashing)[0]) == 0
+        with pytest.raises((TypeError, ValueError), match=r"multiple values|not compatible"):
+            prompt_ids(clashing, rows, tokenizer)
+
+
+@MODES
+@pytest.mark.parametrize("path", ["pkg://r1ranker.rewards", r1ranker.rewards.__file__])
+def test_its_loader_takes_our_reward(mode: str, path: str, toy: Path, tiny_model: str) -> None:
+    data = toy / f"{mode}_ranking"
+    config = config_of(data, tiny_model, f"reward.custom_reward_function.path={path}")
+    reward = get_custom_reward_fn(config)
+    frame = pd.read_parquet(data / "train.parquet")
+    cold_start = read_sft_rows([str(data / "sft.parquet")])
+    scores = []
+    for number, row in list(enumerate(dataset_of(config)[0]))[::9]:
+        truth = frame["reward_model"].iloc[number]["ground_truth"]
+        assert isinstance(truth["candidate_text"], np.ndarray)
+        for text in responses(row, cold_start[number]):
+            expected = compute_score(row["data_source"], text, row["reward_model"]["ground_truth"], row["extra_info"])
+            for ground_truth in (row["reward_model"]["ground_truth"], truth):
+                found = reward(
+                    data_source=row["data_source"], solution_str=text, ground_truth=ground_truth,
+                    extra_info=row["extra_info"] | {"num_turns": 2, "rollout_reward_scores": {}},
+                )  # fmt: skip
+                assert found == expected
+            scores.append(expected["score"])
+    good = {"direct": 1.0, "iterative": 1.0}[mode]
+    assert scores[::5] == [good] * len(scores[::5])
+    assert max(scores[3::5]) < 0
+
+
+def test_the_older_key_of_the_reward_is_not_read(tiny_model: str) -> None:
+    config = config_of(
+        "data", tiny_model, "reward.custom_reward_function.path=null", "custom_reward_function.path=pkg://r1ranker.rewards"
+    )
+    assert get_custom_reward_fn(config) is None
+
+
+def padded(ids: list[list[int]], left: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """[N, longest] ids filled up with 0, and their mask."""
+    side = "left" if left else "right"
+    tensors = [torch.tensor(one) for one in ids]
+    masks = [torch.ones_like(one) for one in tensors]
+    return tuple(  # type: ignore[return-value]
+        torch.nn.utils.rnn.pad_sequence(one, batch_first=True, padding_side=side) for one in (tensors, masks)
+    )
+
+
+@MODES
+@pytest.mark.parametrize("think", [False, True])
+def test_its_reward_worker_scores_a_batch_as_we_do(
+    mode: str, think: bool, toy: Path, toy_thinking: Path, tiny_model: str
+) -> None:
+    data = (toy_thinking if think else toy) / f"{mode}_ranking"
+    config = config_of(data, tiny_model)
+    rows, tokenizer = dataset_of(config)
+    ours, _ = load_prompts([str(data / "train.parquet")], tokenizer, 1400)
+    cold_start = read_sft_rows([str(data / "sft.parquet")])
+    chosen, sampled, stopped = [], [], []
+    for number in range(0, len(rows), len(rows) // 4):
+        for place, text in enumerate(responses(rows[number], cold_start[number])):
+            chosen.append(number)
+            stopped.append(place != 3)  # one that was cut off
+            ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+            sampled.append([*ids, tokenizer.eos_token_id] if stopped[-1] else ids)
+    prompts, prompt_mask = padded([ours[number].token_ids for number in chosen], left=True)
+    answers, answer_mask = padded(sampled, left=False)
+    batch = collate_fn([rows[number] for number in chosen]) | {
+        "prompts": prompts, "responses": answers, "attention_mask": torch.cat([prompt_mask, answer_mask], dim=1),
+    }  # fmt: skip
+    proto = DataProto.from_single_dict(batch)
+
+    async def run() -> tuple[list[dict[str, Any]], torch.Tensor]:
+        worker = RewardLoopWorker(config)
+        found = await worker.compute_score_batch(proto)
+        return found, worker.reward_manager.assemble_rm_scores(proto, [one["reward_score"] for one in found])
+
+    found, tensor = asyncio.run(run())
+    expected = [
+        breakdown(compute_score, ours[number], response_text(tokenizer, ids, end))
+        for number, ids, end in zip(chosen, sampled, stopped, strict=True)
+    ]
+    assert [one["reward_extra_info"] for one in found] == expected
+    wanted = torch.zeros(answers.shape)
+    for place, (ids, parts) in enumerate(zip(sampled, expected, strict=True)):
+        wanted[place, len(ids) - 1] = parts["score"]
+    assert torch.equal(tensor, wanted)
+    assert len({one["score"] for one in expected}) > 2
