@@ -39,7 +39,7 @@ def main() -> None:
     options = parser.parse_args()
     from r1ranker.evaluation.runner import run_evaluation, tasks_of
 
-    tasks_of(options.dataset)
+    tasks_of(options.dataset, options.data)
     run_evaluation(
         options.dataset,
         options.model_path,

@@ -28,7 +28,7 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = holder / target.name
     try:
         yield temporary
-        _flush(temporary)
+        flush(temporary)
         if target.is_dir() and temporary.is_dir():
             # a directory cannot be replaced in one step: the old one is moved aside first
             target.rename(holder / "replaced")
@@ -52,7 +52,8 @@ def _remove_empty(directories: list[Path]) -> None:
             return
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Have the disk take what was written to a file, or to all files of a directory."""
     for file in [path] if path.is_file() else [inner for inner in path.rglob("*") if inner.is_file()]:
         with file.open("rb") as handle:
             os.fsync(handle.fileno())

@@ -26,8 +26,13 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def note(text: str) -> None:
-    """Say on stderr what was found and put right on the way."""
-    print("note: " + " ".join(text.split()), file=sys.stderr)
+    """Say on stderr, once, what was found and put right on the way."""
+    if text not in _NOTED:
+        _NOTED.add(text)
+        print("note: " + " ".join(text.split()), file=sys.stderr)
+
+
+_NOTED: set[str] = set()
 
 
 def exit_on_user_error(command: Callable[[], None]) -> None:

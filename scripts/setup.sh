@@ -26,6 +26,10 @@ if [ "$(cat .venv/.installed 2>/dev/null)" != "$stamp" ]; then
         # vLLM names these, they come built for CUDA, and importing them breaks vLLM; it ranks texts without them
         .venv/bin/pip uninstall --quiet --yes torchvision torchaudio torchcodec
     fi
+    # veRL, for its tests alone: beside our transformers, which is newer than it asks for; without it they are left out
+    .venv/bin/pip install --quiet --no-deps 'verl==0.9.1' 'tensordict>=0.10,<0.11' 'pyvers>=0.1,<0.2' 'codetiming>=1.4,<2' 'orjson>=3.9,<4' ||
+        echo "note: veRL cannot be installed here; its tests are left out" >&2
+    rm -rf .venv/lib/python*/site-packages/tests .venv/lib/python*/site-packages/scripts  # it brings these, under our names
     echo "$stamp" > .venv/.installed
 fi
 PATH="$root/.venv/bin:$PATH"

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
+
+from r1ranker.tasks.catalog import TASKS
 
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -18,10 +21,28 @@ settings.load_profile("seeded")
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+@pytest.fixture(autouse=True)
+def only_the_nine_tasks() -> Iterator[None]:
+    """Tasks that a test makes known are forgotten after it."""
+    before = dict(TASKS)
+    yield
+    TASKS.clear()
+    TASKS.update(before)
+
+
 @pytest.fixture(scope="session")
 def mini() -> Path:
     """The real data in Ranking-bench's layout."""
     directory = SHARED / "ranking_bench_mini"
+    if not directory.is_dir():
+        pytest.skip(f"no real data at {directory}")
+    return directory
+
+
+@pytest.fixture(scope="session")
+def real_raw() -> Path:
+    """The real raw sources of the nine tasks."""
+    directory = SHARED / "raw"
     if not directory.is_dir():
         pytest.skip(f"no real data at {directory}")
     return directory

@@ -37,19 +37,20 @@ def build_bench(
     about: About,
     test_share: float = TEST_SHARE,
     on_row: Callable[[Mode, Split, RankingExample, str], None] = lambda config, split, example, problem: None,
+    commit: ExitStack | None = None,
 ) -> DataSetWriter:
     """Write {direct,iterative}/{train,test}.parquet, the card and the manifest; returns the writer with its counts.
 
     `sources`: by group. Within a group, examples that share a key, a query or a history go to one side: the one that
     the source names, else `test_share` of them to the test side, drawn by the seed. Every source is read twice, so that
     no more than digests are held. The iterative rows of an example are one sub-pool of each size. `on_row` hears of
-    every row and its wording.
+    every row and its wording; `commit` is for DataSetWriter.
     """
     if not 0 < test_share < 1:
         raise UserError(f"--test-share: found {test_share}; a share between 0 and 1 is wanted")
     plans = {group: _plan(group, source, test_share, about.seed) for group, source in sources.items()}
     graded = any(plan.graded for plan in plans.values())
-    with DataSetWriter(directory, about) as out, ExitStack() as files:
+    with DataSetWriter(directory, about, commit) as out, ExitStack() as files:
         writers = {
             (config, split): files.enter_context(out.file(f"{config}/{split}.parquet", bench_schema(graded)))
             for config in CONFIGS

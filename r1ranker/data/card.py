@@ -98,7 +98,7 @@ def print_tables(title: str, tally: Tally, statistics: Mapping[str, RowStatistic
         table = Table()
         for place, column in enumerate(header):
             number = place > 0 and rows[0][place][:1].isdigit() and not rows[0][place][-1:].isalpha()
-            table.add_column(column, justify="right" if number else "left")
+            table.add_column(column, justify="right" if number else "left", no_wrap=place == 0)
         for row in rows:
             table.add_row(*row, style="bold" if row[0] == "all" else None)
         console.print(table)

@@ -11,7 +11,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from r1ranker.atomic import atomic_path
+from r1ranker.atomic import atomic_path, flush
 from r1ranker.data.card import About, card
 from r1ranker.data.manifest import MANIFEST, describe, write_manifest
 from r1ranker.data.parquet import RowWriter
@@ -31,16 +31,18 @@ def command_line() -> str:
 class DataSetWriter:
     """Context manager: `file` opens a parquet file of the data set; at the end README.md and manifest.json are added.
 
-    After an error, or where the disk is full, everything under `directory` is as it was.
+    After an error, or where the disk is full, everything under `directory` is as it was. With a `commit` stack the files
+    take their places when that is closed, so that several data sets can do so together, after all of them were written.
     """
 
-    def __init__(self, directory: Path, about: About) -> None:
+    def __init__(self, directory: Path, about: About, commit: ExitStack | None = None) -> None:
         self.directory = directory
         self.about = about
         self.tally = Tally()
         self.statistics: dict[str, RowStatistics] = {}
         """kind of row ('direct', 'iterative') -> what is measured of the rows"""
-        self._stack = ExitStack()
+        self._own = commit is None
+        self._stack = commit or ExitStack()
         self._described: dict[str, dict[str, Any]] = {}
 
     def __enter__(self) -> DataSetWriter:
@@ -55,6 +57,7 @@ class DataSetWriter:
         temporary = self._stack.enter_context(atomic_path(self.directory / name))
         with RowWriter(temporary, schema) as writer:
             yield writer
+        flush(temporary)
         self._described[name] = describe(temporary, writer.count)
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
@@ -62,9 +65,11 @@ class DataSetWriter:
             try:
                 self._finish()
             except BaseException:
-                self._stack.__exit__(*sys.exc_info())
+                if self._own:
+                    self._stack.__exit__(*sys.exc_info())
                 raise
-        self._stack.__exit__(kind, error, trace)
+        if self._own:
+            self._stack.__exit__(kind, error, trace)
 
     def _finish(self) -> None:
         write_manifest(self._described, self._manifest)
@@ -73,4 +78,4 @@ class DataSetWriter:
         if own:
             write_tasks(own, self._stack.enter_context(atomic_path(self.directory / TASKS_FILE)))
         else:
-            (self.directory / TASKS_FILE).unlink(missing_ok=True)
+            self._stack.callback((self.directory / TASKS_FILE).unlink, missing_ok=True)

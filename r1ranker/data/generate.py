@@ -51,10 +51,12 @@ class TrainingOptions:
 class TrainingRows:
     """train.parquet and test.parquet of a directory on their way to disk, with their card and manifest."""
 
-    def __init__(self, local_dir: str, mode: Mode, source: str, options: TrainingOptions) -> None:
+    def __init__(
+        self, local_dir: str, mode: Mode, source: str, options: TrainingOptions, commit: ExitStack | None = None
+    ) -> None:
         title = f"{mode.capitalize()} ranking: training rows"
         about = About(title, [f"made from {source}"], options.cold_start_seed or 0, command_line())
-        self.out = DataSetWriter(Path(local_dir), about)
+        self.out = DataSetWriter(Path(local_dir), about, commit)
         self._mode, self._options = mode, options
         self._statistics = RowStatistics(most_tokens=options.most_tokens)
         self._files: dict[str, RowWriter] = {}

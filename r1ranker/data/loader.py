@@ -24,18 +24,18 @@ def load_prompts(
 ) -> tuple[PromptStore, int]:
     """The prompts of training parquet, and how many were left out for being over `max_length` tokens.
 
-    `answer_style` and `think` word the rows anew; None leaves them as they were prepared. The token ids lie in an Arrow
-    file in `cache_dir`, made once for each content and tokenizer, and are read where they are asked for. Raises
+    `answer_style` and `think` word the rows anew; None leaves them as they were prepared. The token ids lie in Arrow
+    files in `cache_dir`, made once for each content and tokenizer, and are read where they are asked for. Raises
     UserError for files that cannot be used, for a prompt over the limit where `filter_overlong` is off, and where none is left.
     """
-    tables = [tokenised(path, tokenizer, answer_style, think, cache_dir) for path in files]
-    lengths = [np.asarray(table["length"]) for table in tables]
+    found = [tokenised(path, tokenizer, answer_style, think, cache_dir) for path in files]
+    lengths = [file.lengths for file in found]
     if not filter_overlong:
-        for path, found in zip(files, lengths, strict=True):
-            over = np.flatnonzero(found > max_length)
+        for path, each in zip(files, lengths, strict=True):
+            over = np.flatnonzero(each > max_length)
             if len(over):
                 raise UserError(
-                    f"{path}: row {over[0]}: a prompt of {found[over[0]]} tokens; at most "
+                    f"{path}: row {over[0]}: a prompt of {each[over[0]]} tokens; at most "
                     f"data.max_prompt_length = {max_length} is wanted, or data.filter_overlong_prompts=true"
                 )
     every = np.concatenate(lengths)
@@ -45,7 +45,7 @@ def load_prompts(
             f"{', '.join(files)}: all {len(every)} prompts are over data.max_prompt_length = {max_length} "
             f"(the longest has {every.max()} tokens)"
         )
-    return PromptStore(tables, kept), len(every) - len(kept)
+    return PromptStore(found, kept), len(every) - len(kept)
 
 
 def spread_over_tasks(prompts: Sequence[Prompt], most: int) -> Sequence[Prompt]:
@@ -99,7 +99,7 @@ class PromptLoader:
         self._dealt: tuple[int, np.ndarray] = (-1, np.array([]))
         if self._rows < batch_size:
             raise UserError(
-                f"data.train_batch_size: {batch_size} prompts a step, but an epoch of the training files holds {self._rows}"
+                f"data.train_batch_size: {batch_size} prompts a step, but the training files hold {self._rows}"
             )
 
     def _weigh(self, weights: Mapping[str, float]) -> list[tuple[np.ndarray, int]]:

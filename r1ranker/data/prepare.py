@@ -122,16 +122,17 @@ def _build(found: tuple[dict[str, Source], list[str]], options: PrepareOptions, 
     """Layout and training rows in one go; they take their places together."""
     sources, lines = found
     about = About("A data set in Ranking-bench's layout", lines, options.seed, command_line())
-    with ExitStack() as both:
+    bench = Path(options.output) / "bench"
+    with ExitStack() as commit, ExitStack() as writing:
         rows = {
-            mode: both.enter_context(TrainingRows(_directory(options, mode), mode, f"{options.output}/bench", training))
+            mode: writing.enter_context(TrainingRows(_directory(options, mode), mode, str(bench), training, commit))
             for mode in CONFIGS
         }
 
         def on_row(config: Mode, split: Split, example: RankingExample, problem: str) -> None:
             rows[config].add(split, example, problem)
 
-        built = build_bench(sources, Path(options.output) / "bench", about, options.test_share, on_row)
+        built = build_bench(sources, bench, about, options.test_share, on_row, commit)
     show(built)
     for mode in CONFIGS:
         show(rows[mode].out, statistics=training.tokenizer is not None)
@@ -153,6 +154,14 @@ def raw_settings(history: Sequence[str], candidates: int, users: int, seed: int)
     return RawSettings(
         RecommendationSettings(shared, candidates, users, seed), histories, PassageSettings(seed=seed), seed
     )
+
+
+def build_and_show(
+    sources: dict[str, Source], directory: str, lines: Sequence[str], seed: int, test_share: float = TEST_SHARE
+) -> None:
+    """Build a data set in the benchmark's layout and print its counts; what examples/data_preprocess/dataset runs."""
+    about = About("A data set in Ranking-bench's layout", lines, seed, command_line())
+    show(build_bench(sources, Path(directory), about, test_share))
 
 
 def _user_sources(options: PrepareOptions) -> tuple[dict[str, Source], list[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, overload
 
 import numpy as np
@@ -13,16 +14,13 @@ import pyarrow as pa
 from r1ranker.rewards import MODES
 from r1ranker.tasks.prompts import AnswerFormat, Mode
 
-TOKENISED = pa.schema(
-    [
-        ("token_ids", pa.list_(pa.int32())),
-        ("length", pa.int32()),
-        ("task", pa.string()),
-        ("candidates", pa.int32()),
-        ("row", pa.string()),
-    ]
-)
-"""row: JSON of what a Prompt holds beside its token ids"""
+ROWS = pa.schema([("token_ids", pa.list_(pa.int32())), ("row", pa.string())])
+"""of a tokenised file; row: JSON of what a Prompt holds beside its token ids"""
+INDEX = pa.schema([("length", pa.int32()), ("task", pa.string()), ("candidates", pa.int16())])
+"""beside it, of each row: tokens, task and size of the pool"""
+ROWS_FILE, INDEX_FILE = "rows.arrow", "index.arrow"
+TOGETHER = 16
+"""rows that are read at once"""
 
 
 @dataclass(frozen=True)
@@ -46,7 +44,7 @@ class Prompt:
 
 
 def tokenised_row(row: dict[str, Any], token_ids: list[int], answer_format: AnswerFormat) -> dict[str, Any]:
-    """The row of a tokenised file for a training row."""
+    """What a tokenised file and its index hold of a training row."""
     about = {
         "data_source": row["data_source"],
         "ground_truth": row["reward_model"]["ground_truth"],
@@ -63,25 +61,52 @@ def tokenised_row(row: dict[str, Any], token_ids: list[int], answer_format: Answ
     }
 
 
-class PromptStore(Sequence[Prompt]):
-    """The prompts `kept` of memory-mapped tables, read one by one; held are some 20 bytes a row, whatever its length."""
+class TokenisedFile:
+    """A tokenised training file on disk: its index in memory, its rows read where they are asked for."""
 
-    def __init__(self, tables: Sequence[pa.Table], kept: np.ndarray) -> None:
-        self._tables = list(tables)
-        self._starts = np.cumsum([0, *(table.num_rows for table in tables)])
+    def __init__(self, directory: Path) -> None:
+        """Raises pyarrow's errors for files that are damaged."""
+        index = pa.ipc.open_file(pa.OSFile(str(directory / INDEX_FILE))).read_all()
+        self.lengths = index["length"].to_numpy()
+        self.sizes = index["candidates"].to_numpy()
+        encoded = index["task"].combine_chunks().dictionary_encode()
+        self.task_names: list[str] = encoded.dictionary.to_pylist()
+        self.task_codes = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int16)
+        self._reader = pa.ipc.open_file(pa.OSFile(str(directory / ROWS_FILE)))
+        self._last: tuple[int, Any] = (-1, None)
+
+    def read(self, row: int) -> Prompt:
+        """The prompt of a row."""
+        number, place = divmod(row, TOGETHER)
+        if self._last[0] != number:
+            self._last = (number, self._reader.get_batch(number))
+        (found,) = self._last[1].slice(place, 1).to_pylist()
+        about = json.loads(found["row"])
+        return Prompt(
+            found["token_ids"],
+            about["data_source"],
+            about["ground_truth"],
+            about["extra_info"],
+            MODES[about["data_source"]],
+            AnswerFormat(about["answer_style"], about["think"]),
+        )
+
+
+class PromptStore(Sequence[Prompt]):
+    """The rows `kept` of tokenised files, read one by one; some 20 bytes of each are held, whatever its length."""
+
+    def __init__(self, files: Sequence[TokenisedFile], kept: np.ndarray) -> None:
+        self._files = list(files)
+        self._starts = np.cumsum([0, *(len(file.lengths) for file in files)])
         self._kept = kept.astype(np.int32)
-        self.task_names: list[str] = []
+        self.task_names = list(dict.fromkeys(name for file in files for name in file.task_names))
         codes = []
-        for table in tables:
-            encoded = table["task"].combine_chunks().dictionary_encode()
-            encoded = encoded.combine_chunks() if isinstance(encoded, pa.ChunkedArray) else encoded
-            names = encoded.dictionary.to_pylist()
-            self.task_names += [name for name in names if name not in self.task_names]
-            places = np.array([self.task_names.index(name) for name in names], dtype=np.int16)
-            codes.append(places[encoded.indices.to_numpy(zero_copy_only=False)])
+        for file in files:
+            places = np.array([self.task_names.index(name) for name in file.task_names], dtype=np.int16)
+            codes.append(places[file.task_codes])
         self.task_codes = np.concatenate(codes)[kept]
         """index into task_names of each prompt"""
-        self.pool_sizes = np.concatenate([np.asarray(table["candidates"], dtype=np.int16) for table in tables])[kept]
+        self.pool_sizes = np.concatenate([file.sizes for file in files])[kept]
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -102,13 +127,4 @@ class PromptStore(Sequence[Prompt]):
 
     def _read(self, row: int) -> Prompt:
         number = int(np.searchsorted(self._starts, row, side="right")) - 1
-        (found,) = self._tables[number].slice(row - int(self._starts[number]), 1).to_pylist()
-        about = json.loads(found["row"])
-        return Prompt(
-            found["token_ids"],
-            about["data_source"],
-            about["ground_truth"],
-            about["extra_info"],
-            MODES[about["data_source"]],
-            AnswerFormat(about["answer_style"], about["think"]),
-        )
+        return self._files[number].read(row - int(self._starts[number]))

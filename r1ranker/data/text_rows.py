@@ -74,7 +74,8 @@ class TextTable:
         self._reader = csv.reader(
             self._lines(), delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE, strict=quoted
         )
-        self.columns = [name.strip() for name in self._next() or []]
+        self._header = [name.strip() for name in self._next() or []]
+        self.columns = list(self._header)
 
     def _lines(self) -> Iterator[str]:
         for number, line in text_lines(self.path):
@@ -90,19 +91,19 @@ class TextTable:
     def places(self, names: Sequence[str], like: str) -> list[int]:
         """Where the columns of these names stand; raises UserError, with `like` as an example of the header wanted."""
         for name in names:
+            others = [one for one in _DELIMITERS if one != self._delimiter and one in "".join(self._header)]
+            if others and len(self._header) == 1:
+                raise UserError(
+                    f"{self.path}: line 1: no column {name!r}; columns are separated by {_DELIMITERS[others[0]]}, "
+                    f"{_DELIMITERS[self._delimiter]} are wanted"
+                )
             if name not in self.columns:
-                raise UserError(self._no_column(name, like))
+                found = ", ".join(self.columns[:12])[:200]
+                raise UserError(
+                    f"{self.path}: line 1: no column {name!r}{nearest(name, self.columns)}; found {found!r}; "
+                    f"a header such as {like} is wanted"
+                )
         return [self.columns.index(name) for name in names]
-
-    def _no_column(self, name: str, like: str) -> str:
-        found = f"{self.path}: line 1: no column {name!r}"
-        others = [d for d in _DELIMITERS if d != self._delimiter and d in (self.columns[0] if self.columns else "")]
-        if len(self.columns) <= 1 and others:
-            return (
-                f"{found}; columns are separated by {_DELIMITERS[others[0]]}, {_DELIMITERS[self._delimiter]} are wanted"
-            )
-        shown = ", ".join(self.columns[:12])
-        return f"{found}{nearest(name, self.columns)}; found {shown[:200]!r}; a header such as {like} is wanted"
 
     def __iter__(self) -> Iterator[tuple[int, list[str]]]:
         rows = 0

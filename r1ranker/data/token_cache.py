@@ -1,4 +1,4 @@
-"""Training parquet tokenised once: an Arrow file for each content, tokenizer and wording, memory-mapped."""
+"""Training parquet tokenised once: Arrow files for each content, tokenizer and wording."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ import r1ranker.tasks
 from r1ranker.atomic import atomic_path
 from r1ranker.data.manifest import sha256
 from r1ranker.data.parquet import read_training_rows, reworded, row_format
-from r1ranker.data.prompts import TOKENISED, tokenised_row
+from r1ranker.data.prompts import INDEX, INDEX_FILE, ROWS, ROWS_FILE, TOGETHER, TokenisedFile, tokenised_row
 from r1ranker.data.tokenise import encode_chats
 from r1ranker.errors import UserError
 from r1ranker.tasks.own import TASKS_FILE
 from r1ranker.tasks.prompts import AnswerFormat
 
 BATCH = 1024
-"""rows tokenised at once"""
+"""rows tokenised at once; a multiple of TOGETHER"""
 
 
 def tokenised(
@@ -33,8 +33,8 @@ def tokenised(
     answer_style: str | None,
     think: bool | None,
     cache_dir: str | None = None,
-) -> pa.Table:
-    """The tokenised rows of a training file, from the cache or made now; see prompts.TOKENISED.
+) -> TokenisedFile:
+    """The tokenised rows of a training file, from the cache or made now.
 
     Raises UserError naming file and row for whatever cannot be used; then nothing is kept.
     """
@@ -42,36 +42,43 @@ def tokenised(
         for _ in read_training_rows([path]):  # says what is wrong
             break
     directory = Path(cache_dir or os.environ.get("R1RANKER_CACHE") or Path.home() / ".cache" / "r1ranker")
-    name = f"{_key(path, tokenizer, answer_style, think)}.arrow"
-    if not _usable(directory / name):
-        try:
-            _write(directory / name, path, tokenizer, answer_style, think)
-        except UserError as error:
-            if not isinstance(error.__cause__, OSError) or cache_dir is not None:
-                raise
-            # a home that cannot be written is no reason not to train
-            directory = Path(tempfile.mkdtemp(prefix="r1ranker-"))
-            _write(directory / name, path, tokenizer, answer_style, think)
-    return pa.ipc.open_file(pa.memory_map(str(directory / name))).read_all()
-
-
-def _usable(file: Path) -> bool:
+    name = _key(path, tokenizer, answer_style, think)
+    found = _open(directory / name)
+    if found is not None:
+        return found
     try:
-        return file.is_file() and pa.ipc.open_file(pa.memory_map(str(file))).schema.equals(TOKENISED)
-    except (pa.ArrowException, OSError):  # cut short: made anew
-        return False
+        _write(directory / name, path, tokenizer, answer_style, think)
+    except UserError as error:
+        if not isinstance(error.__cause__, OSError) or cache_dir is not None:
+            raise
+        # a home that cannot be written is no reason not to train
+        directory = Path(tempfile.mkdtemp(prefix="r1ranker-"))
+        _write(directory / name, path, tokenizer, answer_style, think)
+    return TokenisedFile(directory / name)
+
+
+def _open(directory: Path) -> TokenisedFile | None:
+    try:
+        return TokenisedFile(directory)
+    except (pa.ArrowException, OSError, KeyError):  # not there, or damaged: made anew
+        return None
 
 
 def _write(
     target: Path, path: str, tokenizer: PreTrainedTokenizerBase, answer_style: str | None, think: bool | None
 ) -> None:
-    with (
-        atomic_path(target) as temporary,
-        pa.OSFile(str(temporary), "wb") as file,
-        pa.ipc.new_file(file, TOKENISED) as out,
-    ):
-        for rows in _rows(path, tokenizer, answer_style, think):
-            out.write_batch(pa.RecordBatch.from_pylist(rows, schema=TOKENISED))
+    with atomic_path(target) as temporary:
+        temporary.mkdir()
+        with (
+            pa.OSFile(str(temporary / ROWS_FILE), "wb") as rows_file,
+            pa.OSFile(str(temporary / INDEX_FILE), "wb") as index_file,
+            pa.ipc.new_file(rows_file, ROWS) as rows_out,
+            pa.ipc.new_file(index_file, INDEX) as index_out,
+        ):
+            for rows in _rows(path, tokenizer, answer_style, think):
+                for start in range(0, len(rows), TOGETHER):
+                    rows_out.write_batch(pa.RecordBatch.from_pylist(rows[start : start + TOGETHER], schema=ROWS))
+                index_out.write_batch(pa.RecordBatch.from_pylist(rows, schema=INDEX))
 
 
 def _rows(

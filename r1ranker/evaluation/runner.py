@@ -29,9 +29,15 @@ from r1ranker.tasks.prompts import AnswerStyle, Mode
 ALL = "all"
 
 
-def tasks_of(dataset: str) -> list[str]:
-    """The task of that name, several with commas between them, or all nine for `all`; raises UserError listing them."""
-    return list(TASK_NAMES) if dataset == ALL else [get_task(name.strip()).name for name in dataset.split(",")]
+def tasks_of(dataset: str, data: str) -> list[str]:
+    """The task of that name, several with commas between them, or for `all` the nine, or those of one's own data.
+
+    Raises UserError listing them.
+    """
+    own = know_tasks_of(Path(data)) if Path(data).is_dir() else []
+    if dataset == ALL:
+        return own or list(TASK_NAMES)
+    return [get_task(name.strip()).name for name in dataset.split(",")]
 
 
 def examples_by_task(
@@ -122,11 +128,10 @@ def _answers(examples: Sequence[RankingExample], rankings: Sequence[RankingResul
     }
 
 
-def _file_name(dataset: str, model_path: str, settings: RankerSettings, limit: int | None) -> str:
+def _file_name(dataset: str, tasks: Sequence[str], model_path: str, settings: RankerSettings, limit: int | None) -> str:
     """Task, model and strategy, and whatever else was asked for that is not the model's own way."""
     path = Path(model_path.rstrip("/"))
     own = RankerSettings.of_model(model_path)
-    tasks = tasks_of(dataset)
     parts = [
         dataset if len(tasks) == 1 or dataset == ALL else f"{len(tasks)}-tasks",
         path.parent.name if path.name == "actor" else path.name,
@@ -159,9 +164,7 @@ def run_evaluation(
     engine: str = "hf",
 ) -> dict[str, Any]:
     """Evaluate a model on a task or on all nine; writes one JSON file and prints a table. Returns what was written."""
-    if Path(data).is_dir():
-        know_tasks_of(Path(data))
-    tasks = tasks_of(dataset)
+    tasks = tasks_of(dataset, data)
     if limit is not None and limit < 1:
         raise UserError(f"--limit: found {limit}; at least 1 is wanted")
     if seed < 0:
@@ -180,7 +183,7 @@ def run_evaluation(
         "settings": asdict(ranker.settings),
         **evaluate(ranker, test, train, seed),
     }
-    file = Path(output_dir) / f"{_file_name(dataset, model_path, ranker.settings, limit)}.json"
+    file = Path(output_dir) / f"{_file_name(dataset, tasks, model_path, ranker.settings, limit)}.json"
     with atomic_path(file) as temporary:
         temporary.write_text(
             json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", errors="replace"

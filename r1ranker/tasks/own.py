@@ -109,16 +109,18 @@ def write_tasks(tasks: Sequence[Task], path: Path) -> None:
     path.write_text(yaml.safe_dump(entries, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
-def know_tasks_of(directory: Path) -> None:
-    """Register the tasks that a data set brings; raises UserError where one is known by other words."""
+def know_tasks_of(directory: Path) -> list[str]:
+    """Register the tasks that a data set brings; returns their names. Raises UserError where one is known by other words."""
     file = directory / TASKS_FILE
     if not file.is_file():
-        return
+        return []
     entries = _yaml(str(file))
     if not isinstance(entries, list) or not all(isinstance(entry, dict) for entry in entries):
         raise UserError(f"{file}: a list of tasks is wanted")
-    for entry in entries:
-        know(_task(entry, str(file)))
+    tasks = [_task(entry, str(file)) for entry in entries]
+    for task in tasks:
+        know(task)
+    return [task.name for task in tasks]
 
 
 def know(task: Task) -> None:

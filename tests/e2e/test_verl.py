@@ -19,21 +19,23 @@ import r1ranker.rewards
 from r1ranker.data.loader import load_prompts
 from r1ranker.data.parquet import read_training_rows
 from r1ranker.data.sft import read_sft_rows
-from r1ranker.rewards import compute_score
+from r1ranker.model.init import CHAT_TEMPLATE
+from r1ranker.rewards import compute_score, compute_score_linear
 from r1ranker.trainer.scoring import breakdown, response_text
 
 pytest.importorskip("verl", reason="veRL cannot be imported; docs/verl.md says what to install")
 
-import datasets  # noqa: E402
-from omegaconf import DictConfig  # noqa: E402
-from verl import DataProto  # noqa: E402
-from verl.experimental.agent_loop.agent_loop import DictConfigWrap  # noqa: E402
-from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop  # noqa: E402
-from verl.experimental.reward_loop import RewardLoopWorker  # noqa: E402
-from verl.trainer.ppo.reward import get_custom_reward_fn  # noqa: E402
-from verl.trainer.ppo.utils import create_rl_dataset, need_critic, need_reference_policy  # noqa: E402
-from verl.utils.config import omega_conf_to_dataclass, validate_config  # noqa: E402
-from verl.utils.dataset.rl_dataset import RLHFDataset, collate_fn  # noqa: E402
+import datasets
+from omegaconf import DictConfig
+from verl import DataProto
+from verl.experimental.agent_loop.agent_loop import DictConfigWrap
+from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
+from verl.experimental.reward_loop import RewardLoopWorker
+from verl.trainer.ppo.reward import get_custom_reward_fn
+from verl.trainer.ppo.utils import create_rl_dataset, need_critic, need_reference_policy
+from verl.utils.config import omega_conf_to_dataclass, validate_config
+from verl.utils.dataset.rl_dataset import RLHFDataset, collate_fn
+from verl.utils.reward_score import default_compute_score
 
 DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "verl.md").read_text()
 COLUMNS = ("data_source", "prompt", "ability", "reward_model", "extra_info")
@@ -102,13 +104,23 @@ def test_the_documented_command_is_one_that_verl_takes(tiny_model: str) -> None:
     assert need_reference_policy(config)
     validate_config(config, use_reference_policy=True, use_critic=True)
     assert (config.data.train_batch_size, config.actor_rollout_ref.actor.ppo_mini_batch_size) == (64, 32)
-    assert (config.actor_rollout_ref.rollout.prompt_length, config.actor_rollout_ref.rollout.response_length) == (1400, 1024)
+    rollout = config.actor_rollout_ref.rollout
+    assert (rollout.prompt_length, rollout.response_length) == (1400, 1024)
     assert (config.actor_rollout_ref.actor.optim.lr, config.critic.optim.lr) == (1e-6, 2e-6)
-    critic = [one for one in overrides_of("data", tiny_model) if one.startswith("critic.")]
-    grpo = config_of("data", tiny_model, "algorithm.adv_estimator=grpo", "actor_rollout_ref.rollout.n=8", *(f"~{one}" for one in ()))
-    assert critic
-    assert not need_critic(grpo)
-    validate_config(grpo, use_reference_policy=need_reference_policy(grpo), use_critic=False)
+
+
+def test_so_are_the_other_settings_that_the_document_names(tiny_model: str) -> None:
+    named = re.findall(r"`(\w+(?:\.\w+)+=\w+)`", DOCUMENT)
+    assert len(named) == 3
+    config = config_of("data", tiny_model, *named)
+    assert config.algorithm.adv_estimator == "grpo"
+    assert not need_critic(config)
+    validate_config(config, use_reference_policy=True, use_critic=False)
+    reward = get_custom_reward_fn(config)
+    assert reward is not None
+    truth = {"candidate_text": ["a", "b", "c"], "gt": "a", "grades": [3.0, 1.0, 0.0]}
+    answer = ("direct_ranking", "<answer>b\na\nc</answer>", truth, {"think": False})
+    assert reward(*answer) == compute_score_linear(*answer) != compute_score(*answer)
 
 
 @MODES
@@ -134,15 +146,15 @@ def test_its_rollout_gets_the_token_ids_of_our_loader(
     ours, _ = load_prompts([str(data / "train.parquet")], tokenizer, 1400)
     assert prompt_ids(config, rows, tokenizer) == [prompt.token_ids for prompt in ours]
     assert tokenizer.decode(ours[0].token_ids).endswith("<think>" if think else "assistant\n<answer>")
+    assert tokenizer.chat_template == CHAT_TEMPLATE  # the model's own is as it was
 
 
 def test_its_length_filter_leaves_out_what_ours_does(toy: Path, tiny_model: str) -> None:
     data = toy / "iterative_ranking"
     everything, tokenizer = dataset_of(config_of(data, tiny_model))
-    limit = sorted(len(prompt.token_ids) for prompt in load_prompts([str(data / "train.parquet")], tokenizer, 1400)[0])[
-        len(everything) // 2
-    ]
-    kept, left_out = load_prompts([str(data / "train.parquet")], tokenizer, limit)
+    files = [str(data / "train.parquet")]
+    limit = sorted(len(prompt.token_ids) for prompt in load_prompts(files, tokenizer, 1400)[0])[len(everything) // 2]
+    kept, left_out = load_prompts(files, tokenizer, limit)
     rows, _ = dataset_of(config_of(data, tiny_model, f"data.max_prompt_length={limit}"))
     assert left_out > 0
     assert [row["extra_info"]["index"] for row in rows] == [prompt.extra_info["index"] for prompt in kept]
@@ -167,6 +179,7 @@ def test_its_loader_takes_our_reward(mode: str, path: str, toy: Path, tiny_model
     data = toy / f"{mode}_ranking"
     config = config_of(data, tiny_model, f"reward.custom_reward_function.path={path}")
     reward = get_custom_reward_fn(config)
+    assert reward is not None
     frame = pd.read_parquet(data / "train.parquet")
     cold_start = read_sft_rows([str(data / "sft.parquet")])
     scores = []
@@ -182,16 +195,17 @@ def test_its_loader_takes_our_reward(mode: str, path: str, toy: Path, tiny_model
                 )  # fmt: skip
                 assert found == expected
             scores.append(expected["score"])
-    good = {"direct": 1.0, "iterative": 1.0}[mode]
-    assert scores[::5] == [good] * len(scores[::5])
+    assert set(scores[::5]) == {1.0}
     assert max(scores[3::5]) < 0
 
 
 def test_the_older_key_of_the_reward_is_not_read(tiny_model: str) -> None:
-    config = config_of(
-        "data", tiny_model, "reward.custom_reward_function.path=null", "custom_reward_function.path=pkg://r1ranker.rewards"
-    )
+    older = ("reward.custom_reward_function.path=null", "custom_reward_function.path=pkg://r1ranker.rewards")
+    config = config_of("data", tiny_model, *older)
+    assert config.custom_reward_function.path is not None
     assert get_custom_reward_fn(config) is None
+    with pytest.raises(NotImplementedError, match="direct_ranking"):
+        default_compute_score("direct_ranking", "<answer>a</answer>", {"candidate_text": ["a", "b"], "gt": "a"})
 
 
 def padded(ids: list[list[int]], left: bool) -> tuple[torch.Tensor, torch.Tensor]:

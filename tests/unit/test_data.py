@@ -255,14 +255,14 @@ def test_what_looks_the_same_in_a_prompt_is_a_duplicate() -> None:
 
 def test_a_failed_preparation_changes_neither_file(toy: Path, tmp_path: Path) -> None:
     source = str(toy / "bench")
-    generate(source, str(tmp_path), "direct", AnswerFormat(), ["Rec-Movie"])
+    generate(source, str(tmp_path), "direct", tasks=["Rec-Movie"])
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     for split in ("train", "test"):
         (tmp_path / "bench" / "direct").mkdir(parents=True, exist_ok=True)
         if split == "train":
             shutil.copy(toy / "bench" / "direct" / "train.parquet", tmp_path / "bench" / "direct")
     with pytest.raises(UserError, match=r"test\.parquet: no such file"):
-        generate(str(tmp_path / "bench"), str(tmp_path), "direct", AnswerFormat(), ["Rec-Music"])
+        generate(str(tmp_path / "bench"), str(tmp_path), "direct", tasks=["Rec-Music"])
     with pytest.raises(UserError, match="no train rows of the tasks Passage-11"):
-        generate(source, str(tmp_path), "direct", AnswerFormat(), ["Passage-11"])
+        generate(source, str(tmp_path), "direct", tasks=["Passage-11"])
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before

@@ -162,10 +162,10 @@ def test_a_direct_answer_is_completed_in_the_order_shown() -> None:
 
 
 def test_names_of_tasks() -> None:
-    assert tasks_of("all") == list(TASK_NAMES)
-    assert tasks_of("Rec-Movie,Passage-5") == ["Rec-Movie", "Passage-5"]
+    assert tasks_of("all", "a/hub-id") == list(TASK_NAMES)
+    assert tasks_of("Rec-Movie,Passage-5", "") == ["Rec-Movie", "Passage-5"]
     with pytest.raises(UserError, match="Router-Balance"):
-        tasks_of("Rec-Film")
+        tasks_of("Rec-Film", "")
 
 
 def test_results_asked_for_in_other_ways_have_files_of_their_own(toy: Path, tiny_model: str, tmp_path: Path) -> None:

@@ -104,6 +104,8 @@ def _queries(path: str, tally: Tally) -> Iterator[RoutingQuery]:
             if (one := finish()) is not None:
                 yield one
             block = []
+        for place in places[2:]:
+            finite(row[place], f"{path}: line {line}: {table.columns[place]}")
         block.append((line, row))
     if (one := finish()) is not None:
         yield one
@@ -141,8 +143,7 @@ def _query(
             raise UserError(
                 f"{where}: one row of a query; the rows of at least two LLMs are wanted, next to each other"
             )
-    effects = tuple(finite(row[places[2]], f"{path}: line {number}: effect") for number, row in block)
-    costs = tuple(finite(row[places[3]], f"{path}: line {number}: cost") for number, row in block)
+    effects, costs = (tuple(float(row[place]) for _, row in block) for place in places[2:])
     return RoutingQuery(first[places[1]], llms, effects, costs)
 
 

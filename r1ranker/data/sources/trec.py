@@ -99,7 +99,7 @@ def _pairs(path: str, what: str) -> Iterator[tuple[str, str]]:
     for number, line in text_lines(path):
         name, tab, text = line.rstrip("\n").partition("\t")
         if not tab or not name or not text.strip():
-            raise UserError(f"{path}: line {number}: found {line[:80]!r}; an id, a tab and {what} are wanted")
+            raise UserError(f"{path}: line {number}: found {line[:80].rstrip()!r}; an id, a tab and {what} are wanted")
         if name in seen:
             raise UserError(f"{path}: line {number}: id {name!r} stands there twice")
         seen.add(name)
@@ -113,7 +113,9 @@ def _texts(path: str, wanted: set[str]) -> dict[str, str]:
         for number, line in text_lines(path):
             name, tab, text = line.rstrip("\n").partition("\t")
             if not tab:
-                raise UserError(f"{path}: line {number}: found {line[:80]!r}; an id, a tab and a text are wanted")
+                raise UserError(
+                    f"{path}: line {number}: found {line[:80].rstrip()!r}; an id, a tab and a text are wanted"
+                )
             if name in wanted:
                 texts[name] = text
         return texts
