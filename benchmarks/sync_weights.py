@@ -72,15 +72,14 @@ def watched(kind: type[Process]) -> type[Process]:
                 super().sync_weights()
             self.above = max(self.above, peak.above)
 
-        def export_weights(self) -> list[Any]:
+        def export_weights(self, queues: Any) -> None:
             with Peak() as peak:
-                references = super().export_weights()
+                super().export_weights(queues)
             self.above = max(self.above, peak.above)
-            return list(references)
 
-        def load_weights(self, buckets: Any) -> None:
+        def load_weights(self, queue: Any) -> None:
             with Peak() as peak:
-                super().load_weights(buckets)
+                super().load_weights(queue)
             self.above = max(self.above, peak.above)
 
         def memory_above(self) -> int:

@@ -88,12 +88,18 @@ class RayWorkers:
         return self._get([self._actors[0].rendezvous.remote()])[0] if self.size > 1 else None
 
     def each(self, method: str, arguments: Sequence[Sequence[Any]]) -> list[Any]:
-        return self._get(
-            [getattr(actor, method).remote(*own) for actor, own in zip(self._actors, arguments, strict=True)]
-        )
+        return self._get(self.begin(method, arguments))
+
+    def begin(self, method: str, arguments: Sequence[Sequence[Any]]) -> list[Any]:
+        """Call `method` on every process without waiting for it."""
+        return [getattr(actor, method).remote(*own) for actor, own in zip(self._actors, arguments, strict=True)]
 
     def _get(self, references: list[Any]) -> list[Any]:
         try:
+            waiting = list(references)
+            while waiting:  # whoever fails first says why; the others may wait for it
+                done, waiting = self._ray.wait(waiting, num_returns=1)
+                self._ray.get(done)
             return list(self._ray.get(references))
         except self._ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, UserError | RunError):
@@ -130,21 +136,32 @@ class RayCluster(RayWorkers):
             self.each("setup", [(self.meet(), total_steps)] * self.size)
             if self._apart is not None:
                 self._apart.each("setup", [(self._apart.meet(), self._apart.size)] * self._apart.size)
+                self._queues = self._make_queues(self._apart.size)
         except BaseException:
             self.close()
             raise
+
+    @staticmethod
+    def _make_queues(count: int) -> list[Any]:
+        """For the weights' buckets: one waits while another is loaded."""
+        from ray.util.queue import Queue
+
+        return [Queue(maxsize=1, actor_options={"num_cpus": 0}) for _ in range(count)]
 
     def sync_weights(self) -> None:
         if self._apart is None:
             call_all(self, "sync_weights")
         else:
-            call_all(self._apart, "load_weights", call_all(self, "export_weights")[0])
+            loading = self._apart.begin("load_weights", [(queue,) for queue in self._queues])
+            self._get(loading + self.begin("export_weights", [(self._queues,)] * self.size))
 
     def close(self) -> None:
         super().close()
         apart = getattr(self, "_apart", None)
         if apart is not None:
             apart.close()
+        for queue in getattr(self, "_queues", []):
+            queue.shutdown(force=True)
 
 
 @contextmanager

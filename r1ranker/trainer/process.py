@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
@@ -17,8 +17,10 @@ from r1ranker.rollout.engine import Completion, Engine, EngineSettings, Request,
 from r1ranker.rollout.start import start_engine
 from r1ranker.trainer.config import Config
 
-BUCKET_BYTES = 256 * 2**20
+BUCKET_BYTES = 64 * 2**20
 """of weights that travel together to rollout processes of their own"""
+BUCKET_TIMEOUT = 600.0
+"""seconds that a bucket may wait for the other side"""
 
 
 class Process:
@@ -107,14 +109,20 @@ class RolloutProcess(Process):
         self.join(address, size, beside=size)
         self.start_engine()
 
-    def load_weights(self, buckets: Sequence[Any]) -> None:
-        """Take over weights from references to buckets, fetched one after another. Collective."""
+    def load_weights(self, queue: Any) -> None:
+        """Take over weights from a queue of references to buckets, which None ends. Collective."""
+        assert self.engine is not None
+        self.engine.load_weights(self._received(queue))
+
+    def _received(self, queue: Any) -> Iterator[tuple[str, torch.Tensor]]:
         import ray
 
-        assert self.engine is not None
-        self.engine.load_weights(
-            (name, torch.from_numpy(weight)) for bucket in buckets for name, weight in ray.get(bucket).items()
-        )
+        while True:
+            (reference,) = queue.get(timeout=BUCKET_TIMEOUT)
+            if reference is None:
+                return
+            for name, weight in ray.get(reference).items():
+                yield name, torch.from_numpy(weight.copy())  # Ray's own memory is read-only
 
 
 def join(address: str | None, rank: int, size: int, device: torch.device) -> None:

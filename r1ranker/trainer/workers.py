@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from r1ranker.trainer.config import FSDPConfig
 from r1ranker.trainer.critic import Critic
 from r1ranker.trainer.optimisation import Optimisation
 from r1ranker.trainer.policy import Bins, Policy, PolicyLoss
-from r1ranker.trainer.process import BUCKET_BYTES, Process
+from r1ranker.trainer.process import BUCKET_BYTES, BUCKET_TIMEOUT, Process
 
 
 class Worker(Process):
@@ -92,22 +93,31 @@ class Worker(Process):
         assert self.engine is not None
         self.engine.load_weights(full_parameters(self.policy.module, self.device))
 
-    def export_weights(self) -> list[Any]:
-        """The policy's weights in Ray's object store, for processes elsewhere: references to buckets. Collective."""
-        import ray
+    def export_weights(self, queues: Sequence[Any]) -> None:
+        """Put the policy's weights into Ray's object store, bucket by bucket, and the references into every queue; None ends them.
 
-        references: list[Any] = []
+        A full queue holds the gathering up, so that few buckets are there at once. Collective.
+        """
         bucket: dict[str, np.ndarray] = {}
         for name, weight in full_parameters(self.policy.module, self.device):
             if self.rank:
                 continue
             bucket[name] = weight.float().cpu().numpy()
             if sum(array.nbytes for array in bucket.values()) >= BUCKET_BYTES:
-                references.append(ray.put(bucket))
+                self._send(bucket, queues)
                 bucket = {}
-        if bucket:
-            references.append(ray.put(bucket))
-        return references
+        if self.rank == 0:
+            if bucket:
+                self._send(bucket, queues)
+            self._send(None, queues)
+
+    @staticmethod
+    def _send(bucket: dict[str, np.ndarray] | None, queues: Sequence[Any]) -> None:
+        import ray
+
+        reference = None if bucket is None else ray.put(bucket)
+        for queue in queues:
+            queue.put([reference], timeout=BUCKET_TIMEOUT)
 
     def save_policy(self, directory: str, about: dict[str, Any]) -> None:
         """Write the policy as a Hugging Face directory, whole or not at all, in the type it is computed in. Collective."""
