@@ -13,6 +13,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from r1ranker.data.sources.ranking_bench import read_ranking_bench
+from r1ranker.data.sources.toy_raw import write_toy_raw
 from r1ranker.quickstart import run as quickstart
 from r1ranker.tasks.catalog import TASK_NAMES
 
@@ -81,6 +83,43 @@ def test_the_published_commands_lead_from_data_to_an_evaluated_model(
     report = json.loads(result.read_text())
     assert report["settings"]["answer_format"] == {"answer_style": "name", "think": True}
     assert 0 < report["tasks"]["Rec-Movie"]["metrics"]["mrr"]["mean"] <= 1
+
+
+def test_the_scripts_of_the_sources_build_the_benchmarks_layout(tmp_path: Path) -> None:
+    write_toy_raw(str(tmp_path / "raw"))
+    rec = tmp_path / "raw" / "rec" / "ml-1m"
+    given = {
+        "recommendation": [
+            "--task",
+            "Rec-Movie",
+            "--inter",
+            f"{rec}.inter",
+            "--item",
+            f"{rec}.item",
+            "--history",
+            "10",
+        ],
+        "routing": [
+            "--router_data",
+            str(tmp_path / "raw" / "router" / "router_data.csv.gz"),
+            "--task",
+            "Router-Balance",
+        ],
+        "passage": ["--source", str(tmp_path / "raw" / "passage"), "--task", "Passage-9"],
+    }
+    for name, arguments in given.items():
+        script = ROOT / "examples" / "data_preprocess" / "dataset" / f"{name}.py"
+        done = call("python", str(script), *arguments, "--local_dir", str(tmp_path / name))
+        assert "iterative train" in " ".join(done.stdout.split())
+        for config in ("direct", "iterative"):
+            rows = [one for _, one in read_ranking_bench(str(tmp_path / name), config, "test")]  # type: ignore[arg-type]
+            assert {one.task for one in rows} <= {"Rec-Movie", "Router-Balance", "Passage-9"}
+            assert all(len(one.history) == 10 for one in rows if one.history)
+    wrong = call("python", str(script), "--source", str(tmp_path / "nowhere"), code=2)
+    assert (
+        wrong.stderr.strip()
+        == f"error: {tmp_path / 'nowhere'}: no train*.parquet; MS MARCO's parquet files of both splits are wanted"
+    )
 
 
 def test_the_quick_start_goes_from_nothing_to_two_evaluated_rankers(

@@ -5,13 +5,17 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import re
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
+from scipy.stats import chisquare
 
+from r1ranker.data.parquet import read_training_rows
 from r1ranker.data.prepare import PrepareOptions, prepare
 from r1ranker.data.raw import ATOMIC
 from r1ranker.data.sources.passage import PassageSettings, passage_files, read_passages
@@ -19,8 +23,11 @@ from r1ranker.data.sources.ranking_bench import CONFIGS, read_ranking_bench
 from r1ranker.data.sources.recommendation import RecommendationSettings, read_recommendation
 from r1ranker.data.sources.routing import LLMS, RoutingQuery, best_llm, read_descriptions, read_routing
 from r1ranker.data.sources.toy_raw import write_toy_raw
+from r1ranker.data.statistics import TaskStatistics
 from r1ranker.data.tally import Tally, TaskTally
+from r1ranker.data.tokenise import encode_chat
 from r1ranker.errors import UserError
+from r1ranker.model.loading import load_tokenizer
 from r1ranker.tasks.answers import normalise
 from r1ranker.tasks.catalog import TASK_NAMES, get_task
 
@@ -234,6 +241,41 @@ def test_each_script_builds_its_task_alone(raw: Path, tmp_path: Path) -> None:
         prepare(PrepareOptions(str(raw), str(tmp_path / task), tasks=[task]))
         found = {e.task for _, e in read_ranking_bench(str(tmp_path / task / "bench"), "direct", "train")}
         assert found == {task}
+
+
+def test_prompts_are_measured_in_a_tokenizers_tokens(raw: Path, tiny_model: str, tmp_path: Path) -> None:
+    options = PrepareOptions(
+        str(raw), str(tmp_path), tasks=["Passage-5", "Router-Cost"], tokenizer=tiny_model, max_prompt_length=700
+    )
+    prepare(options)
+    tokenizer = load_tokenizer(tiny_model)
+    files = [str(tmp_path / "direct_ranking" / f"{split}.parquet") for split in ("train", "test")]
+    lengths: dict[str, list[int]] = {}
+    for row in read_training_rows(files):
+        lengths.setdefault(row["extra_info"]["task_name"], []).append(len(encode_chat(tokenizer, row["prompt"])))
+    card = (tmp_path / "direct_ranking" / "README.md").read_text()
+    for task, found in lengths.items():
+        over = np.mean([length > 700 for length in found])
+        shown = f"| {np.median(found):,.0f} | {np.percentile(found, 99):,.0f} | {over:.1%} |"
+        assert re.search(rf"^\| {task} \| direct \|.*{re.escape(shown)}", card, re.MULTILINE), shown
+    assert "over 700" in card
+
+
+def test_the_spread_of_positives_is_a_chi_square_test() -> None:
+    even, first = TaskStatistics(), TaskStatistics()
+    for number in range(100):
+        even.add(5, number % 5)
+        first.add(5, 0 if number % 2 else number % 5)
+    assert even.spread() == 1.0
+    observed = [first.places[place] for place in range(5)]
+    assert first.spread() == pytest.approx(chisquare(observed).pvalue)
+    assert first.spread() < 1e-6
+    mixed = TaskStatistics()  # as iterative rows: each place as likely as the pool allows
+    for size in range(2, 11):
+        for number in range(10 * size):
+            mixed.add(size, number % size)
+    assert mixed.spread() == pytest.approx(1.0)
+    assert TaskStatistics().spread() == 1.0
 
 
 def test_a_missing_source_is_named(raw: Path, tmp_path: Path) -> None:
