@@ -7,7 +7,7 @@ Runs GRPO-shaped steps (generate, update, sync) on random prompts with a randoml
 from __future__ import annotations
 
 import argparse
-import os
+import re
 import tempfile
 import threading
 import time
@@ -37,52 +37,56 @@ SETUPS = {
 
 
 class Peak:
-    """Highest resident memory of this process while the block runs, in bytes above its start."""
+    """Highest resident memory of this process while the block runs, in bytes above its start: its own and shared pages."""
 
     def __enter__(self) -> Peak:
         self._running = True
-        self._start = self.highest = _resident()
+        self._start = self._highest = _resident()
         self._thread = threading.Thread(target=self._watch, daemon=True)
         self._thread.start()
         return self
 
     def _watch(self) -> None:
         while self._running:
-            self.highest = max(self.highest, _resident())
+            self._highest = np.maximum(self._highest, _resident())
             time.sleep(0.002)
 
     def __exit__(self, *error: object) -> None:
         self._running = False
         self._thread.join()
-        self.above = max(self.highest, _resident()) - self._start
+        self.above: np.ndarray = np.maximum(self._highest, _resident()) - self._start
 
 
-def _resident() -> int:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+def _resident() -> np.ndarray:
+    """Bytes in pages of the process's own, and in shared memory: [2]."""
+    anon, file, shared = re.findall(r"Rss(?:Anon|File|Shmem):\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return (
+        np.array([int(anon) + int(file), int(shared)]) * 1024
+    )  # a model read from its file moves from one to the other
 
 
 def watched(kind: type[Process]) -> type[Process]:
     """The same kind of process, whose weight methods report the memory they took on top."""
 
     class Watched(kind):  # type: ignore[misc, valid-type]
-        above = 0
+        above = np.zeros(2, dtype=np.int64)
 
         def sync_weights(self) -> None:
             with Peak() as peak:
                 super().sync_weights()
-            self.above = max(self.above, peak.above)
+            self.above = np.maximum(self.above, peak.above)
 
         def export_weights(self, queues: Any) -> None:
             with Peak() as peak:
                 super().export_weights(queues)
-            self.above = max(self.above, peak.above)
+            self.above = np.maximum(self.above, peak.above)
 
         def load_weights(self, queue: Any) -> None:
             with Peak() as peak:
                 super().load_weights(queue)
-            self.above = max(self.above, peak.above)
+            self.above = np.maximum(self.above, peak.above)
 
-        def memory_above(self) -> int:
+        def memory_above(self) -> np.ndarray:
             return self.above
 
     return Watched
@@ -142,8 +146,9 @@ def main() -> None:
         size = 4 * parameters
         print(f"{parameters / 1e6:.0f}M parameters, {size / 2**20:.0f} MiB in float32, {options.processes} processes")
         print(
-            "| engine | generate s | update s | sync s | share of the step | memory above, trainer | above, rollout |"
+            "Memory above the start in models of this size: the process's own pages + pages of Ray's shared memory it has seen"
         )
+        print("| engine | generate s | update s | sync s | share of the step | trainer | rollout |")
         print("| --- | --- | --- | --- | --- | --- | --- |")
         for name, overrides in SETUPS.items():
             config = load_config(
@@ -160,12 +165,12 @@ def main() -> None:
                 ][1:]  # the first warms up
                 means = {part: float(np.mean([timing[part] for timing in timings])) for part in timings[0]}
                 share = means["sync"] / sum(means.values())
-                above = max(call_all(cluster, "memory_above")) / size
-                apart = max(call_all(cluster.rollout, "memory_above")) / size
-            rollout = f"{apart:.2f} x the model" if "separate" in name else "the same process"
+                above = np.max(call_all(cluster, "memory_above"), axis=0) / size
+                apart = np.max(call_all(cluster.rollout, "memory_above"), axis=0) / size
+            rollout = "{:.2f} + {:.2f}".format(*apart) if "separate" in name else "the same process"
             print(
                 f"| {name} | {means['generate']:.2f} | {means['update']:.2f} | {means['sync']:.2f} | {share:.1%} | "
-                f"{above:.2f} x the model | {rollout} |",
+                f"{above[0]:.2f} + {above[1]:.2f} | {rollout} |",
                 flush=True,
             )
 
