@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import tempfile
@@ -42,6 +43,27 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
         shutil.rmtree(holder, ignore_errors=True)
         if not target.exists():
             _remove_empty(made)
+
+
+@contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """Have `directory` to oneself, made where it is not there; raises UserError where another process has it."""
+    made = [parent for parent in (directory, *directory.parents) if not parent.exists()]
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        handle = os.open(directory, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"{directory}: cannot be written ({error.strerror}); a writable directory is wanted") from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    except BlockingIOError as error:
+        raise UserError(
+            f"{directory}: another process is writing there; wait for it, or name another directory"
+        ) from error
+    finally:
+        os.close(handle)
+        _remove_empty(made)
 
 
 def _remove_empty(directories: list[Path]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated, Literal
 
 import typer
@@ -153,7 +154,21 @@ def evaluate_command(
 
 def main() -> None:
     """Entry point; a user's mistake ends with one line and exit code 2."""
-    exit_on_user_error(app)
+    exit_on_user_error(_run)
+
+
+def _run() -> None:
+    try:
+        result = app(standalone_mode=False)  # on its own it puts a usage error on several lines
+    except typer.Abort as error:
+        raise KeyboardInterrupt from error
+    except Exception as error:
+        say = getattr(error, "format_message", None)  # a usage error; its class is typer's own affair
+        if say is None:
+            raise
+        raise UserError(f"{say()} (see --help)" if say() else "a command is wanted; they are shown above") from error
+    if isinstance(result, int):
+        sys.exit(result)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterable
 from difflib import get_close_matches
@@ -19,10 +20,16 @@ class RunError(Exception):
     """A run that could not go on for a cause outside the input: one line, no traceback, exit code 1."""
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """` (did you mean 'x'?)` for the known name closest to `name`, or an empty string."""
-    matches = get_close_matches(name, list(known), n=1, cutoff=0.5)
+def nearest(name: str, known: Iterable[str], least: float = 0.5) -> str:
+    """` (did you mean 'x'?)` for the known name closest to `name`, or an empty string where none is `least` alike."""
+    matches = get_close_matches(name, sorted(known), n=1, cutoff=least)
     return f" (did you mean {matches[0]!r}?)" if matches else ""
+
+
+def at_least(name: str, value: int, least: int) -> None:
+    """Raise UserError where an option's number is below `least`."""
+    if value < least:
+        raise UserError(f"{name}: found {value}; at least {least} is wanted")
 
 
 def note(text: str) -> None:
@@ -36,7 +43,13 @@ _NOTED: set[str] = set()
 
 
 def exit_on_user_error(command: Callable[[], None]) -> None:
-    """Run `command`; a UserError becomes one line on stderr and exit code 2, a RunError code 1. Ctrl-C exits with 130."""
+    """Run `command`; a UserError becomes one line on stderr and exit code 2, a RunError code 1. Ctrl-C exits with 130.
+
+    SIGTERM and SIGHUP unwind it as well, so that nothing half-written is left behind; exit code 128 + signal.
+    """
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) == signal.SIG_DFL:  # nohup has SIGHUP ignored, and that stays
+            signal.signal(number, _unwind)
     try:
         command()
     except UserError as error:
@@ -50,3 +63,7 @@ def exit_on_user_error(command: Callable[[], None]) -> None:
         sys.exit(130)
     except BrokenPipeError:  # the reader of our output went away, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _unwind(number: int, frame: object) -> None:
+    sys.exit(128 + number)

@@ -15,9 +15,11 @@ from r1ranker.data.sources.sourced import Source
 from r1ranker.data.statistics import RowStatistics
 from r1ranker.data.tally import Tally
 from r1ranker.errors import UserError
+from r1ranker.tasks.answers import normalise
 from r1ranker.tasks.example import RankingExample
 from r1ranker.tasks.pools import sub_pools
 from r1ranker.tasks.prompts import Mode
+from r1ranker.tasks.text import shown
 
 TEST_SHARE = 0.2
 """of the users or queries; the published value"""
@@ -41,7 +43,7 @@ def build_bench(
 ) -> DataSetWriter:
     """Write {direct,iterative}/{train,test}.parquet, the card and the manifest; returns the writer with its counts.
 
-    `sources`: by group. Within a group, examples that share a key, a query or a history go to one side: the one that
+    `sources`: by group. Within a group, examples that share a key, or a query or history that reads alike, go to one side: the one that
     the source names, else `test_share` of them to the test side, drawn by the seed. Every source is read twice, so that
     no more than digests are held. The iterative rows of an example are one sub-pool of each size. `on_row` hears of
     every row and its wording; `commit` is for DataSetWriter.
@@ -64,14 +66,14 @@ def build_bench(
                 example = _with_grades(sourced.example) if graded else sourced.example
                 counts = out.tally.of(example.task)
                 digest = _request(example)
-                if digest in seen:
-                    counts.left_out["requests that stand there twice"] += 1
-                    continue
-                seen.add(digest)
                 split = plans[group].side[_digest(sourced.key)]
                 if sourced.split is not None and sourced.split != split:
                     counts.left_out["training rows whose user or query is on the test side"] += 1
                     continue
+                if digest in seen:
+                    counts.left_out["requests that stand there twice"] += 1
+                    continue
+                seen.add(digest)
                 rng = random.Random(f"{about.seed} {digest}")
                 pools = {"direct": [example.candidates], "iterative": sub_pools(example, rng)}
                 for config in CONFIGS:
@@ -103,7 +105,7 @@ def _plan(group: str, source: Source, test_share: float, seed: int) -> _Plan:
     for sourced in source(Tally()):
         key = _digest(sourced.key)
         keys[key] = None
-        one, other = find(key), find(_digest("request", *_said(sourced.example)))
+        one, other = find(key), find(_digest("request", *map(normalise, _said(sourced.example))))
         leader[other] = one
         if sourced.split is not None:
             explicit[key] = "test" if "test" in (sourced.split, explicit.get(key)) else "train"
@@ -137,10 +139,10 @@ def _said(example: RankingExample) -> tuple[str, ...]:
 
 
 def _request(example: RankingExample) -> int:
-    """What makes two examples the same one: a history with its positive; a query with its candidates."""
+    """What makes two examples the same one, as they are shown: a history with its positive; a query with its candidates."""
     pool = () if example.history else (*sorted(example.candidates), *example.texts)
     positive = (example.positive,) if example.history else ()
-    return _digest(example.task, *_said(example), "", *positive, *pool)
+    return _digest(example.task, *map(shown, _said(example)), "", *map(shown, (*positive, *pool)))
 
 
 def _digest(*parts: str) -> int:

@@ -13,10 +13,11 @@ import pyarrow as pa
 
 from r1ranker.atomic import atomic_path, flush
 from r1ranker.data.card import About, card
-from r1ranker.data.manifest import MANIFEST, describe, write_manifest
+from r1ranker.data.manifest import MANIFEST, describe, described, write_manifest
 from r1ranker.data.parquet import RowWriter
 from r1ranker.data.statistics import RowStatistics
 from r1ranker.data.tally import Tally
+from r1ranker.errors import UserError
 from r1ranker.tasks.catalog import TASKS
 from r1ranker.tasks.own import TASKS_FILE, write_tasks
 
@@ -33,6 +34,7 @@ class DataSetWriter:
 
     After an error, or where the disk is full, everything under `directory` is as it was. With a `commit` stack the files
     take their places when that is closed, so that several data sets can do so together, after all of them were written.
+    Files of an earlier data set there that this one does not have are deleted then, so that none is taken for its.
     """
 
     def __init__(self, directory: Path, about: About, commit: ExitStack | None = None) -> None:
@@ -44,17 +46,33 @@ class DataSetWriter:
         self._own = commit is None
         self._stack = commit or ExitStack()
         self._described: dict[str, dict[str, Any]] = {}
+        self._old: list[str] = []
+        self._new: set[str] = set()
 
     def __enter__(self) -> DataSetWriter:
         # what is entered first takes its place last: nothing is described before it is there
-        self._manifest = self._stack.enter_context(atomic_path(self.directory / MANIFEST))
-        self._readme = self._stack.enter_context(atomic_path(self.directory / "README.md"))
+        self._stack.push(self._delete_old)
+        self._old = [*described(self.directory), TASKS_FILE]
+        self._manifest = self._place(MANIFEST)
+        self._readme = self._place("README.md")
         return self
+
+    def _place(self, name: str) -> Path:
+        if (self.directory / name).is_dir():  # said now: when places are taken it is too late
+            raise UserError(f"{self.directory / name}: found a directory; the place of a file is wanted")
+        return self._stack.enter_context(atomic_path(self.directory / name))
+
+    def _delete_old(self, kind: Any, error: Any, trace: Any) -> None:
+        if kind is None:
+            for name in self._old:
+                if name not in self._new:
+                    (self.directory / name).unlink(missing_ok=True)
 
     @contextmanager
     def file(self, name: str, schema: pa.Schema) -> Iterator[RowWriter]:
         """A file of the data set to add rows to."""
-        temporary = self._stack.enter_context(atomic_path(self.directory / name))
+        temporary = self._place(name)
+        self._new.add(name)
         with RowWriter(temporary, schema) as writer:
             yield writer
         flush(temporary)
@@ -76,6 +94,5 @@ class DataSetWriter:
         self._readme.write_text(card(self.about, self.tally, self.statistics, self._described), encoding="utf-8")
         own = [TASKS[name] for name in self.tally.tasks if name in TASKS and TASKS[name].scenario == "own"]
         if own:
-            write_tasks(own, self._stack.enter_context(atomic_path(self.directory / TASKS_FILE)))
-        else:
-            self._stack.callback((self.directory / TASKS_FILE).unlink, missing_ok=True)
+            write_tasks(own, self._place(TASKS_FILE))
+            self._new.add(TASKS_FILE)

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +21,11 @@ from r1ranker.data.sources.toy import write_toy
 from r1ranker.data.statistics import RowStatistics
 from r1ranker.data.tokenise import encode_chats
 from r1ranker.errors import UserError
+from r1ranker.tasks.answers import normalise
 from r1ranker.tasks.catalog import TASK_NAMES
 from r1ranker.tasks.example import RankingExample
 from r1ranker.tasks.prompts import AnswerFormat, Mode
+from r1ranker.tasks.text import shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -106,14 +109,42 @@ class TrainingRows:
 
 
 def generate(
-    source: str, local_dir: str, mode: Mode, options: TrainingOptions | None = None, tasks: Sequence[str] | None = None
+    source: str,
+    local_dir: str,
+    mode: Mode,
+    options: TrainingOptions | None = None,
+    tasks: Sequence[str] | None = None,
+    commit: ExitStack | None = None,
 ) -> DataSetWriter:
-    """Write the training rows of a data set in Ranking-bench's layout; returns the writer with its counts."""
-    with TrainingRows(local_dir, mode, source, options or TrainingOptions()) as rows:
+    """Write the training rows of a data set in Ranking-bench's layout; returns the writer with its counts.
+
+    The rows are taken as they are; those that stand there twice, and training rows whose request is a test row's too,
+    are counted. `commit` is for DataSetWriter. Raises UserError naming file and row, and for a task without rows.
+    """
+    tested = {_digest(example, request=True) for example in _examples(source, mode, "test", tasks)}
+    with TrainingRows(local_dir, mode, source, options or TrainingOptions(), commit) as rows:
         for split in SPLITS:
+            seen: set[int] = set()
             for example in _examples(source, mode, split, tasks):
+                noted = rows.out.tally.of(example.task).noted
+                row = _digest(example)
+                noted["rows that stand there twice"] += row in seen
+                seen.add(row)
+                noted["training rows whose request is in the test file too"] += (
+                    split == "train" and _digest(example, request=True) in tested
+                )
                 rows.add(split, example)
+        missing = [task for task in tasks or () if task not in rows.out.tally.tasks]
+        if missing:
+            raise UserError(f"{source}: no {mode} rows of {', '.join(missing)}")
     return rows.out
+
+
+def _digest(example: RankingExample, request: bool = False) -> int:
+    """Of the row as it is shown; of its request without the pool, by what a reader would not tell apart."""
+    said = (example.task, example.query, *example.history, example.request, example.problem)
+    parts = map(normalise, said) if request else map(shown, (*said, *example.candidates, *example.texts))
+    return int.from_bytes(blake2b("\x1f".join(parts).encode(), digest_size=8).digest(), "little")
 
 
 def _examples(source: str, mode: Mode, split: Split, tasks: Sequence[str] | None) -> Iterator[RankingExample]:

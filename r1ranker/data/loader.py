@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -71,6 +71,10 @@ def labels_of(prompts: Sequence[Prompt]) -> tuple[list[str], np.ndarray, np.ndar
     return names, codes, np.array([len(prompt.candidates) for prompt in prompts])
 
 
+MOST_WEIGHT = 1000
+"""of a task: an epoch's order is held in memory"""
+
+
 class PromptLoader:
     """Batches of prompts, each epoch in an order of its own that (seed, epoch) fixes; a short last batch is left out.
 
@@ -93,6 +97,7 @@ class PromptLoader:
         self._seed = seed
         self._shuffle = shuffle
         self._curriculum = curriculum
+        self._task_weights = dict(task_weights or {})
         self._shares = self._weigh(task_weights or {})
         self.epoch = 0
         self.position = 0
@@ -113,8 +118,10 @@ class PromptLoader:
                 raise UserError(
                     f"data.task_weights: no rows of {name!r}{nearest(name, names)}; there are {', '.join(names)}"
                 )
-            if not (math.isfinite(weight) and weight >= 0):
-                raise UserError(f"data.task_weights: {name}: found {weight}; a number from 0 is wanted")
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= MOST_WEIGHT:
+                raise UserError(
+                    f"data.task_weights: {name}: found {weight!r}; a number from 0 to {MOST_WEIGHT} is wanted"
+                )
         shares = []
         for code, name in enumerate(names):
             rows = np.flatnonzero(codes == code)
@@ -159,14 +166,24 @@ class PromptLoader:
             rows = rows[np.argsort(labels_of(self.prompts)[2][rows], kind="stable")]
         return rows
 
-    def state(self) -> dict[str, int]:
-        """Where the loader stands, and of how many rows."""
-        return {"epoch": self.epoch, "position": self.position, "rows": self._rows}
+    def state(self) -> dict[str, Any]:
+        """Where the loader stands, and what its order hangs on; as JSON takes it."""
+        return {"epoch": self.epoch, "position": self.position, "dealing": self._dealing()}
 
-    def restore(self, state: Mapping[str, int]) -> None:
-        """Go on from where `state` was taken; raises UserError where an epoch has other rows now."""
-        if state["rows"] != self._rows:
-            raise UserError(
-                f"the training files give {self._rows} rows an epoch, but {state['rows']} where the run was left; the same are wanted"
-            )
+    def _dealing(self) -> dict[str, Any]:
+        return {
+            "rows an epoch": self._rows,
+            "data.train_batch_size": self._batch_size,
+            "data.seed": self._seed,
+            "data.shuffle": self._shuffle,
+            "data.task_weights": self._task_weights,
+            "data.curriculum": self._curriculum,
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from where `state` was taken; raises UserError where rows would be dealt in another order now."""
+        before = state["dealing"]
+        for key, value in self._dealing().items():
+            if before[key] != value:
+                raise UserError(f"{key}: found {value}, but {before[key]} where the run was left; the same is wanted")
         self.epoch, self.position = state["epoch"], state["position"]

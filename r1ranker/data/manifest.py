@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -37,17 +38,28 @@ def verify(path: Path) -> None:
 
     A file that no manifest describes is taken as it is.
     """
-    for base in (path.parent, path.parent.parent):
-        entry = _entry(base / MANIFEST, path.relative_to(base).as_posix())
-        if entry is None:
-            continue
-        status = path.stat()
-        if status.st_size != entry["bytes"]:
-            raise UserError(
-                f"{path}: {status.st_size:,} bytes, but {base / MANIFEST} says {entry['bytes']:,}: {_ADVICE}"
-            )
-        if _checksum(path, status.st_size, status.st_mtime_ns) != entry["sha256"]:
-            raise UserError(f"{path}: its checksum is not the one in {base / MANIFEST}: {_ADVICE}")
+    for place in dict.fromkeys((path.absolute(), path.resolve())):
+        for base in (place.parent, place.parent.parent):
+            entry = _entry(base / MANIFEST, place.relative_to(base).as_posix())
+            if entry is not None:
+                _compare(path, entry, base)
+
+
+def described(directory: Path) -> list[str]:
+    """Names of the parquet files in `directory` that its manifest describes; none where there is none that can be read."""
+    try:
+        names = list(json.loads((directory / MANIFEST).read_text(encoding="utf-8"))["files"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return []
+    return [name for name in names if name.endswith(".parquet") and ".." not in name and not name.startswith("/")]
+
+
+def _compare(path: Path, entry: Mapping[str, Any], base: Path) -> None:
+    status = path.stat()
+    if status.st_size != entry["bytes"]:
+        raise UserError(f"{path}: {status.st_size:,} bytes, but {base / MANIFEST} says {entry['bytes']:,}: {_ADVICE}")
+    if _checksum(path, status.st_size, status.st_mtime_ns) != entry["sha256"]:
+        raise UserError(f"{path}: its checksum is not the one in {base / MANIFEST}: {_ADVICE}")
 
 
 _ADVICE = f"changed since it was prepared; prepare it again, or delete {MANIFEST} to use it as it is"
@@ -64,5 +76,5 @@ def _entry(file: Path, name: str) -> dict[str, Any] | None:
     try:
         entry = json.loads(file.read_text(encoding="utf-8"))["files"].get(name)
         return None if entry is None else {"bytes": int(entry["bytes"]), "sha256": str(entry["sha256"])}
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
         raise UserError(f"{file}: not the manifest of a data set ({type(error).__name__}: {error})") from error

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 
+from r1ranker.atomic import locked
 from r1ranker.data.build import TEST_SHARE, build_bench
 from r1ranker.data.card import About
 from r1ranker.data.dataset_writer import command_line
-from r1ranker.data.generate import (
-    HUB_ID,
-    MOST_TOKENS,
-    TOY,
-    TrainingOptions,
-    TrainingRows,
-    checked_format,
-    generate,
-    show,
-)
-from r1ranker.data.raw import RawSettings, is_raw, raw_sources
+from r1ranker.data.generate import TrainingOptions, TrainingRows, checked_format, generate, show
+from r1ranker.data.manifest import MANIFEST
+from r1ranker.data.options import Kind, PrepareOptions, check_options, kind_of_source
+from r1ranker.data.raw import RawSettings, raw_sources
 from r1ranker.data.sources.passage import PassageSettings
 from r1ranker.data.sources.ranking_bench import CONFIGS, Split
 from r1ranker.data.sources.recommendation import RecommendationSettings
@@ -28,7 +22,7 @@ from r1ranker.data.sources.routing import OBJECTIVES
 from r1ranker.data.sources.sourced import Source, Sourced
 from r1ranker.data.sources.toy import write_toy
 from r1ranker.data.sources.trec import TrecFiles, read_trec
-from r1ranker.data.sources.user_files import OWN, is_user_file, read_user_file
+from r1ranker.data.sources.user_files import OWN, read_user_file
 from r1ranker.data.tally import Tally
 from r1ranker.errors import UserError
 from r1ranker.tasks.catalog import TASK_NAMES, TASKS, get_task
@@ -36,47 +30,15 @@ from r1ranker.tasks.example import RankingExample
 from r1ranker.tasks.own import default_task, know, read_task
 from r1ranker.tasks.prompts import Mode
 
-TREC = "trec"
-
-
-@dataclass(frozen=True)
-class PrepareOptions:
-    """What can be asked of `r1ranker prepare`."""
-
-    source: str = HUB_ID
-    output: str = "data"
-    answer_style: str = "name"
-    think: bool = True
-    tasks: Sequence[str] | None = None
-    seed: int = 42
-    test_share: float = TEST_SHARE
-    cold_start: bool = False
-    tokenizer: str | None = None
-    max_prompt_length: int = MOST_TOKENS
-    size: int = 100
-    """toy: direct training rows a task"""
-    history: Sequence[str] = ()
-    """raw: N for all tasks, TASK=N for one"""
-    candidates: int = 20
-    users: int = 657
-    template: str | None = None
-    shuffle: bool = False
-    trec: TrecFiles | None = None
+__all__ = ["PrepareOptions", "build_and_show", "prepare", "raw_settings"]
 
 
 def prepare(options: PrepareOptions) -> None:
     """Write `output`/direct_ranking and `output`/iterative_ranking, and `output`/bench in Ranking-bench's layout where the
     source is not in it already; prints what was read, left out and written."""
     answer_format = checked_format(options.answer_style, options.think)
-    for name, value, least in (
-        ("--size", options.size, 1),
-        ("--seed", options.seed, 0),
-        ("--candidates", options.candidates, 2),
-        ("--users", options.users, 1),
-        ("--max-prompt-length", options.max_prompt_length, 1),
-    ):
-        if value < least:
-            raise UserError(f"{name}: found {value}; at least {least} is wanted")
+    kind = kind_of_source(options)
+    check_options(options, kind)
     tokenizer = None
     if options.tokenizer is not None:
         from r1ranker.model.loading import load_tokenizer
@@ -85,37 +47,39 @@ def prepare(options: PrepareOptions) -> None:
     training = TrainingOptions(
         answer_format, options.seed if options.cold_start else None, tokenizer, options.max_prompt_length
     )
-    found = _sources(options)
-    if found is not None:
-        _build(found, options, training)
-        return
-    source = options.source
-    if source == TOY:
-        source = str(Path(options.output) / "bench")
-        write_toy(source, options.size, options.seed, options.tasks or TASK_NAMES)
-    for mode in CONFIGS:
-        show(generate(source, _directory(options, mode), mode, training, options.tasks))
+    with locked(Path(options.output)):
+        if kind in ("toy", "layout"):
+            _generate(options, kind, training)
+        else:
+            _build(_sources(options, kind), options, training)
+
+
+def _generate(options: PrepareOptions, kind: Kind, training: TrainingOptions) -> None:
+    """Training rows of a source in the layout."""
+    source, bench = options.source, Path(options.output) / "bench"
+    if kind == "toy":
+        source = str(bench)
+        write_toy(source, options.size, options.seed, list(dict.fromkeys(options.tasks or TASK_NAMES)))
+    elif (bench / MANIFEST).exists() and Path(source).resolve() != bench.resolve():
+        raise UserError(
+            f"{bench}: holds another data set than {source}; another --output is wanted, or {bench} deleted"
+        )
+    with ExitStack() as commit:
+        made = [generate(source, _directory(options, mode), mode, training, options.tasks, commit) for mode in CONFIGS]
+    for out in made:
+        show(out)
 
 
 def _directory(options: PrepareOptions, mode: Mode) -> str:
     return str(Path(options.output) / f"{mode}_ranking")
 
 
-def _sources(options: PrepareOptions) -> tuple[dict[str, Source], list[str]] | None:
-    """What the data set is built from, by group, with a line on each; None where the source is in the layout already."""
-    source = options.source
-    if options.trec is not None:
-        return _trec_sources(options, options.trec)
-    if source == TREC:
-        raise UserError("--from trec: --queries, --collection, --run and --qrels are wanted with it")
-    if is_user_file(source):
-        return _user_sources(options)
-    for task in options.tasks or ():
-        get_task(task)
-    if Path(source).is_dir() and not (Path(source) / "direct").is_dir() and is_raw(source):
-        settings = raw_settings(options.history, options.candidates, options.users, options.seed)
-        return raw_sources(source, options.tasks, settings)
-    return None
+def _sources(options: PrepareOptions, kind: Kind) -> tuple[dict[str, Source], list[str]]:
+    """What the data set is built from, by group, with a line on each."""
+    if kind == "raw":
+        settings = raw_settings(options.history, options.candidates, options.users, options.seed, options.tasks)
+        return raw_sources(options.source, options.tasks, settings)
+    return _user_sources(options) if options.trec is None else _trec_sources(options, options.trec)
 
 
 def _build(found: tuple[dict[str, Source], list[str]], options: PrepareOptions, training: TrainingOptions) -> None:
@@ -138,17 +102,21 @@ def _build(found: tuple[dict[str, Source], list[str]], options: PrepareOptions, 
         show(rows[mode].out, statistics=training.tokenizer is not None)
 
 
-def raw_settings(history: Sequence[str], candidates: int, users: int, seed: int) -> RawSettings:
-    """Settings of raw sources; `history` holds N for all recommendation tasks and TASK=N for one."""
+def raw_settings(
+    history: Sequence[str], candidates: int, users: int, seed: int, tasks: Sequence[str] | None = None
+) -> RawSettings:
+    """Settings of raw sources; `history` holds N for all recommendation tasks and TASK=N for one of `tasks`."""
     shared, histories = RecommendationSettings().history, {}
     for entry in history:
         task, equals, number = entry.rpartition("=")
-        if not number.isdigit() or int(number) < 1:
+        if not re.fullmatch(r"[1-9][0-9]{0,5}", number):
             raise UserError(f"--history: found {entry!r}; a number, or TASK=number, is wanted")
         if not equals:
             shared = int(number)
         elif get_task(task).scenario != "recommendation":
             raise UserError(f"--history: {task} has no history")
+        elif tasks and task not in tasks:
+            raise UserError(f"--history: {task} is not among the tasks named, {', '.join(tasks)}")
         else:
             histories[task] = int(number)
     return RawSettings(

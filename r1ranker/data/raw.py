@@ -125,9 +125,12 @@ def _add(tally: Tally, counted: Tally, tasks: Sequence[str]) -> None:
 
 def _passage_directory(directory: str) -> str | None:
     for path in sorted(Path(directory).rglob("train*.parquet")):
-        if path.parent.name not in ("direct", "iterative"):
+        if path.parent.name not in _PREPARED:
             return str(path.parent)
     return None
+
+
+_PREPARED = ("direct", "iterative", "direct_ranking", "iterative_ranking")
 
 
 def _passages(directory: str) -> str:

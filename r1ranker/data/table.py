@@ -24,13 +24,15 @@ def read_table(
     """
     file = open_parquet(path)
     verify(Path(path))
-    schema = file.schema_arrow
+    schema = _schema(path, file)
     wanted = dict(columns) | {name: kind for name, kind in (optional or {}).items() if name in schema.names}
     for name, kind in wanted.items():
         if name not in schema.names:
             raise UserError(
                 f"{path}: no column {name!r}{nearest(name, schema.names)}; found {', '.join(schema.names) or 'none'}"
             )
+        if schema.names.count(name) > 1:
+            raise UserError(f"{path}: column {name!r} stands there twice")
         if not _is(schema.field(name).type, kind):
             raise UserError(f"{path}: column {name!r} holds {schema.field(name).type}; {kind} is wanted")
     if file.metadata.num_rows == 0:
@@ -38,7 +40,16 @@ def read_table(
     try:
         for batch in file.iter_batches(batch_size=1024, columns=list(wanted)):
             yield from batch.to_pylist()
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: text that is not UTF-8
+        raise UserError(f"{path}: damaged parquet ({_line(error)})") from error
+
+
+def _schema(path: str, file: pq.ParquetFile) -> pa.Schema:
+    try:
+        schema = file.schema_arrow
+        schema.names  # noqa: B018  decodes them
+        return schema
+    except (pa.ArrowException, ValueError) as error:
         raise UserError(f"{path}: damaged parquet ({_line(error)})") from error
 
 
@@ -50,7 +61,7 @@ def open_parquet(path: str) -> pq.ParquetFile:
         raise UserError(f"{path}: no such file; a parquet file is wanted")
     try:
         return pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{path}: not a parquet file, or cut short ({_line(error)})") from error
 
 

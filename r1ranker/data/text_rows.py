@@ -86,7 +86,8 @@ class TextTable:
         try:
             return next(self._reader, None)
         except csv.Error as error:
-            raise UserError(f"{self.path}: line {self._last}: not a row of the table ({error})") from error
+            reason = "a carriage return without a line feed" if "new-line" in str(error) else error
+            raise UserError(f"{self.path}: line {self._last}: not a row of the table ({reason})") from error
 
     def places(self, names: Sequence[str], like: str) -> list[int]:
         """Where the columns of these names stand; raises UserError, with `like` as an example of the header wanted."""
@@ -103,7 +104,13 @@ class TextTable:
                     f"{self.path}: line 1: no column {name!r}{nearest(name, self.columns)}; found {found!r}; "
                     f"a header such as {like} is wanted"
                 )
+            self.once(name)
         return [self.columns.index(name) for name in names]
+
+    def once(self, name: str) -> None:
+        """Raise UserError where two columns are called `name`."""
+        if self.columns.count(name) > 1:
+            raise UserError(f"{self.path}: line 1: column {name!r} stands there twice")
 
     def __iter__(self) -> Iterator[tuple[int, list[str]]]:
         rows = 0
@@ -124,16 +131,28 @@ class TextTable:
             raise UserError(f"{self.path}: a header and no rows; at least one is wanted")
 
 
+def parsed_json(text: str, where: str) -> Any:
+    """The value that a JSON text holds; raises UserError where it is none, or holds half a character."""
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{where}: not JSON ({error})") from error
+    if "\\ud" in text or "\\uD" in text:
+        try:
+            json.dumps(value, ensure_ascii=False).encode()
+        except UnicodeEncodeError as error:
+            found = error.object[error.start]
+            raise UserError(f"{where}: found {found!a}, half a surrogate pair; text is wanted") from error
+    return value
+
+
 def json_rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
     """(line, object) of a JSON-lines file."""
     rows = 0
     for number, line in text_lines(path):
         if not line.strip():
             continue
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            raise UserError(f"{path}: line {number}: not JSON ({error})") from error
+        row = parsed_json(line, f"{path}: line {number}")
         if not isinstance(row, dict):
             raise UserError(f"{path}: line {number}: found {type(row).__name__}; an object is wanted")
         rows += 1

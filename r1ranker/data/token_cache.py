@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
+import errno
 import hashlib
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
+from functools import lru_cache
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -14,17 +19,21 @@ import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 import r1ranker.tasks
-from r1ranker.atomic import atomic_path
-from r1ranker.data.manifest import sha256
+from r1ranker.atomic import flush
+from r1ranker.data.manifest import sha256, verify
 from r1ranker.data.parquet import read_training_rows, reworded, row_format
 from r1ranker.data.prompts import INDEX, INDEX_FILE, ROWS, ROWS_FILE, TOGETHER, TokenisedFile, tokenised_row
+from r1ranker.data.table import open_parquet
 from r1ranker.data.tokenise import encode_chats
 from r1ranker.errors import UserError
-from r1ranker.tasks.own import TASKS_FILE
+from r1ranker.tasks.own import TASKS_FILE, know_tasks_of
 from r1ranker.tasks.prompts import AnswerFormat
 
 BATCH = 1024
 """rows tokenised at once; a multiple of TOGETHER"""
+
+
+_ROLES = ("system", "user", "assistant")
 
 
 def tokenised(
@@ -38,23 +47,29 @@ def tokenised(
 
     Raises UserError naming file and row for whatever cannot be used; then nothing is kept.
     """
-    if not Path(path).is_file():
-        for _ in read_training_rows([path]):  # says what is wrong
-            break
+    open_parquet(path).close()
+    verify(Path(path))
+    know_tasks_of(Path(path).parent)
     directory = Path(cache_dir or os.environ.get("R1RANKER_CACHE") or Path.home() / ".cache" / "r1ranker")
     name = _key(path, tokenizer, answer_style, think)
     found = _open(directory / name)
     if found is not None:
         return found
     try:
-        _write(directory / name, path, tokenizer, answer_style, think)
+        return _write(directory / name, path, tokenizer, answer_style, think)
     except UserError as error:
         if not isinstance(error.__cause__, OSError) or cache_dir is not None:
             raise
         # a home that cannot be written is no reason not to train
-        directory = Path(tempfile.mkdtemp(prefix="r1ranker-"))
-        _write(directory / name, path, tokenizer, answer_style, think)
-    return TokenisedFile(directory / name)
+        target = _private_directory() / name
+        return _open(target) or _write(target, path, tokenizer, answer_style, think)
+
+
+@lru_cache(maxsize=1)
+def _private_directory() -> Path:
+    directory = tempfile.mkdtemp(prefix="r1ranker-")
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    return Path(directory)
 
 
 def _open(directory: Path) -> TokenisedFile | None:
@@ -66,19 +81,41 @@ def _open(directory: Path) -> TokenisedFile | None:
 
 def _write(
     target: Path, path: str, tokenizer: PreTrainedTokenizerBase, answer_style: str | None, think: bool | None
+) -> TokenisedFile:
+    """Write the directory `target`, whole or not at all; one that another process has put there meanwhile stays."""
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as holder:
+            temporary = Path(holder) / target.name
+            _fill(temporary, path, tokenizer, answer_style, think)
+            flush(temporary)
+            while (found := _open(target)) is None:
+                try:
+                    temporary.rename(target)
+                except OSError as error:
+                    if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                        raise
+                    with suppress(FileNotFoundError):  # a damaged one, which another process may be moving as well
+                        target.rename(Path(tempfile.mkdtemp(dir=holder)) / "damaged")
+            return found
+    except OSError as error:
+        raise UserError(f"{target}: cannot be written ({error.strerror})") from error
+
+
+def _fill(
+    directory: Path, path: str, tokenizer: PreTrainedTokenizerBase, answer_style: str | None, think: bool | None
 ) -> None:
-    with atomic_path(target) as temporary:
-        temporary.mkdir()
-        with (
-            pa.OSFile(str(temporary / ROWS_FILE), "wb") as rows_file,
-            pa.OSFile(str(temporary / INDEX_FILE), "wb") as index_file,
-            pa.ipc.new_file(rows_file, ROWS) as rows_out,
-            pa.ipc.new_file(index_file, INDEX) as index_out,
-        ):
-            for rows in _rows(path, tokenizer, answer_style, think):
-                for start in range(0, len(rows), TOGETHER):
-                    rows_out.write_batch(pa.RecordBatch.from_pylist(rows[start : start + TOGETHER], schema=ROWS))
-                index_out.write_batch(pa.RecordBatch.from_pylist(rows, schema=INDEX))
+    directory.mkdir()
+    with (
+        pa.OSFile(str(directory / ROWS_FILE), "wb") as rows_file,
+        pa.OSFile(str(directory / INDEX_FILE), "wb") as index_file,
+        pa.ipc.new_file(rows_file, ROWS) as rows_out,
+        pa.ipc.new_file(index_file, INDEX) as index_out,
+    ):
+        for rows in _rows(path, tokenizer, answer_style, think):
+            for start in range(0, len(rows), TOGETHER):
+                rows_out.write_batch(pa.RecordBatch.from_pylist(rows[start : start + TOGETHER], schema=ROWS))
+            index_out.write_batch(pa.RecordBatch.from_pylist(rows, schema=INDEX))
 
 
 def _rows(
@@ -103,7 +140,10 @@ def _key(path: str, tokenizer: PreTrainedTokenizerBase, answer_style: str | None
     digest.update(f"{sha256(Path(path))} {answer_style} {think}".encode())
     backend = getattr(tokenizer, "backend_tokenizer", None)
     vocabulary = backend.to_str() if backend is not None else str(sorted(tokenizer.get_vocab().items()))
-    digest.update(f"{vocabulary} {tokenizer.chat_template}".encode("utf-8", "surrogatepass"))
+    # a template's words can hang on special tokens, and on today's date
+    probes = [[{"role": role, "content": "x"} for role in roles] for roles in (("user",), _ROLES)]
+    rendered = encode_chats(tokenizer, probes)
+    digest.update(f"{vocabulary} {tokenizer.chat_template} {rendered}".encode("utf-8", "surrogatepass"))
     own = Path(path).parent / TASKS_FILE
     code = [*Path(str(r1ranker.tasks.__file__)).parent.glob("*.py"), *Path(__file__).parent.glob("*.py")]
     for file in [*sorted(code), *([own] if own.is_file() else [])]:

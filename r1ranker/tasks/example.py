@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, replace
 
 from r1ranker.errors import UserError
 from r1ranker.tasks.text import shown
+
+HIGHEST_GRADE = 1000
+"""2^grade has to stay a float, and so has a sum of them"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +61,8 @@ class RankingExample:
     def _validate_grades(self, where: str) -> None:
         if len(self.grades) != len(self.candidates):
             raise UserError(f"{where}: {len(self.grades)} grades for {len(self.candidates)} candidates")
-        if any(not (math.isfinite(grade) and grade >= 0) for grade in self.grades):
-            raise UserError(f"{where}: grades holds {list(self.grades)}; finite numbers from 0 are wanted")
+        if any(not 0 <= grade <= HIGHEST_GRADE for grade in self.grades):
+            raise UserError(f"{where}: grades holds {list(self.grades)}; numbers from 0 to {HIGHEST_GRADE} are wanted")
         best = max(self.grades)
         if best == 0:
             raise UserError(f"{where}: all grades are 0; at least one relevant candidate is wanted")

@@ -21,10 +21,10 @@ _DEFAULTS = {"noun": "item", "plural": "items", "cutoffs": [3, 5, 10]}
 _NAME = re.compile(r"[A-Za-z0-9][\w-]*")
 
 
-def default_task(name: str, by_history: bool) -> Task:
+def default_task(name: str, by_history: bool, where: str = "--task") -> Task:
     """The words of a task that comes with none: a request in words, or a history."""
     if not _NAME.fullmatch(name):
-        raise UserError(f"task: found {name!r}; a name of letters, digits, '_' and '-' is wanted")
+        raise UserError(f"{where}: task: found {name!r}; a name of letters, digits, '_' and '-' is wanted")
     goal = "how likely I am to choose it next" if by_history else "how well it answers the request"
     request = (
         "Items I have chosen, oldest first:\n{% for item in history %}- {{ item }}\n{% endfor %}"
@@ -56,14 +56,17 @@ def _task(values: dict[str, Any], path: str) -> Task:
             raise UserError(f"{path}: no key {key!r}; it is wanted")
         if not isinstance(values[key], kind) or not values[key]:
             raise UserError(f"{path}: {key}: found {values[key]!r}; {'a text' if kind is str else 'a list'} is wanted")
-    if any(not isinstance(k, int) or k < 1 for k in values["cutoffs"]):
+    if any(isinstance(k, bool) or not isinstance(k, int) or k < 1 for k in values["cutoffs"]):
         raise UserError(f"{path}: cutoffs: found {values['cutoffs']!r}; ranks of at least 1 are wanted")
     if not _NAME.fullmatch(values["name"]):
         raise UserError(f"{path}: name: found {values['name']!r}; letters, digits, '_' and '-' are wanted")
     for key in ("noun", "plural", "goal"):
-        if "\n" in values[key]:
-            raise UserError(f"{path}: {key}: found a line break; one line is wanted")
+        values[key] = values[key].strip()
+        if len(values[key].splitlines()) != 1:
+            raise UserError(f"{path}: {key}: found {values[key]!r}; one line of text is wanted")
     word_request(values["request"], "a query", ("an item",), path)
+    if not request_uses(values["request"]):
+        raise UserError(f"{path}: request: uses neither query nor history; one of them is wanted")
     return Task(
         values["name"],
         "own",
@@ -77,12 +80,19 @@ def _task(values: dict[str, Any], path: str) -> Task:
 
 def word_request(template: str, query: str, history: Sequence[str], where: str = "request") -> str:
     """The request in the template's words; raises UserError for a template that fails."""
-    from jinja2 import TemplateError
-
     try:
         return _worded(template, query, tuple(history))
-    except (TemplateError, ArithmeticError, TypeError, ValueError) as error:
-        raise UserError(f"{where}: request: {error}; a jinja2 template of query and history is wanted") from error
+    except Exception as error:  # a template is a program of the user's
+        found = str(error) or type(error).__name__
+        raise UserError(f"{where}: request: {found}; a jinja2 template of query and history is wanted") from error
+
+
+@lru_cache(maxsize=64)
+def request_uses(template: str) -> frozenset[str]:
+    """Which of `query` and `history` a template speaks of."""
+    from jinja2 import Environment, meta
+
+    return frozenset(meta.find_undeclared_variables(Environment().parse(template))) & {"query", "history"}
 
 
 @lru_cache(maxsize=64)  # the sub-pools of an example come one after the other
@@ -133,8 +143,10 @@ def _yaml(path: str) -> Any:
     import yaml
 
     try:
-        return yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
+        read = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
+        repr(read).encode()  # half a surrogate pair can be escaped in YAML
+        return read
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; a task in YAML is wanted") from error
-    except (yaml.YAMLError, ValueError, OSError) as error:
+    except (yaml.YAMLError, ValueError, OSError, RecursionError) as error:
         raise UserError(f"{path}: not YAML ({' '.join(str(error).split())})") from error

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import json
+import subprocess
+import sys
 import tracemalloc
 from collections import Counter
 from itertools import pairwise
@@ -94,10 +96,20 @@ def test_the_first_epoch_of_a_curriculum_goes_from_small_pools_to_large_ones() -
     assert later != sorted(later)
 
 
-def test_a_position_among_other_rows_is_refused() -> None:
+@pytest.mark.parametrize(
+    ("rows", "batch", "seed", "options", "message"),
+    [
+        (12, 2, 1, {}, "rows an epoch: found 12, but 10"),
+        (10, 4, 1, {}, "data.train_batch_size: found 4, but 2"),
+        (10, 2, 2, {}, "data.seed: found 2, but 1"),
+        (10, 2, 1, {"curriculum": "pool_size"}, "data.curriculum: found pool_size, but None"),
+        (10, 2, 1, {"task_weights": {"A": 1.0}}, "data.task_weights: found {'A': 1.0}, but {}"),
+    ],
+)
+def test_a_position_in_another_order_is_refused(rows: int, batch: int, seed: int, options: dict, message: str) -> None:
     state = PromptLoader(prompts({"A": 10}), 2, 1, True).state()
-    with pytest.raises(UserError, match="12 rows an epoch, but 10"):
-        PromptLoader(prompts({"A": 12}), 2, 1, True).restore(state)
+    with pytest.raises(UserError, match=message):
+        PromptLoader(prompts({"A": rows}), batch, seed, True, **options).restore(state)
 
 
 def test_settings_of_the_order_are_overrides() -> None:
@@ -148,7 +160,7 @@ def test_rows_are_tokenised_once_for_each_content_tokenizer_and_wording(
     tokenizer = load_tokenizer(tiny_model)
     made = []
     write = token_cache._write
-    monkeypatch.setattr(token_cache, "_write", lambda *args: (made.append(args), write(*args)))
+    monkeypatch.setattr(token_cache, "_write", lambda *args: (made.append(args), write(*args))[1])
     file = tmp_path / "rows.parquet"
     examples = toy_examples("Rec-Movie", "train", 30, seed=1)
 
@@ -169,7 +181,49 @@ def test_rows_are_tokenised_once_for_each_content_tokenizer_and_wording(
         for name in (ROWS_FILE, INDEX_FILE):
             (entry / name).write_bytes((entry / name).read_bytes()[:40])
     load(20, 5)
-    assert sorted(path.suffix for path in (tmp_path / "cache").rglob("*")) == sorted([*[""] * 4, *[".arrow"] * 8])
+    tokenizer.chat_template = "{{ eos_token }}" + tokenizer.chat_template
+    load(20, 6)
+    tokenizer.eos_token = "Harbour"  # the template's words change with it
+    load(20, 7)
+    assert sorted(path.suffix for path in (tmp_path / "cache").rglob("*")) == sorted([*[""] * 6, *[".arrow"] * 12])
+
+
+FILL = """
+import sys
+from r1ranker.data.loader import load_prompts
+from r1ranker.model.loading import load_tokenizer
+tokenizer = load_tokenizer(sys.argv[2])
+for number in range(30):
+    print(len(load_prompts([sys.argv[1]], tokenizer, 10_000, cache_dir=f"{sys.argv[3]}/{number}")[0]), flush=True)
+"""
+
+
+def test_processes_that_fill_one_cache_at_once_do_not_disturb_each_other(
+    toy: Path, tiny_model: str, tmp_path: Path
+) -> None:
+    file = str(toy / "direct_ranking" / "test.parquet")
+    command = [sys.executable, "-c", FILL, file, tiny_model, str(tmp_path)]
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(4)]
+    for process in started:
+        out, err = process.communicate()
+        assert process.returncode == 0, err
+        assert len(set(out.split())) == 1
+    assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} == {".arrow"}
+    assert len(list(tmp_path.glob("*/*"))) == len(list(tmp_path.glob("*/.*"))) + 30 == 30
+
+
+def test_a_file_that_is_not_its_manifests_is_noticed_though_its_tokens_are_cached(
+    tiny_model: str, tmp_path: Path
+) -> None:
+    files = {}
+    for seed in (1, 2):
+        prepare(PrepareOptions("toy", str(tmp_path / str(seed)), size=3, seed=seed, tasks=["Rec-Movie"]))
+        files[seed] = tmp_path / str(seed) / "direct_ranking" / "train.parquet"
+    tokenizer = load_tokenizer(tiny_model)
+    load_prompts([str(files[1])], tokenizer, 10_000, cache_dir=str(tmp_path / "cache"))
+    files[2].write_bytes(files[1].read_bytes())
+    with pytest.raises(UserError, match=r"manifest.json"):
+        load_prompts([str(files[2])], tokenizer, 10_000, cache_dir=str(tmp_path / "cache"))
 
 
 def test_a_row_that_cannot_be_used_leaves_nothing_in_the_cache(tiny_model: str, tmp_path: Path) -> None:

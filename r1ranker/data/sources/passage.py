@@ -11,7 +11,7 @@ from typing import Any
 from r1ranker.data.sources.ranking_bench import SPLITS, Split
 from r1ranker.data.table import read_table
 from r1ranker.data.tally import Tally
-from r1ranker.errors import UserError
+from r1ranker.errors import UserError, at_least
 from r1ranker.tasks.answers import normalise
 from r1ranker.tasks.example import RankingExample
 
@@ -29,6 +29,10 @@ class PassageSettings:
     rows: int = ROWS
     characters: int = MOST_CHARACTERS
     seed: int = 42
+
+    def __post_init__(self) -> None:
+        at_least("--rows", self.rows, 1)
+        at_least("--characters", self.characters, 1)
 
 
 @dataclass

@@ -13,7 +13,7 @@ import numpy as np
 
 from r1ranker.data.tally import TaskTally
 from r1ranker.data.text_rows import TextTable, finite
-from r1ranker.errors import UserError
+from r1ranker.errors import UserError, at_least
 from r1ranker.tasks.answers import normalise
 from r1ranker.tasks.example import RankingExample
 from r1ranker.tasks.text import one_line
@@ -33,6 +33,14 @@ class RecommendationSettings:
     users: int = 657
     """drawn from those with enough history"""
     seed: int = 42
+
+    def __post_init__(self) -> None:
+        for name, value, least in (
+            ("--history", self.history, 1),
+            ("--candidates", self.candidates, 2),
+            ("--users", self.users, 1),
+        ):
+            at_least(name, value, least)
 
 
 @dataclass

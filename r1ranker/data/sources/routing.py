@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -10,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from r1ranker.data.tally import Tally
-from r1ranker.data.text_rows import TextTable, finite
+from r1ranker.data.text_rows import TextTable, finite, parsed_json
 from r1ranker.errors import UserError, nearest
 from r1ranker.tasks.example import RankingExample
+from r1ranker.tasks.text import shown
 
 OBJECTIVES = {"Router-Performance": (1.0, 0.0), "Router-Balance": (0.5, 0.5), "Router-Cost": (0.2, 0.8)}
 """task -> (a, b) of a * effect - b * cost"""
@@ -139,6 +139,8 @@ def _query(
                 f"{where}: {len(llms)} rows of one query, other LLMs than before ({', '.join(missing)}); the same "
                 f"{len(known)} are wanted for every query, in rows next to each other"
             )
+        if len({shown(name) for name in llms}) < len(llms):
+            raise UserError(f"{where}: an LLM stands there twice for one query; each once is wanted")
         if len(llms) < 2:
             raise UserError(
                 f"{where}: one row of a query; the rows of at least two LLMs are wanted, next to each other"
@@ -152,11 +154,14 @@ def read_descriptions(path: str) -> dict[str, str]:
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file; a JSON file of name -> description is wanted")
     try:
-        read = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+        read = parsed_json(Path(path).read_text(encoding="utf-8-sig"), path)
     except (ValueError, OSError) as error:
-        raise UserError(f"{path}: not JSON ({error})") from error
+        raise UserError(f"{path}: cannot be read ({error})") from error
     if not isinstance(read, dict) or not read:
         raise UserError(f"{path}: found {type(read).__name__}; an object of name -> description is wanted")
+    for name, value in read.items():
+        if not isinstance(value, dict | str) or not value:
+            raise UserError(f"{path}: {name}: found {value!r}; a text, or facts by name, are wanted")
     return {str(name): _described(value) for name, value in read.items()}
 
 

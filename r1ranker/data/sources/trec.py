@@ -11,7 +11,7 @@ from r1ranker.data.tally import TaskTally
 from r1ranker.data.text_rows import finite, json_rows, text_lines
 from r1ranker.errors import UserError
 from r1ranker.tasks.answers import normalise
-from r1ranker.tasks.example import RankingExample
+from r1ranker.tasks.example import HIGHEST_GRADE, RankingExample
 
 
 @dataclass(frozen=True)
@@ -94,9 +94,13 @@ def _pool(documents: list[str], texts: dict[str, str], candidates: int, tally: T
     return pool
 
 
+def _lines(path: str) -> Iterator[tuple[int, str]]:
+    return ((number, line) for number, line in text_lines(path) if line.strip())
+
+
 def _pairs(path: str, what: str) -> Iterator[tuple[str, str]]:
     seen: set[str] = set()
-    for number, line in text_lines(path):
+    for number, line in _lines(path):
         name, tab, text = line.rstrip("\n").partition("\t")
         if not tab or not name or not text.strip():
             raise UserError(f"{path}: line {number}: found {line[:80].rstrip()!r}; an id, a tab and {what} are wanted")
@@ -109,30 +113,34 @@ def _pairs(path: str, what: str) -> Iterator[tuple[str, str]]:
 def _texts(path: str, wanted: set[str]) -> dict[str, str]:
     """Text of each wanted document; the rest of the collection is read past."""
     texts: dict[str, str] = {}
+
+    def keep(number: int, name: str, text: str) -> None:
+        if name in wanted and texts.setdefault(name, text) != text:
+            raise UserError(f"{path}: line {number}: document {name!r} stands there twice, with two texts")
+
     if not path.removesuffix(".gz").endswith((".jsonl", ".json")):
-        for number, line in text_lines(path):
+        for number, line in _lines(path):
             name, tab, text = line.rstrip("\n").partition("\t")
             if not tab:
                 raise UserError(
                     f"{path}: line {number}: found {line[:80].rstrip()!r}; an id, a tab and a text are wanted"
                 )
-            if name in wanted:
-                texts[name] = text
+            keep(number, name, text)
         return texts
     for number, row in json_rows(path):
-        name = next((str(row[key]) for key in ("id", "docid", "_id") if key in row), "")
+        name = next((str(row[key]) for key in ("id", "docid", "_id") if isinstance(row.get(key), str | int)), "")
         found = next((row[key] for key in ("text", "contents", "passage") if key in row), None)
         if not name or not isinstance(found, str):
             raise UserError(f"{path}: line {number}: found {', '.join(row)[:80]}; id and text are wanted")
-        if name in wanted:
-            texts[name] = f"{row['title']} {found}" if isinstance(row.get("title"), str) and row["title"] else found
+        title = row.get("title")
+        keep(number, name, f"{title} {found}" if isinstance(title, str) and title else found)
     return texts
 
 
 def _run(path: str) -> dict[str, list[str]]:
     """Documents of each query, best first by score, then as in the file."""
     scored: dict[str, dict[str, float]] = {}
-    for number, line in text_lines(path):
+    for number, line in _lines(path):
         fields = line.split()
         if len(fields) != 6:
             raise UserError(
@@ -147,9 +155,15 @@ def _run(path: str) -> dict[str, list[str]]:
 
 def _qrels(path: str) -> dict[str, dict[str, float]]:
     grades: dict[str, dict[str, float]] = {}
-    for number, line in text_lines(path):
+    for number, line in _lines(path):
         fields = line.split()
         if len(fields) != 4:
             raise UserError(f"{path}: line {number}: found {len(fields)} fields; query 0 document grade are wanted")
-        grades.setdefault(fields[0], {})[fields[2]] = finite(fields[3], f"{path}: line {number}: grade")
+        grade = finite(fields[3], f"{path}: line {number}: grade")
+        if grade > HIGHEST_GRADE:
+            raise UserError(f"{path}: line {number}: grade: found {grade:g}; at most {HIGHEST_GRADE} is wanted")
+        if grades.setdefault(fields[0], {}).setdefault(fields[2], grade) != grade:
+            raise UserError(
+                f"{path}: line {number}: {fields[2]!r} is judged twice for query {fields[0]!r}, differently"
+            )
     return grades

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +11,12 @@ from r1ranker.data.sources.ranking_bench import Split
 from r1ranker.data.sources.sourced import Sourced
 from r1ranker.data.table import read_table
 from r1ranker.data.tally import Tally
-from r1ranker.data.text_rows import TextTable, json_rows
-from r1ranker.errors import UserError
+from r1ranker.data.text_rows import TextTable, json_rows, parsed_json
+from r1ranker.errors import UserError, nearest, note
 from r1ranker.tasks.catalog import TASKS
-from r1ranker.tasks.example import RankingExample
-from r1ranker.tasks.own import default_task, know
+from r1ranker.tasks.example import HIGHEST_GRADE, RankingExample
+from r1ranker.tasks.own import default_task, know, request_uses, word_request
+from r1ranker.tasks.text import shown
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".jsonl.gz", ".csv.gz", ".tsv.gz")
 COLUMNS = ("task", "id", "split", "query", "history", "candidates", "texts", "positive", "labels")
@@ -33,21 +33,19 @@ def read_user_file(path: str, task: str | None, shuffle: bool, seed: int, tally:
     what a row is about), `split` (train or test). In CSV a list is JSON, or parts between '|'.
     Raises UserError naming file and row.
     """
-    for where, row in _rows(path):
-        name = row.get("task") or task or OWN
-        if not isinstance(name, str):
-            raise UserError(f"{where}: task: found {name!r}; a name is wanted")
+    found: set[str] = set()
+    for number, (where, row) in enumerate(_rows(path)):
+        name = _text(row, "task", where) or task or OWN
+        found.add(name)
         history = _texts(row, "history", where)
         query = _text(row, "query", where)
-        if bool(history) == bool(query.strip()):
+        if not all(map(shown, history)):
+            raise UserError(f"{where}: history holds a blank text")
+        if bool(history) == bool(shown(query)):
             raise UserError(
-                f"{where}: found {'both' if query else 'neither'} of query and history; one of them is wanted"
+                f"{where}: found {'both' if history else 'neither'} of query and history; one of them is wanted"
             )
-        if name not in TASKS:
-            know(default_task(name, bool(history)))
-        scenario = TASKS[name].scenario
-        if scenario != "own" and (scenario == "recommendation") != bool(history):
-            raise UserError(f"{where}: {name} ranks for a {'history' if query else 'query'}; the row holds the other")
+        _check_words(name, query, history, where)
         counts = tally.of(name)
         counts.read["rows"] += 1
         example = _example(row, name, query, history, where)
@@ -61,16 +59,36 @@ def read_user_file(path: str, task: str | None, shuffle: bool, seed: int, tally:
         counts.noted["rows whose highest label is shared"] += example.grades.count(best) > 1
         if shuffle:
             pool = list(example.candidates)
-            random.Random(f"{seed} {where}").shuffle(pool)
+            random.Random(f"{seed} {number}").shuffle(pool)
             example = example.with_pool(tuple(pool))
         yield Sourced(_key(row, query, history, where), example, _split(row, where))
+    if task is not None and task not in found:
+        raise UserError(
+            f"{path}: no row is of the task {task!r} that was named; its rows name {', '.join(sorted(found))}"
+        )
+
+
+def _check_words(name: str, query: str, history: tuple[str, ...], where: str) -> None:
+    """Have the task known, and see that its words say what the row holds."""
+    if name not in TASKS:
+        know(default_task(name, bool(history), where))
+    task = TASKS[name]
+    kind = "history" if history else "query"
+    if task.scenario == "own":
+        fitting = kind in request_uses(task.request)
+        word_request(task.request, query, history, where)
+    else:
+        fitting = kind == ("history" if task.scenario == "recommendation" else "query")
+    if not fitting:
+        other = "query" if history else "history"
+        raise UserError(f"{where}: found a {kind}, but the words of the task {name} are of a {other}")
 
 
 def _key(row: Mapping[str, Any], query: str, history: tuple[str, ...], where: str) -> str:
     value = row.get("id")
     if value is None or value == "":
         return query or "\n".join(history)
-    if not isinstance(value, str | int):
+    if isinstance(value, bool) or not isinstance(value, str | int):
         raise UserError(f"{where}: id: found {value!r}; a text or a whole number is wanted")
     return str(value)
 
@@ -91,11 +109,14 @@ def _example(
     texts = _texts(row, "texts", where)
     positive = _text(row, "positive", where)
     grades = _numbers(row, where)
+    if grades and len(grades) != len(candidates):
+        raise UserError(f"{where}: {len(grades)} labels for {len(candidates)} candidates; one for each is wanted")
     if grades and not positive:
-        if len(grades) == len(candidates) and max(grades) == 0:
+        if max(grades) == 0:
             return None
-        best = max(grades)
-        positive = candidates[grades.index(best)] if len(grades) == len(candidates) else ""
+        positive = candidates[grades.index(max(grades))]
+    elif grades and positive in candidates and grades[candidates.index(positive)] < max(grades):
+        raise UserError(f"{where}: the positive {positive!r} is not of the highest label, {max(grades):g}")
     if not grades and not positive:
         raise UserError(f"{where}: found neither positive nor labels; one of them is wanted")
     example = RankingExample(task, candidates, positive, query=query, history=history, texts=texts, grades=grades)
@@ -127,7 +148,9 @@ def _numbers(row: Mapping[str, Any], where: str) -> tuple[float, ...]:
         return ()
     if not isinstance(value, list) or any(isinstance(n, bool) or not isinstance(n, int | float) for n in value):
         raise UserError(f"{where}: labels: found {_short(value)}; a list of numbers is wanted")
-    return tuple(float(number) for number in value)
+    if any(not 0 <= number <= HIGHEST_GRADE for number in value):
+        raise UserError(f"{where}: labels: found {_short(value)}; numbers from 0 to {HIGHEST_GRADE} are wanted")
+    return tuple(map(float, value))
 
 
 def _short(value: Any) -> str:
@@ -136,9 +159,10 @@ def _short(value: Any) -> str:
 
 def _rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """(file and row, values) of a file of any of the kinds."""
-    plain = path.removesuffix(".gz")
+    plain = path.lower().removesuffix(".gz")
     if plain.endswith((".jsonl", ".json")):
         for line, row in json_rows(path):
+            _check_keys(row, f"{path}: line {line}")
             yield f"{path}: line {line}", row
     elif plain.endswith(".parquet"):
         columns = dict.fromkeys(COLUMNS, "anything")
@@ -148,23 +172,35 @@ def _rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     elif plain.endswith((".csv", ".tsv")):
         table = TextTable(path, "," if plain.endswith(".csv") else "\t", quoted=True)
         table.places(["candidates"], "query,candidates,positive")
+        for name in COLUMNS:
+            table.once(name)
+        _check_keys(table.columns, f"{path}: line 1")
         for line, fields in table:
             where = f"{path}: line {line}"
             row = {
                 name: text for name, text in zip(table.columns, fields, strict=True) if name in COLUMNS and text != ""
             }
+            if "positive" in row and not row.get("candidates", "").lstrip().startswith("["):
+                row["positive"] = row["positive"].strip()  # as the parts between bars are
             yield where, {key: _list(text, key, where) if key in _LISTS else text for key, text in row.items()}
     else:
         raise UserError(f"{path}: a name that ends in one of {', '.join(SUFFIXES)} is wanted")
 
 
+def _check_keys(keys: Iterable[str], where: str) -> None:
+    """Candidates have to be there; a key that is nearly an optional one is pointed out."""
+    keys = set(keys)
+    if "candidates" not in keys:
+        raise UserError(f"{where}: no key 'candidates'{nearest('candidates', keys)}; a list of names is wanted")
+    for key in keys - set(COLUMNS):
+        if like := nearest(key, set(COLUMNS) - keys, 0.8):
+            note(f"{where}: {key!r} is not used{like}")
+
+
 def _list(text: str, key: str, where: str) -> list[Any]:
-    if text.lstrip().startswith("["):
-        try:
-            value = json.loads(text)
-        except ValueError as error:
-            raise UserError(f"{where}: {key}: not JSON ({error})") from error
-        return value
+    if text.lstrip().startswith('["') or (text.lstrip().startswith("[") and text.rstrip().endswith("]")):
+        value = parsed_json(text, f"{where}: {key}")
+        return value if isinstance(value, list) else [value]
     parts = [part.strip() for part in text.split("|")]
     if key != "labels":
         return parts
@@ -176,4 +212,4 @@ def _list(text: str, key: str, where: str) -> list[Any]:
 
 def is_user_file(path: str) -> bool:
     """Whether `path` names a file of one's own data."""
-    return path.endswith(SUFFIXES) and not Path(path).is_dir()
+    return path.lower().endswith(SUFFIXES) and not Path(path).is_dir()

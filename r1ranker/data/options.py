@@ -1,0 +1,129 @@
+"""What can be asked of `r1ranker prepare`, and which of it each kind of source can answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Literal
+
+from r1ranker.data.build import TEST_SHARE
+from r1ranker.data.generate import HUB_ID, MOST_TOKENS, TOY
+from r1ranker.data.raw import ATOMIC, is_raw
+from r1ranker.data.sources.passage import SIZES
+from r1ranker.data.sources.trec import TrecFiles
+from r1ranker.data.sources.user_files import SUFFIXES, is_user_file
+from r1ranker.errors import UserError, at_least
+from r1ranker.tasks.catalog import get_task
+from r1ranker.tasks.own import know_tasks_of
+
+TREC = "trec"
+Kind = Literal["toy", "layout", "raw", "own", "trec"]
+
+
+@dataclass(frozen=True)
+class PrepareOptions:
+    """What can be asked of `r1ranker prepare`."""
+
+    source: str = HUB_ID
+    output: str = "data"
+    answer_style: str = "name"
+    think: bool = True
+    tasks: Sequence[str] | None = None
+    seed: int = 42
+    test_share: float = TEST_SHARE
+    cold_start: bool = False
+    tokenizer: str | None = None
+    max_prompt_length: int = MOST_TOKENS
+    size: int = 100
+    """toy: direct training rows a task"""
+    history: Sequence[str] = ()
+    """raw: N for all tasks, TASK=N for one"""
+    candidates: int = 20
+    users: int = 657
+    template: str | None = None
+    shuffle: bool = False
+    trec: TrecFiles | None = None
+
+
+_USES: dict[str, tuple[str, tuple[Kind, ...]]] = {
+    "size": ("--size", ("toy",)),
+    "history": ("--history", ("raw",)),
+    "candidates": ("--candidates", ("raw", "trec")),
+    "users": ("--users", ("raw",)),
+    "test_share": ("--test-share", ("raw", "own", "trec")),
+    "template": ("--template", ("own", "trec")),
+    "shuffle": ("--shuffle", ("own", "trec")),
+    "trec": ("--queries, --collection, --run and --qrels", ("trec",)),
+}
+_NAMES: dict[Kind, str] = {
+    "toy": "the built-in world",
+    "layout": "a data set in Ranking-bench's layout",
+    "raw": "raw sources",
+    "own": "a file of one's own",
+    "trec": "TREC files",
+}
+
+
+def kind_of_source(options: PrepareOptions) -> Kind:
+    """What kind of source is named; raises UserError where it is none."""
+    source = options.source
+    for name, value in (("--from", source), ("--output", options.output)):
+        if not value or not value.isprintable():
+            raise UserError(f"{name}: found {value!a}; a name in UTF-8 is wanted")
+    if source == TREC:
+        if options.trec is None:
+            raise UserError("--from trec: --queries, --collection, --run and --qrels are wanted with it")
+        return "trec"
+    if source == TOY:
+        return "toy"
+    if is_user_file(source):
+        return "own"
+    if Path(source).is_file():
+        raise UserError(f"{source}: a name that ends in one of {', '.join(SUFFIXES)} is wanted")
+    if not Path(source).is_dir() or (Path(source) / "direct").is_dir() or (Path(source) / "iterative").is_dir():
+        return "layout"
+    if any((Path(source) / name).is_dir() for name in ("direct_ranking", "iterative_ranking")):
+        raise UserError(f"{source}: found training rows that were prepared already; their source is wanted")
+    if is_raw(source):
+        return "raw"
+    raise UserError(
+        f"{source}: neither Ranking-bench's layout (direct/train.parquet, ...) nor a raw source "
+        f"({', '.join(f'{name}.inter' for name in ATOMIC.values())}, router_data.csv, train*.parquet) is there"
+    )
+
+
+def check_options(options: PrepareOptions, kind: Kind) -> None:
+    """Raise UserError for values out of range, for options that the kind of source has no use for, and unknown tasks."""
+    for name, value, least in (
+        ("--size", options.size, 1),
+        ("--seed", options.seed, 0),
+        ("--candidates", options.candidates, 2),
+        ("--users", options.users, 1),
+        ("--max-prompt-length", options.max_prompt_length, 1),
+    ):
+        at_least(name, value, least)
+    changed = {one.name for one in fields(options) if getattr(options, one.name) != one.default}
+    for field, (name, kinds) in _USES.items():
+        if field in changed and kind not in kinds:
+            raise UserError(
+                f"{name}: of no use with {_NAMES[kind]}; {' or '.join(_NAMES[one] for one in kinds)} is wanted"
+            )
+    if "max_prompt_length" in changed and options.tokenizer is None:
+        raise UserError("--max-prompt-length: of no use without --tokenizer")
+    if kind == "layout" and Path(options.source).is_dir():
+        know_tasks_of(Path(options.source))
+    if kind in ("toy", "layout", "raw"):
+        for task in options.tasks or ():
+            get_task(task)
+    if kind == "raw" and options.tasks:
+        _check_raw(changed, options.tasks)
+
+
+def _check_raw(changed: set[str], tasks: Sequence[str]) -> None:
+    """Some options are of the recommendation tasks alone; passages come split."""
+    for field in ("history", "candidates", "users"):
+        if field in changed and not set(tasks) & set(ATOMIC):
+            raise UserError(f"{_USES[field][0]}: of no use with {', '.join(tasks)}; a recommendation task has one")
+    if "test_share" in changed and set(tasks) <= set(SIZES):
+        raise UserError(f"--test-share: of no use with {', '.join(tasks)}, whose source is split already")
