@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -144,7 +145,7 @@ def _yaml(path: str) -> Any:
 
     try:
         read = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
-        repr(read).encode()  # half a surrogate pair can be escaped in YAML
+        json.dumps(read, ensure_ascii=False, default=str).encode()  # half a surrogate pair can be escaped in YAML
         return read
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; a task in YAML is wanted") from error

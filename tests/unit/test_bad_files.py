@@ -144,6 +144,19 @@ OWN: list[tuple[str, str, str, str]] = [
     ("no column", "rows.csv", "query,candidate,positive\nq,a|b,a\n", r"no column 'candidates' \(did you mean 'candidate'"),
     ("labels in words", "rows.csv", "query,candidates,labels\nq,a|b,x|y\n", "line 2: labels: found 'x|y'"),
     ("a list cut short", "rows.csv", 'query,candidates,positive\nq,"[""a",a\n', "line 2: candidates: not JSON"),
+    ("half a surrogate pair", "rows.jsonl", '{"query": "q", "candidates": ["a\\ud800", "b"], "positive": "b"}', r"line 1: found '\\ud800', half a surrogate pair"),
+    ("label too high", "rows.jsonl", json.dumps(GOOD | {"labels": [1001, 0]}), "line 1: labels: found .* from 0 to 1000"),
+    ("label beyond numbers", "rows.jsonl", json.dumps(GOOD | {"labels": [10**400, 0]}), "line 1: labels: found"),
+    ("all labels 0 or below", "rows.jsonl", json.dumps(GOOD | {"positive": None, "labels": [0, -1]}), "line 1: labels: found"),
+    ("brackets without end", "rows.csv", "query,candidates,labels\nq,a|b," + "[" * 100_000 + "]\n", "line 2: labels: not JSON"),
+    ("a blank query", "rows.jsonl", json.dumps(GOOD | {"query": "\u200b "}), "line 1: found neither of query and history"),
+    ("a blank in a history", "rows.jsonl", json.dumps(GOOD | {"query": "", "history": [" "]}), "line 1: history holds a blank"),
+    ("both kinds in a task", "rows.jsonl", json.dumps(GOOD) + "\n" + json.dumps(GOOD | {"query": None, "history": ["x"]}), "line 2: found a history, but the words of the task Own are of a query"),
+    ("a task that is a list", "rows.jsonl", json.dumps(GOOD | {"task": []}), r"line 1: task: found \[\]; a text"),
+    ("an id that is true", "rows.jsonl", json.dumps(GOOD | {"id": True}), "line 1: id: found True"),
+    ("a key that is missing", "rows.jsonl", json.dumps({"query": "q", "candidate": ["a"]}), r"line 1: no key 'candidates' \(did you mean 'candidate'"),
+    ("a column twice", "rows.csv", "query,query,candidates,positive\nq,q,a|b,a\n", "line 1: column 'query' stands there twice"),
+    ("a lone carriage return", "rows.csv", "query,candidates,positive\nq\rr,a|b,a\n", "line 2: not a row of the table .a carriage return"),
     ("one row", "rows.jsonl", json.dumps(GOOD), "no direct (train|test) row is left"),
 ]  # fmt: skip
 
@@ -152,10 +165,47 @@ OWN: list[tuple[str, str, str, str]] = [
 def test_bad_rows_of_ones_own_are_named_and_leave_nothing(
     tmp_path: Path, kind: str, name: str, text: str, message: str
 ) -> None:
-    (tmp_path / name).write_text(text)
+    (tmp_path / name).write_bytes(text.encode())
     with pytest.raises(UserError, match=message):
         prepare(PrepareOptions(str(tmp_path / name), str(tmp_path / "out")))
     assert sorted(path.name for path in tmp_path.iterdir()) == [name]
+
+
+def test_bad_parquet_of_ones_own_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "rows.parquet"
+    twice = pa.table([["q"], ["r"], [["a", "b"]], ["a"]], ["query", "query", "candidates", "positive"])
+    binary = pa.array([b"caf\xe9"]).view(pa.string())
+    other = pa.table([binary, pa.array([["a", "b"]]), ["a"]], ["query", "candidates", "positive"])
+    for table, message in ((twice, "column 'query' stands there twice"), (other, "damaged parquet")):
+        pq.write_table(table, path)
+        with pytest.raises(UserError, match=rf"rows.parquet: {message}"):
+            prepare(PrepareOptions(str(path), str(tmp_path / "out")))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("request", "{{ '{a}'.format() }} {{ query }}", "request: 'a'"),
+        ("request", "{{ query.encode('nope') }}", "request: unknown encoding"),
+        ("request", "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}{{ query }}", "request: maximum recursion"),
+        ("request", "Rank these.", "request: uses neither query nor history"),
+        ("request", "{{ query", "request: "),
+        ("goal", "how\u2028well", "goal: found .*; one line"),
+        ("noun", " ", "noun: found ''; one line"),
+        ("cutoffs", [True], "cutoffs: found"),
+        ("plural", "x\ud800", "not YAML"),
+    ],
+)
+def test_bad_words_of_a_task_are_named(tmp_path: Path, key: str, value: object, message: str) -> None:
+    words = {"name": "Mine", "goal": "how well it fits", "request": "{{ query }}"} | {key: value}
+    (tmp_path / "words.yaml").write_text(json.dumps(words))  # JSON is YAML
+    (tmp_path / "rows.jsonl").write_text(json.dumps(GOOD))
+    with pytest.raises(UserError, match=message):
+        prepare(
+            PrepareOptions(str(tmp_path / "rows.jsonl"), str(tmp_path / "out"), template=str(tmp_path / "words.yaml"))
+        )
+    assert not (tmp_path / "out").exists()
 
 
 TREC = [
@@ -167,6 +217,13 @@ TREC = [
     ("run", "1 Q0 d1 1 2 t\n1 Q0 d1 2 1 t\n", "run: line 2: document 'd1' stands there twice"),
     ("qrels", "1 d1 1\n", "qrels: line 1: found 3 fields"),
     ("qrels", "1 0 d1 good\n", "qrels: line 1: grade: found 'good'"),
+    (
+        "collection",
+        "d1\tone\nd2\ttwo\nd1\tother\n",
+        "collection: line 3: document 'd1' stands there twice, with two texts",
+    ),
+    ("qrels", "1 0 d1 1\n1 0 d1 0\n", "qrels: line 2: 'd1' is judged twice for query '1', differently"),
+    ("qrels", "1 0 d1 1e9\n", "qrels: line 1: grade: found 1e.09; at most 1000"),
     ("qrels", "1 0 d9 1\n", "no direct (train|test) row is left; see the counts: .*without a relevant document"),
 ]
 
