@@ -14,7 +14,9 @@ def main() -> None:
     """Read the arguments and run the evaluation."""
     parser = argparse.ArgumentParser(description="Rank the test rows of a task and measure the rankings.")
     parser.add_argument("--dataset", required=True, help="one of the nine tasks, or all")
-    parser.add_argument("--model_path", required=True, help="model directory or hub id")
+    parser.add_argument(
+        "--model_path", required=True, nargs="+", help="model directory or hub id; several in one table"
+    )
     parser.add_argument(
         "--data", default="ulab-ai/Ranking-bench", help="directory in its layout, or hub id (%(default)s)"
     )
@@ -36,24 +38,31 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--gpu_id", type=int, default=0)
     parser.add_argument("--output_dir", default="eval/eval_result")
+    parser.add_argument("--top_k", type=int, default=0, help="iterative: stop when so few are left (0: rank all)")
+    parser.add_argument(
+        "--eliminate", type=int, default=1, help="iterative: candidates that go out a round (%(default)s)"
+    )
+    parser.add_argument("--votes", type=int, default=1, help="iterative: answers sampled a round (%(default)s)")
+    parser.add_argument(
+        "--baselines", action="store_true", help="all orders that need no language model, not only three"
+    )
+    parser.add_argument("--trec_dir", help="also write TREC run and qrels files here")
     options = parser.parse_args()
-    from r1ranker.evaluation.runner import run_evaluation, tasks_of
+    from r1ranker.evaluation.runner import EvaluationOptions, run_evaluation
+    from r1ranker.ranking.decode import EliminationSettings
 
-    tasks_of(options.dataset, options.data)
+    elimination = EliminationSettings(options.eliminate, options.votes, options.top_k)
     run_evaluation(
         options.dataset,
         options.model_path,
-        data=options.data,
-        strategy=options.strategy,
-        limit=options.limit,
-        output_dir=options.output_dir,
-        constrain=options.constrain,
-        think=options.think,
-        answer_style=options.answer_style,
-        gpu=options.gpu_id,
-        seed=options.seed,
-        engine=options.engine,
-    )
+        EvaluationOptions(
+            data=options.data, limit=options.limit, seed=options.seed, output_dir=options.output_dir,
+            strategy=options.strategy, constrain=options.constrain, think=options.think,
+            answer_style=options.answer_style, elimination=elimination, engine=options.engine, gpu=options.gpu_id,
+            baselines=options.baselines,
+        ),
+        trec_dir=options.trec_dir,
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

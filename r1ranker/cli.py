@@ -147,9 +147,10 @@ def evaluate_command(
     output_dir: str = "eval/eval_result",
 ) -> None:
     """Rank the test rows of a task and report MRR, NDCG and valid answers; eval/eval.py takes the same and more."""
-    from r1ranker.evaluation.runner import run_evaluation
+    from r1ranker.evaluation.runner import EvaluationOptions, run_evaluation
 
-    run_evaluation(dataset, model_path, data=data, strategy=strategy, limit=limit, output_dir=output_dir, engine=engine)
+    options = EvaluationOptions(data=data, strategy=strategy, limit=limit, output_dir=output_dir, engine=engine)
+    run_evaluation(dataset, model_path, options)
 
 
 def main() -> None:

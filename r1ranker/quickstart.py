@@ -33,7 +33,7 @@ def main() -> None:
 
 def run(output: Path, steps: int, sft_steps: int, size: int) -> None:
     """Everything, under `output`; prints one table at the end."""
-    from r1ranker.evaluation.runner import run_evaluation
+    from r1ranker.evaluation.runner import EvaluationOptions, run_evaluation
     from r1ranker.evaluation.table import compare_table
     from r1ranker.model.init import init_model
     from r1ranker.trainer.config_load import load_config
@@ -76,13 +76,15 @@ def run(output: Path, steps: int, sft_steps: int, size: int) -> None:
                     run_evaluation(
                         ",".join(TASKS),
                         model,
-                        data=bench,
-                        strategy=mode,
-                        think=False,
-                        constrain="candidates",
-                        output_dir=str(output / "eval"),
+                        EvaluationOptions(
+                            data=bench,
+                            strategy=mode,
+                            think=False,
+                            constrain="candidates",
+                            output_dir=str(output / "eval"),
+                        ),
                         show=False,
-                    ),
+                    )[0],
                 )
             )
     console.print(compare_table(reports))

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.progress import Progress
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.text import Text
 
 from r1ranker.atomic import atomic_path
 from r1ranker.data.generate import HUB_ID
 from r1ranker.data.sources.ranking_bench import read_ranking_bench
-from r1ranker.errors import UserError
-from r1ranker.evaluation.baselines import Metrics, MostFrequentLabel, as_given, random_order
-from r1ranker.evaluation.metrics import metrics_of_ranking, summarise
+from r1ranker.errors import UserError, at_least
+from r1ranker.evaluation.baselines import MostFrequentLabel, as_given, random_order
+from r1ranker.evaluation.journal import Journal
+from r1ranker.evaluation.records import Metrics, Record, figures, metrics_of, record_of, strict_metrics_of
+from r1ranker.evaluation.results import FORMAT, write_trec
 from r1ranker.evaluation.table import print_results
-from r1ranker.ranking.decode import RankingResult
+from r1ranker.model.loading import check_model_directory
+from r1ranker.ranking.decode import EliminationSettings
 from r1ranker.ranking.ranker import Ranker, RankerSettings
 from r1ranker.tasks.catalog import TASK_NAMES, get_task
 from r1ranker.tasks.example import RankingExample
@@ -54,78 +59,161 @@ def examples_by_task(
     return found
 
 
-PerQuery = dict[str, list[Metrics]]
-"""of a system (the model or a baseline): the metrics of each query"""
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """What can be asked of an evaluation; None leaves a choice to the model's own settings."""
+
+    data: str = HUB_ID
+    limit: int | None = None
+    """rows a task at most"""
+    seed: int = 0
+    output_dir: str = "eval/eval_result"
+    strategy: Mode | None = None
+    constrain: Any = None
+    think: bool | None = None
+    answer_style: AnswerStyle | None = None
+    elimination: EliminationSettings = field(default_factory=EliminationSettings)
+    engine: str = "hf"
+    gpu: int = 0
+    baselines: bool = False
+    """all of them, not only those that every table has"""
+
+    def check(self) -> None:
+        """Raise UserError for values out of range."""
+        for name, value, least in (
+            ("--limit", self.limit, 1), ("--seed", self.seed, 0), ("--eliminate", self.elimination.eliminate, 1),
+            ("--votes", self.elimination.votes, 1), ("--top_k", self.elimination.top_k, 0),
+        ):  # fmt: skip
+            if value is not None:
+                at_least(name, value, least)
 
 
 def evaluate(
-    ranker: Ranker, test: dict[str, list[RankingExample]], train: Sequence[RankingExample], seed: int = 0
-) -> dict[str, Any]:
-    """Rank and measure the test rows of every task; `train` rows feed the most-frequent-label baseline.
+    model_path: str,
+    test: dict[str, list[RankingExample]],
+    train: Sequence[RankingExample],
+    options: EvaluationOptions,
+    dataset: str = ALL,
+) -> tuple[dict[str, Any], Path]:
+    """Rank and measure the test rows of every task with one model; `train` rows feed the baselines.
 
-    Returns {"tasks": task -> figures and rankings, "pooled": figures over all queries, of the metrics all tasks share}.
+    Writes the result file, which repeats exactly where the engine does, and the seconds in a file beside it; returns the
+    result and its path. What an evaluation that was cut off had ranked is taken over from its journal.
     """
+    settings = Ranker.settings_of(
+        model_path, options.strategy, options.constrain, options.think, options.answer_style,
+        seed=options.seed, elimination=options.elimination,
+    )  # fmt: skip
+    file = Path(options.output_dir) / f"{_file_name(dataset, list(test), model_path, settings, options.limit)}.json"
+    about = {
+        "model": model_path,
+        "data": options.data,
+        "seed": options.seed,
+        "limit": options.limit,
+        "settings": asdict(settings),
+    }
+    with Journal(file.with_suffix(".part.jsonl"), about | {"files": _state(model_path), "rows": _digest(test)}) as kept:
+        timing = _rank(model_path, settings, test, options, kept)
+        records = {task: [kept.done[task, row] for row in range(len(rows))] for task, rows in test.items()}
+    report = {"format": FORMAT, **about, **_measured(test, train, records, options)}
+    _write(file, report)
+    _write(file.with_suffix(".timing.json"), timing)
+    kept.path.unlink()
+    return report, file
+
+
+def _rank(
+    model_path: str,
+    settings: RankerSettings,
+    test: dict[str, list[RankingExample]],
+    options: EvaluationOptions,
+    kept: Journal,
+) -> dict[str, float]:
+    """Rank what the journal does not hold yet; returns seconds and the share of prompt tokens that came from a cache."""
+    left = [(task, row) for task, rows in test.items() for row in range(len(rows)) if (task, row) not in kept.done]
+    if not left:
+        return {"queries": 0}
+    ranker = Ranker.from_pretrained(model_path, settings=settings, gpu=options.gpu, engine=options.engine)
+    began, tokens, cached = time.perf_counter(), 0, 0
+    try:
+        with _progress() as progress:
+            bar = progress.add_task(Path(model_path).name, total=len(left))
+            for place, ranked in ranker.rank_stream(test[task][row] for task, row in left):
+                task, row = left[place]
+                kept.add(task, row, record_of(test[task][row], ranked))
+                tokens, cached = tokens + ranked.prompt_tokens, cached + ranked.cached_tokens
+                progress.advance(bar)
+    finally:
+        ranker.engine.close()
+    seconds = time.perf_counter() - began
+    return {
+        "queries": len(left),
+        "seconds": seconds,
+        "seconds_per_query": seconds / len(left),
+        "prompt_tokens": tokens,
+        "prompt_tokens_cached": cached,
+    }
+
+
+def _measured(
+    test: dict[str, list[RankingExample]], train: Sequence[RankingExample], records: dict[str, list[Record]],
+    options: EvaluationOptions,
+) -> dict[str, Any]:  # fmt: skip
+    """{"tasks": task -> figures and rankings, "pooled": figures over all queries, of the metrics all tasks share}."""
     most_frequent = MostFrequentLabel(train)
-    results: dict[str, Any] = {}
-    measured: dict[str, PerQuery] = {}
-    every: list[RankingResult] = []
-    with Progress(console=Console(), transient=True) as progress:
-        for task, examples in test.items():
-            bar = progress.add_task(task, total=len(examples))
-            began = time.perf_counter()
-            rankings = ranker.rank_examples(examples, lambda count, bar=bar: progress.advance(bar, count))  # type: ignore[misc]
-            seconds = time.perf_counter() - began
-            every.extend(rankings)
-            cutoffs = get_task(task).cutoffs
-            measured[task] = {
-                "model": [
-                    metrics_of_ranking(result.ranking, example, cutoffs)
-                    for example, result in zip(examples, rankings, strict=True)
-                ],
-                "random": [random_order(example, cutoffs) for example in examples],
-                "order as given": [as_given(example, cutoffs) for example in examples],
-                "most frequent label": [most_frequent(example, cutoffs) for example in examples],
-            }
-            results[task] = _figures(measured[task], rankings, seed) | _answers(examples, rankings, seconds)
+    measured: dict[str, dict[str, list[Metrics]]] = {}
+    tasks = {}
+    for task, examples in test.items():
+        cutoffs = get_task(task).cutoffs
+        measured[task] = {
+            "model": [metrics_of(record, cutoffs) for record in records[task]],
+            "strict": [strict_metrics_of(record, cutoffs) for record in records[task]],
+            "random": [random_order(example, cutoffs) for example in examples],
+            "order as given": [as_given(example, cutoffs) for example in examples],
+            "most frequent label": [most_frequent(example, cutoffs) for example in examples],
+        }
+        if options.baselines:
+            from r1ranker.evaluation.baselines import baselines_for  # type: ignore[attr-defined]
+
+            for baseline in baselines_for([example for example in train if example.task == task], task):
+                measured[task][baseline.name] = [baseline(example, cutoffs) for example in examples]
+        tasks[task] = figures(measured[task], records[task], options.seed) | {"rankings": records[task]}
     shared = set.intersection(*(set(systems["model"][0]) for systems in measured.values()))
-    pooled: PerQuery = {}
+    everywhere = set.intersection(*(set(systems) for systems in measured.values()))
+    pooled: dict[str, list[Metrics]] = {}
     for systems in measured.values():
-        for name, queries in systems.items():
-            pooled.setdefault(name, []).extend({m: v for m, v in query.items() if m in shared} for query in queries)
-    return {"tasks": results, "pooled": _figures(pooled, every, seed)}
+        for name in (name for name in systems if name in everywhere):
+            pooled.setdefault(name, []).extend(
+                {m: v for m, v in query.items() if m in shared} for query in systems[name]
+            )
+    every = [record for task in test for record in records[task]]
+    return {"tasks": tasks, "pooled": figures(pooled, every, options.seed)}
 
 
-def _figures(systems: PerQuery, rankings: Sequence[RankingResult], seed: int) -> dict[str, Any]:
-    summaries = {name: summarise(queries, seed) for name, queries in systems.items()}
-    queries, calls = len(rankings), max(1, sum(result.calls for result in rankings))
-    return {
-        "queries": queries,
-        "metrics": summaries.pop("model"),
-        "baselines": summaries,
-        "valid_answer_rate": sum(result.valid_answers for result in rankings) / calls,
-        "fallback_rate": sum(result.fallbacks for result in rankings) / calls,
-        "calls_per_query": calls / queries,
-        "prompt_tokens_per_query": sum(result.prompt_tokens for result in rankings) / queries,
-        "response_tokens_per_query": sum(result.response_tokens for result in rankings) / queries,
-    }
+def _progress() -> Progress:
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
+    return Progress(*columns, console=Console(stderr=True), transient=True)
 
 
-def _answers(examples: Sequence[RankingExample], rankings: Sequence[RankingResult], seconds: float) -> dict[str, Any]:
-    return {
-        "seconds_per_query": seconds / len(examples),
-        "rankings": [
-            {
-                "query": example.query,
-                "history": list(example.history),
-                "positive": example.positive,
-                **({"grades": dict(zip(example.candidates, example.grades, strict=True))} if example.grades else {}),
-                "ranking": list(result.ranking),
-                "out_in_round": result.out_in_round,
-                "thoughts": result.thoughts,
-            }
-            for example, result in zip(examples, rankings, strict=True)
-        ],
-    }
+class _Rate(ProgressColumn):
+    def render(self, task: Any) -> Text:
+        return Text(f"{task.speed:.1f} queries/s" if task.speed else "")
+
+
+def _write(file: Path, value: dict[str, Any]) -> None:
+    with atomic_path(file) as temporary:
+        temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", errors="replace")
+
+
+def _state(model_path: str) -> list[tuple[str, int, int]]:
+    """Name, size and time of change of a model's files: a model trained anew under the same path is another one."""
+    files = sorted(Path(model_path).glob("*")) if Path(model_path).is_dir() else []
+    return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
+
+
+def _digest(test: dict[str, list[RankingExample]]) -> str:
+    """Of the rows that are ranked."""
+    return hashlib.sha256(repr(test).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _file_name(dataset: str, tasks: Sequence[str], model_path: str, settings: RankerSettings, limit: int | None) -> str:
@@ -143,6 +231,14 @@ def _file_name(dataset: str, tasks: Sequence[str], model_path: str, settings: Ra
         parts.append(settings.answer_format.answer_style)
     if settings.constrain != own.constrain:
         parts.append(f"constrain-{settings.constrain}")
+    elimination = settings.elimination
+    for name, value, usual in (
+        ("out", elimination.eliminate, 1), ("votes", elimination.votes, 1), ("top", elimination.top_k, 0)
+    ):  # fmt: skip
+        if value != usual:
+            parts.append(f"{name}-{value}")
+    if settings.seed:
+        parts.append(f"seed-{settings.seed}")
     if limit is not None:
         parts.append(f"first-{limit}")
     return "_".join(parts)
@@ -150,44 +246,34 @@ def _file_name(dataset: str, tasks: Sequence[str], model_path: str, settings: Ra
 
 def run_evaluation(
     dataset: str,
-    model_path: str,
-    data: str = HUB_ID,
-    strategy: Mode | None = None,
-    limit: int | None = None,
-    output_dir: str = "eval/eval_result",
-    constrain: Any = None,
-    think: bool | None = None,
-    answer_style: AnswerStyle | None = None,
-    gpu: int = 0,
-    seed: int = 0,
+    models: str | Sequence[str],
+    options: EvaluationOptions | None = None,
     show: bool = True,
-    engine: str = "hf",
-) -> dict[str, Any]:
-    """Evaluate a model on a task or on all nine; writes one JSON file and prints a table. Returns what was written."""
-    tasks = tasks_of(dataset, data)
-    if limit is not None and limit < 1:
-        raise UserError(f"--limit: found {limit}; at least 1 is wanted")
-    if seed < 0:
-        raise UserError(f"--seed: found {seed}; at least 0 is wanted")
-    test = examples_by_task(data, tasks, "test", limit)
-    train = [example for examples in examples_by_task(data, tasks, "train").values() for example in examples]
-    ranker = Ranker.from_pretrained(model_path, strategy, constrain, gpu, think, answer_style, engine, seed=seed)
+    trec_dir: str | None = None,
+) -> list[dict[str, Any]]:
+    """Evaluate one or several models on a task, on several or on all; writes a JSON file each and prints their table.
+
+    Returns what was written. `trec_dir` takes run and qrels files too.
+    """
+    options = options or EvaluationOptions()
+    options.check()
+    models = [models] if isinstance(models, str) else list(models)
+    tasks = tasks_of(dataset, options.data)
+    test = examples_by_task(options.data, tasks, "test", options.limit)
+    train = [example for examples in examples_by_task(options.data, tasks, "train").values() for example in examples]
     try:  # before the work is done, not after it
-        Path(output_dir).mkdir(parents=True, exist_ok=True)
+        Path(options.output_dir).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--output_dir: {output_dir} cannot be written ({error.strerror})") from error
-    report = {
-        "model": model_path,
-        "data": data,
-        "seed": seed,
-        "settings": asdict(ranker.settings),
-        **evaluate(ranker, test, train, seed),
-    }
-    file = Path(output_dir) / f"{_file_name(dataset, tasks, model_path, ranker.settings, limit)}.json"
-    with atomic_path(file) as temporary:
-        temporary.write_text(
-            json.dumps(report, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", errors="replace"
-        )
+        raise UserError(f"--output_dir: {options.output_dir} cannot be written ({error.strerror})") from error
+    for model in models:
+        check_model_directory(model)
+    results, files = [], []
+    for model in models:
+        result, file = evaluate(model, test, train, options, dataset)
+        results.append(result)
+        files.append(file)
+        if trec_dir is not None:
+            write_trec(result, str(Path(trec_dir) / file.stem))
     if show:
-        print_results(report, str(file))
-    return report
+        print_results(results, [str(file) for file in files])
+    return results

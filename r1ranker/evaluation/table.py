@@ -9,22 +9,51 @@ from rich.console import Console
 from rich.table import Table
 
 
-def print_results(report: dict[str, Any], file: str) -> None:
-    """A table a task: metrics down, the model and the baselines across, with 95% intervals of the MRR."""
+def print_results(reports: Sequence[dict[str, Any]], files: Sequence[str]) -> None:
+    """A table a task: metrics down, models and baselines across, with 95% intervals of the MRR; then all tasks together."""
     console = Console()
-    for task, result in report["tasks"].items():
-        table = Table(title=f"{task}: {result['queries']} queries, {report['settings']['strategy']}")
-        table.add_column("x 100")
-        systems = {"model": result["metrics"], **result["baselines"]}
-        for name in systems:
+    labels = _labels(reports)
+    for task, result in reports[0]["tasks"].items():
+        systems = {label: report["tasks"][task] for label, report in zip(labels, reports, strict=True)}
+        table = Table(title=f"{task}: {result['queries']} queries, {reports[0]['settings']['strategy']}")
+        table.add_column("x 100", no_wrap=True)
+        for name in (*systems, *result["baselines"]):
             table.add_column(name, justify="right")
+        orders = list(result["baselines"].values())
         for metric in result["metrics"]:
-            table.add_row(metric, *(_cell(metrics[metric], metric) for metrics in systems.values()))
-        table.add_row("valid answers", f"{100 * result['valid_answer_rate']:.1f}%")
+            means = [one["metrics"][metric] for one in systems.values()] + [order[metric] for order in orders]
+            table.add_row(metric, *(_cell(mean, metric) for mean in means))
+        table.add_row(
+            "mrr, unusable answers as misses", *(_cell(one["strict"]["mrr"], "mrr") for one in systems.values())
+        )
+        table.add_row("valid answers", *(f"{100 * one['valid_answer_rate']:.1f}%" for one in systems.values()))
         console.print(table)
-    if len(report["tasks"]) > 1:
-        console.print(compare_table([("model", report)]))
-    console.print(f"model: {report['model']}\n95% bootstrap intervals; every ranking is in {file}", highlight=False)
+    if len(reports[0]["tasks"]) > 1 or len(reports) > 1:
+        console.print(compare_table(list(zip(labels, reports, strict=True))))
+    costs = Table(title="cost of a query")
+    costs.add_column("")
+    for name in ("calls", "one after the other", "prompt tokens", "response tokens"):
+        costs.add_column(name, justify="right")
+    for label, report in zip(labels, reports, strict=True):
+        pooled = report["pooled"]
+        keys = ("calls", "depth", "prompt_tokens", "response_tokens")
+        costs.add_row(label, *(f"{pooled[f'{key}_per_query']:,.1f}" for key in keys))
+    console.print(costs)
+    for report, file in zip(reports, files, strict=True):
+        console.print(f"{report['model']}: every ranking is in {file}", highlight=False, markup=False)
+    console.print("95% bootstrap intervals", highlight=False)
+
+
+def _labels(reports: Sequence[dict[str, Any]]) -> list[str]:
+    """A short name for each model: the last part of its path in which it differs from the others."""
+    if len(reports) == 1:
+        return ["model"]
+    paths = [[part for part in report["model"].rstrip("/").split("/") if part != "actor"] for report in reports]
+    for count in range(1, max(map(len, paths)) + 1):
+        names = ["/".join(path[-count:]) for path in paths]
+        if len(set(names)) == len(names):
+            return names
+    return [report["model"] for report in reports]
 
 
 def _cell(metric: dict[str, float], name: str) -> str:

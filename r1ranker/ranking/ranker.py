@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -14,9 +14,10 @@ from transformers import PreTrainedTokenizerBase
 from r1ranker.data.tokenise import encode_chat
 from r1ranker.errors import UserError
 from r1ranker.model.loading import check_model_directory
-from r1ranker.ranking.decode import RankingResult, Reply, rank_direct, rank_iterative
+from r1ranker.ranking.decode import EliminationSettings, Question, RankingResult, Reply, converse
+from r1ranker.ranking.schedule import run_all
 from r1ranker.rollout.constraint import build_constraint
-from r1ranker.rollout.engine import Engine, EngineSettings, Request, SamplingParams
+from r1ranker.rollout.engine import Completion, Engine, EngineSettings, Request, SamplingParams
 from r1ranker.rollout.start import start_engine
 from r1ranker.tasks.catalog import get_task
 from r1ranker.tasks.example import RankingExample
@@ -44,7 +45,9 @@ class RankerSettings:
     top_p: float = 0.7
     """published; of no effect at temperature 0"""
     temperature: float = 0.0
+    """0: greedy, but where several answers a round are wanted, or a second try"""
     seed: int = 0
+    elimination: EliminationSettings = field(default_factory=EliminationSettings)
 
     @classmethod
     def of_model(cls, directory: str) -> RankerSettings:
@@ -76,6 +79,27 @@ class Ranker:
         self.settings = settings
 
     @classmethod
+    def settings_of(
+        cls,
+        directory: str,
+        strategy: Mode | None = None,
+        constrain: Literal["none", "candidates"] | None = None,
+        think: bool | None = None,
+        answer_style: AnswerStyle | None = None,
+        **changes: Any,
+    ) -> RankerSettings:
+        """The settings saved with a model, with what is not None in their place; `changes` are fields of RankerSettings."""
+        settings = RankerSettings.of_model(directory)
+        asked = settings.answer_format
+        style = asked.answer_style if answer_style is None else answer_style
+        changes["answer_format"] = AnswerFormat(style, asked.think if think is None else think)
+        if strategy is not None:
+            changes["strategy"] = strategy
+        if constrain is not None:
+            changes["constrain"] = constrain
+        return replace(settings, **changes)
+
+    @classmethod
     def from_pretrained(
         cls,
         directory: str,
@@ -85,26 +109,21 @@ class Ranker:
         think: bool | None = None,
         answer_style: AnswerStyle | None = None,
         engine: str = "hf",
+        settings: RankerSettings | None = None,
         **changes: Any,
     ) -> Ranker:
         """The model of a directory or hub id, asked as it was trained unless the other arguments say otherwise.
 
-        `engine` is hf, vllm or auto; vLLM holds one model a process. `changes` are further fields of RankerSettings.
+        `engine` is hf, vllm or auto; vLLM holds one model a process at a time. `settings` stand for all of the other
+        arguments but these; `changes` are further fields of RankerSettings.
 
         Raises UserError for a directory that holds no model or no tokenizer.
         """
         check_model_directory(directory)
-        settings = RankerSettings.of_model(directory)
-        if strategy is not None:
-            changes["strategy"] = strategy
-        if constrain is not None:
-            changes["constrain"] = constrain
-        asked = settings.answer_format
-        style = asked.answer_style if answer_style is None else answer_style
-        changes["answer_format"] = AnswerFormat(style, asked.think if think is None else think)
+        if settings is None:
+            settings = cls.settings_of(directory, strategy, constrain, think, answer_style, **changes)
         from r1ranker.device import pick_device
 
-        settings = replace(settings, **changes)
         started = start_engine(engine, directory, pick_device(gpu), EngineSettings())
         return cls(started, started.tokenizer, settings)
 
@@ -128,33 +147,52 @@ class Ranker:
             texts=tuple(texts),
         )
         example.validate()
-        return self.rank_examples([example])[0]
+        return self.rank_many([example])[0]
 
-    def rank_examples(
-        self, examples: Sequence[RankingExample], on_done: Callable[[int], None] = lambda count: None
-    ) -> list[RankingResult]:
-        """Rank every example; `on_done` hears how many more are finished."""
-        decode = rank_iterative if self.settings.strategy == "iterative" else rank_direct
-        return decode(examples, self._ask, self.settings.answer_format, on_done)
+    def rank_many(self, examples: Iterable[RankingExample]) -> list[RankingResult]:
+        """Rank every example, all at once; in their order."""
+        results = dict(self.rank_stream(examples))
+        return [results[place] for place in range(len(results))]
 
-    def _ask(self, examples: Sequence[RankingExample], mode: Mode) -> list[Reply]:
+    def rank_stream(
+        self, examples: Iterable[RankingExample], waves: bool = False
+    ) -> Iterator[tuple[int, RankingResult]]:
+        """(place, result) of each example as soon as it is ranked; a query waits for no other one's answer.
+
+        `waves` holds the queries in step, for comparison.
+        """
         settings = self.settings
-        requests = [self._request(example, mode) for example in examples]
-        params = SamplingParams(temperature=settings.temperature, top_p=settings.top_p, max_tokens=settings.max_tokens)
-        replies = []
-        for request, (completion,) in zip(requests, self.engine.generate(requests, params), strict=True):
-            ids = completion.token_ids[:-1] if completion.finish_reason == "stop" else completion.token_ids
-            text = str(self.tokenizer.decode(ids, skip_special_tokens=False))
-            replies.append(Reply(text, len(request.token_ids), len(completion.token_ids)))
-        return replies
+        conversations = (
+            converse(example, settings.strategy, settings.answer_format, settings.elimination) for example in examples
+        )
+        return run_all(conversations, self.engine.session(), self._word, self._hear, waves)
 
-    def _request(self, example: RankingExample, mode: Mode) -> Request:
-        settings = self.settings
-        problem = render_problem(example, mode, settings.answer_format.answer_style)
-        token_ids = encode_chat(self.tokenizer, chat_messages(problem, settings.answer_format, mode))
+    def _word(self, question: Question) -> tuple[Request, SamplingParams]:
+        settings, example = self.settings, question.example
+        problem = render_problem(example, question.mode, settings.answer_format.answer_style)
+        token_ids = encode_chat(self.tokenizer, chat_messages(problem, settings.answer_format, question.mode))
         constraint = None
         if settings.constrain == "candidates":
-            constraint = build_constraint(self.tokenizer, example.candidates, mode, settings.answer_format)
+            constraint = build_constraint(self.tokenizer, example.candidates, question.mode, settings.answer_format)
         # the same question draws the same stream, wherever it stands in the run
-        seed = zlib.crc32(problem.encode("utf-8", "surrogatepass"), settings.seed)
-        return Request(token_ids, seed, constraint)
+        seed = zlib.crc32(problem.encode("utf-8", "surrogatepass"), settings.seed + question.again)
+        several = question.samples > 1 or question.again
+        temperature = settings.temperature or (1.0 if several else 0.0)
+        params = SamplingParams(question.samples, temperature, settings.top_p, max_tokens=settings.max_tokens)
+        return Request(token_ids, seed, constraint), params
+
+    def _hear(self, question: Question, request: Request, completions: Sequence[Completion]) -> list[Reply]:
+        replies = []
+        for number, completion in enumerate(completions):
+            ids = completion.token_ids[:-1] if completion.finish_reason == "stop" else completion.token_ids
+            text = str(self.tokenizer.decode(ids, skip_special_tokens=False))
+            first = number == 0
+            replies.append(
+                Reply(
+                    text,
+                    len(request.token_ids) * first,
+                    len(completion.token_ids),
+                    completion.cached_tokens * first,
+                )
+            )
+        return replies

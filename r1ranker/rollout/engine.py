@@ -49,6 +49,8 @@ class Completion:
     finish_reason: FinishReason
     allowed: list[list[int]] = field(default_factory=list)
     """under a constraint: for each token the ids that were allowed, empty where all were; else an empty list"""
+    cached_tokens: int = 0
+    """of the prompt: those that the engine's prefix cache held already"""
 
 
 @dataclass(frozen=True)
@@ -67,6 +69,18 @@ class EngineSettings:
     """no CUDA graphs"""
 
 
+class Session(Protocol):
+    """Requests that come one by one, whenever the caller has one, and are completed in no fixed order."""
+
+    def add(self, key: int, request: Request, params: SamplingParams) -> None:
+        """Have a request completed; `key` is not open already."""
+        ...
+
+    def step(self) -> list[tuple[int, list[Completion]]]:
+        """Go on until a request is complete; (key, its completions) of those that are, none where none is open."""
+        ...
+
+
 class Engine(Protocol):
     """A rollout engine. Completions come in the order of the requests, n for each."""
 
@@ -74,6 +88,10 @@ class Engine(Protocol):
 
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> list[list[Completion]]:
         """Complete every request `params.n` times."""
+        ...
+
+    def session(self) -> Session:
+        """A session; one at a time, and nothing else is asked of the engine while a request in it is open."""
         ...
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:

@@ -14,7 +14,7 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from r1ranker.device import compute_dtype, pick_device, release_cached_memory
 from r1ranker.model.loading import load_causal_lm, load_tokenizer, moved, stop_token_ids
 from r1ranker.rollout.constraint import ConstraintState
-from r1ranker.rollout.engine import Completion, EngineSettings, Request, SamplingParams
+from r1ranker.rollout.engine import Completion, EngineSettings, Request, SamplingParams, Session
 from r1ranker.rollout.sampling import choose, uniform_stream
 
 
@@ -57,6 +57,10 @@ class HFEngine:
         with torch.no_grad():
             for name, weight in weights:
                 own[name].copy_(weight)
+
+    def session(self) -> Session:
+        """A session; what is open is completed together."""
+        return _Session(self)
 
     def sleep(self) -> None:
         """Give cached blocks back: generation and training allocate in different sizes."""
@@ -154,6 +158,23 @@ class HFEngine:
         if n > 1:
             past.batch_repeat_interleave(n)
         return logits.repeat_interleave(n, dim=0), past, mask.repeat_interleave(n, dim=0)
+
+
+class _Session:
+    def __init__(self, engine: HFEngine) -> None:
+        self._engine = engine
+        self._open: dict[SamplingParams, dict[int, Request]] = {}
+
+    def add(self, key: int, request: Request, params: SamplingParams) -> None:
+        self._open.setdefault(params, {})[key] = request
+
+    def step(self) -> list[tuple[int, list[Completion]]]:
+        opened, self._open = self._open, {}
+        return [
+            done
+            for params, requests in opened.items()
+            for done in zip(requests, self._engine.generate(list(requests.values()), params), strict=True)
+        ]
 
 
 def _completion(response: _Response, stopped: bool) -> Completion:

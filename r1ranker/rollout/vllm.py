@@ -15,10 +15,14 @@ from r1ranker.device import compute_dtype
 from r1ranker.errors import UserError
 from r1ranker.model.loading import check_model_directory, load_tokenizer
 from r1ranker.rollout.constraint import ConstraintState
-from r1ranker.rollout.engine import Completion, EngineSettings, Request, SamplingParams
+from r1ranker.rollout.engine import Completion, EngineSettings, Request, SamplingParams, Session
 
 if TYPE_CHECKING:
     import vllm
+
+
+CPU_BLOCK = 32
+"""tokens of a block of the prefix cache"""
 
 
 class VLLMEngine:
@@ -49,6 +53,8 @@ class VLLMEngine:
             gpu_memory_utilization=settings.gpu_memory_utilization,
             enforce_eager=self._on_cpu or settings.enforce_eager,
             enable_prefix_caching=True,
+            # the CPU build's own are of 128 tokens, and only whole ones are found again
+            **({"block_size": CPU_BLOCK} if self._on_cpu else {}),
             # the CPU build cannot take back a seeded draw for a prompt that is only partly computed: prompts stay whole
             enable_chunked_prefill=not self._on_cpu,
             max_num_batched_tokens=max(self._max_model_len, 8192),
@@ -65,21 +71,32 @@ class VLLMEngine:
 
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> list[list[Completion]]:
         """Complete every request `params.n` times."""
-        longest = max((len(request.token_ids) for request in requests), default=0)
-        if longest + params.max_tokens > self._max_model_len:
-            raise UserError(
-                f"a prompt of {longest} tokens and a response of up to {params.max_tokens}: this vLLM engine holds "
-                f"{self._max_model_len} tokens together"
-            )
+        for request in requests:
+            self.check_length(request, params)
         self._wake("weights", "kv_cache")
         prompts = [self._vllm.TokensPrompt(prompt_token_ids=list(request.token_ids)) for request in requests]
-        outputs = self.llm.generate(prompts, [self._params(request, params) for request in requests], use_tqdm=False)
-        return [
-            [self._completion(request, sample) for sample in sorted(output.outputs, key=lambda one: one.index)]
-            for request, output in zip(requests, outputs, strict=True)
-        ]
+        outputs = self.llm.generate(prompts, [self.params_of(request, params) for request in requests], use_tqdm=False)
+        return [self.completions(request, output) for request, output in zip(requests, outputs, strict=True)]
 
-    def _params(self, request: Request, params: SamplingParams) -> vllm.SamplingParams:
+    def completions(self, request: Request, output: Any) -> list[Completion]:
+        """The completions in vLLM's output, in the order of their samples."""
+        cached = output.num_cached_tokens or 0
+        return [self._completion(request, one, cached) for one in sorted(output.outputs, key=lambda one: one.index)]
+
+    def session(self) -> Session:
+        """A session over vLLM's own queue."""
+        self._wake("weights", "kv_cache")
+        return _Session(self)
+
+    def check_length(self, request: Request, params: SamplingParams) -> None:
+        """Raise UserError for a request that the engine cannot hold."""
+        if len(request.token_ids) + params.max_tokens > self._max_model_len:
+            raise UserError(
+                f"a prompt of {len(request.token_ids)} tokens and a response of up to {params.max_tokens}: this vLLM "
+                f"engine holds {self._max_model_len} tokens together"
+            )
+
+    def params_of(self, request: Request, params: SamplingParams) -> vllm.SamplingParams:
         return self._vllm.SamplingParams(
             n=params.n,
             temperature=params.temperature,
@@ -96,7 +113,7 @@ class VLLMEngine:
         assert request.constraint is not None
         return ConstraintState(request.constraint, self._token_text)
 
-    def _completion(self, request: Request, sample: Any) -> Completion:
+    def _completion(self, request: Request, sample: Any, cached: int) -> Completion:
         token_ids = list(sample.token_ids)
         allowed: list[list[int]] = []
         if request.constraint:
@@ -110,6 +127,7 @@ class VLLMEngine:
             logprobs=[entry[token].logprob for token, entry in zip(token_ids, sample.logprobs, strict=True)],
             finish_reason="stop" if sample.finish_reason == "stop" else "length",
             allowed=allowed,
+            cached_tokens=cached,
         )
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
@@ -140,6 +158,28 @@ class VLLMEngine:
             if part in self._asleep:
                 self.llm.wake_up(tags=[part])
                 self._asleep.discard(part)
+
+
+class _Session:
+    def __init__(self, engine: VLLMEngine) -> None:
+        self._engine = engine
+        self._open: dict[str, tuple[int, Request]] = {}
+
+    def add(self, key: int, request: Request, params: SamplingParams) -> None:
+        engine = self._engine
+        engine.check_length(request, params)
+        prompt = {"prompt_token_ids": list(request.token_ids)}
+        (name,) = engine.llm.enqueue([prompt], [engine.params_of(request, params)], use_tqdm=False)
+        self._open[name.partition("-")[0]] = (key, request)
+
+    def step(self) -> list[tuple[int, list[Completion]]]:
+        done: list[tuple[int, list[Completion]]] = []
+        while self._open and not done:
+            for output in self._engine.llm.llm_engine.step():
+                if output.finished:
+                    key, request = self._open.pop(output.request_id)
+                    done.append((key, self._engine.completions(request, output)))
+        return done
 
 
 def _name_shared_memory() -> None:

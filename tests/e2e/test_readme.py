@@ -13,7 +13,7 @@ from sklearn.metrics import ndcg_score
 
 from r1ranker.cli import app
 from r1ranker.data.parquet import read_training_rows
-from r1ranker.evaluation.runner import run_evaluation
+from r1ranker.evaluation.runner import EvaluationOptions, run_evaluation
 from r1ranker.trainer.config_load import load_config
 from r1ranker.trainer.loop import fit
 
@@ -53,7 +53,8 @@ def test_own_data_and_own_reward_train_and_are_evaluated(tiny_model: str, tmp_pa
         actor = fit(load_config("quickstart", overrides))
         last = json.loads((tmp_path / mode / "metrics.jsonl").read_text().splitlines()[-1])
         assert last["reward/brevity/mean"] < 0
-        report = run_evaluation("all", actor, str(tmp_path / "support" / "bench"), output_dir=str(tmp_path / "eval"))
+        options = EvaluationOptions(str(tmp_path / "support" / "bench"), output_dir=str(tmp_path / "eval"))
+        (report,) = run_evaluation("all", actor, options)
         assert list(report["tasks"]) == ["Support-Articles"]
         figures = report["tasks"]["Support-Articles"]
         assert set(figures["metrics"]) == {"mrr", "hit@1", "hit@3", "hit@5", "ndcg@1", "ndcg@3", "ndcg@5"}

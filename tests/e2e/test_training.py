@@ -14,7 +14,7 @@ from safetensors.numpy import load_file
 
 from r1ranker import Ranker
 from r1ranker.errors import RunError, UserError
-from r1ranker.evaluation.runner import run_evaluation
+from r1ranker.evaluation.runner import EvaluationOptions, run_evaluation
 from r1ranker.rollout.hf import HFEngine
 from r1ranker.trainer import cluster as cluster_module
 from r1ranker.trainer.metrics import METRIC_NAMES, known_name
@@ -160,9 +160,8 @@ def test_a_ranker_learns_the_toy_world(mode: str, toy: Path, tiny_model: str, tm
     actor, _ = train(toy, tiny_model, tmp_path / "run", *overrides, mode=mode)
 
     def mrr(model: str) -> float:
-        report = run_evaluation(
-            "Rec-Movie", model, str(toy / "bench"), mode, constrain="candidates", output_dir=str(tmp_path), show=False,  # type: ignore[arg-type]
-        )  # fmt: skip
+        options = EvaluationOptions(str(toy / "bench"), strategy=mode, constrain="candidates", output_dir=str(tmp_path))  # type: ignore[arg-type]
+        (report,) = run_evaluation("Rec-Movie", model, options, show=False)
         return float(report["tasks"]["Rec-Movie"]["metrics"]["mrr"]["mean"])
 
     assert mrr(actor) > mrr(tiny_model) + 0.2

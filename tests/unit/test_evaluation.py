@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import math
 import random
+from collections.abc import Callable
 from itertools import chain, permutations, product
 from pathlib import Path
+from typing import Any
 
 import ir_measures
 import numpy as np
@@ -19,9 +21,11 @@ from r1ranker.data.sources.ranking_bench import read_ranking_bench
 from r1ranker.errors import UserError
 from r1ranker.evaluation.baselines import MostFrequentLabel, as_given, random_order
 from r1ranker.evaluation.metrics import bootstrap_interval, expected_metrics, metrics_of_ranking, summarise
-from r1ranker.evaluation.runner import run_evaluation, tasks_of
-from r1ranker.ranking.decode import Reply, closest, rank_direct, rank_iterative
+from r1ranker.evaluation.results import read_result
+from r1ranker.evaluation.runner import EvaluationOptions, run_evaluation, tasks_of
+from r1ranker.ranking.decode import EliminationSettings, Question, RankingResult, Reply, closest, converse
 from r1ranker.ranking.ranker import Ranker, RankerSettings
+from r1ranker.ranking.schedule import run_all
 from r1ranker.tasks.catalog import TASK_NAMES
 from r1ranker.tasks.example import RankingExample
 from r1ranker.tasks.prompts import AnswerFormat, Mode
@@ -108,14 +112,42 @@ def test_bootstrap_intervals_hold_the_mean_and_shrink_with_more_queries() -> Non
 QUALITY = {name: place for place, name in enumerate("hgfedcba")}
 
 
-def scripted(answer_for: dict[Mode, object]) -> object:
-    """An engine's stand-in that answers by the candidates' hidden quality."""
+class Scripted:
+    """A session that answers by a function, and completes what is open in an order of its own."""
 
-    def ask(examples: list[RankingExample], mode: Mode) -> list[Reply]:
-        function = answer_for[mode]
-        return [Reply(function(example), 10, 3) for example in examples]  # type: ignore[operator]
+    def __init__(self, answer: Callable[[Question, int], str], seed: int = 0) -> None:
+        self.answer, self.rng = answer, random.Random(seed)
+        self.open: dict[int, tuple[Question, int]] = {}
+        self.asked: list[Question] = []
 
-    return ask
+    def add(self, key: int, request: Any, params: Any) -> None:
+        assert key not in self.open
+        self.open[key] = (request, params)
+
+    def step(self) -> list[tuple[int, list[str]]]:
+        chosen = self.rng.sample(sorted(self.open), min(len(self.open), self.rng.randint(1, 3)))
+        done = []
+        for key in chosen:
+            question, samples = self.open.pop(key)
+            self.asked.append(question)
+            done.append((key, [self.answer(question, number) for number in range(samples)]))
+        return done
+
+    def rank(self, mode: Mode, waves: bool = False, **settings: int) -> list[RankingResult]:
+        conversations = [converse(one, mode, AnswerFormat(), EliminationSettings(**settings)) for one in pools()]
+        found = run_all(
+            conversations,
+            self,  # type: ignore[arg-type]
+            lambda question: (question, question.samples),  # type: ignore[arg-type, return-value]
+            lambda question, request, texts: [Reply(text, 10 * (not n), 3) for n, text in enumerate(texts)],  # type: ignore[misc]
+            waves,
+        )
+        results = dict(found)
+        return [results[place] for place in range(len(results))]
+
+
+def worst(question: Question, number: int) -> str:
+    return f"hm</think>\n<answer>{min(question.example.candidates, key=QUALITY.__getitem__)}</answer>"
 
 
 def pools() -> list[RankingExample]:
@@ -125,40 +157,86 @@ def pools() -> list[RankingExample]:
     ]
 
 
-def test_eliminating_the_worst_each_round_ranks_by_quality() -> None:
-    def worst(example: RankingExample) -> str:
-        return f"hm</think>\n<answer>{min(example.candidates, key=QUALITY.__getitem__)}</answer>"
-
-    finished: list[int] = []
-    results = rank_iterative(pools(), scripted({"iterative": worst}), AnswerFormat(), finished.append)  # type: ignore[arg-type]
-    for example, result in zip(pools(), results, strict=True):
+@pytest.mark.parametrize("waves", [False, True])
+def test_eliminating_the_worst_each_round_ranks_by_quality(waves: bool) -> None:
+    for example, result in zip(pools(), Scripted(worst).rank("iterative", waves), strict=True):
         assert result.ranking == tuple(sorted(example.candidates, key=QUALITY.__getitem__, reverse=True))
-        assert result.calls == result.valid_answers == len(example.candidates) - 1
+        assert result.calls == result.depth == result.answers == result.valid_answers == len(example.candidates) - 1
         assert result.out_in_round == {name: place for place, name in enumerate(reversed(result.ranking[1:]), 1)}
         assert result.thoughts == ["hm"] * result.calls
-    assert sum(finished) == len(results)
+        assert result.prompt_tokens == 10 * result.calls
+        assert result.unordered == result.fallbacks == 0
 
 
-def test_answers_that_name_nothing_fall_back_and_are_counted() -> None:
-    results = rank_iterative(pools(), scripted({"iterative": lambda example: "no idea"}), AnswerFormat())  # type: ignore[arg-type]
-    for example, result in zip(pools(), results, strict=True):
+def test_a_query_goes_on_without_waiting_for_the_others() -> None:
+    """A session that completes the first open request alone would, in waves, ask the first query again last."""
+
+    class First(Scripted):
+        def step(self) -> list[tuple[int, list[str]]]:
+            key = min(self.open, default=None)
+            if key is None:
+                return []
+            question, _ = self.open.pop(key)
+            self.asked.append(question)
+            return [(key, [self.answer(question, 0)])]
+
+    sizes = {}
+    for waves in (False, True):
+        session = First(worst)
+        session.rank("iterative", waves)
+        sizes[waves] = [len(question.example.candidates) for question in session.asked]
+    assert sizes[False] == [2, *range(5, 1, -1), *range(8, 1, -1), 3, 2]
+    assert sizes[True] == [2, 5, 8, 3, 4, 7, 2, 3, 6, 2, 5, 4, 3, 2]
+
+
+def test_answers_that_name_nothing_are_asked_for_again_then_repaired_and_counted() -> None:
+    session = Scripted(lambda question, number: "no idea")
+    for example, result in zip(pools(), session.rank("iterative"), strict=True):
         assert result.ranking == example.candidates  # the last shown goes out first
-        assert result.fallbacks == result.calls == len(example.candidates) - 1
+        assert result.fallbacks == len(example.candidates) - 1
+        assert result.calls == result.depth == 2 * result.fallbacks
+        assert result.valid_answers == 0
+    assert [question.again for question in session.asked].count(True) == len(session.asked) / 2
+    second = Scripted(lambda question, number: worst(question, number) if question.again else "no idea")
+    for example, result in zip(pools(), second.rank("iterative"), strict=True):
+        assert result.ranking == tuple(sorted(example.candidates, key=QUALITY.__getitem__, reverse=True))
+        assert result.fallbacks == 0
+        assert result.calls == 2 * result.valid_answers
     assert closest("golden qwest", ["Silver Lake", "Golden Quest", "Old"]) == 1
 
 
 def test_a_direct_answer_is_completed_in_the_order_shown() -> None:
-    def two_best(example: RankingExample) -> str:
-        best = sorted(example.candidates, key=QUALITY.__getitem__, reverse=True)[:2]
+    def two_best(question: Question, number: int) -> str:
+        best = sorted(question.example.candidates, key=QUALITY.__getitem__, reverse=True)[: 2 + question.again]
         return "</think>\n<answer>" + "\n".join(best) + "</answer>"
 
-    for example, result in zip(
-        pools(), rank_direct(pools(), scripted({"direct": two_best}), AnswerFormat()), strict=True
-    ):  # type: ignore[arg-type]
-        best = sorted(example.candidates, key=QUALITY.__getitem__, reverse=True)[:2]
-        rest = [name for name in example.candidates if name not in best]
-        assert result.ranking == (*best, *rest)
-        assert result.valid_answers == (len(example.candidates) <= 2)
+    for example, result in zip(pools(), Scripted(two_best).rank("direct"), strict=True):
+        best = sorted(example.candidates, key=QUALITY.__getitem__, reverse=True)[:3]  # the second try names more
+        assert result.ranking == (*best, *(name for name in example.candidates if name not in best))
+        assert result.fallbacks == (len(example.candidates) > 3)
+        assert result.calls == 1 + (len(example.candidates) > 2)
+
+
+def test_several_go_out_a_round_by_votes_and_the_top_is_left_unordered() -> None:
+    def vote(question: Question, number: int) -> str:
+        """Of five answers two name the worst, two the second worst and one the best."""
+        names = sorted(question.example.candidates, key=QUALITY.__getitem__)
+        return f"</think>\n<answer>{names[[0, 1, 0, 1, -1][number] if len(names) > 1 else 0]}</answer>"
+
+    for example, result in zip(pools(), Scripted(vote).rank("iterative", eliminate=2, votes=5, top_k=3), strict=True):
+        size = len(example.candidates)
+        rounds = max(0, math.ceil((size - 3) / 2))
+        assert result.calls == result.depth == rounds
+        assert result.answers == 5 * rounds
+        assert result.prompt_tokens == 10 * rounds  # a prompt is computed once for all its answers
+        best = set(sorted(example.candidates, key=QUALITY.__getitem__, reverse=True)[:3])
+        assert set(result.ranking[:3]) == best
+        assert list(result.ranking[: min(3, size)]) == [name for name in example.candidates if name in best]
+        assert result.unordered == (min(3, size) if size > 1 else 0)
+    few = Scripted(lambda question, number: worst(question, 0)).rank("iterative", eliminate=3)
+    for example, result in zip(pools(), few, strict=True):  # all three answers name the same one
+        assert result.ranking == tuple(sorted(example.candidates, key=QUALITY.__getitem__, reverse=True))
+        assert result.calls == len(example.candidates) - 1
 
 
 def test_names_of_tasks() -> None:
@@ -170,10 +248,9 @@ def test_names_of_tasks() -> None:
 
 def test_results_asked_for_in_other_ways_have_files_of_their_own(toy: Path, tiny_model: str, tmp_path: Path) -> None:
     for changes in ({}, {"think": False}, {"constrain": "candidates"}, {"answer_style": "label"}):
-        run_evaluation(
-            "Rec-Movie", tiny_model, str(toy / "bench"), "direct", limit=1, output_dir=str(tmp_path), show=False, **changes,
-        )  # fmt: skip
-    assert len(list(tmp_path.iterdir())) == 4
+        options = EvaluationOptions(str(toy / "bench"), 1, output_dir=str(tmp_path), strategy="direct", **changes)
+        run_evaluation("Rec-Movie", tiny_model, options, show=False)
+    assert len([path for path in tmp_path.iterdir() if "timing" not in path.name]) == 4
 
 
 @pytest.mark.parametrize(
@@ -202,14 +279,19 @@ def test_an_evaluation_keeps_every_ranking_and_repeats_itself(
     toy: Path, tiny_model: str, tmp_path: Path, strategy: Mode
 ) -> None:
     def run(name: str) -> dict:
-        return run_evaluation(
-            "Rec-Movie,Passage-5", tiny_model, str(toy / "bench"), strategy, limit=4, output_dir=str(tmp_path / name),
-            constrain="candidates", think=False, show=name == "a",
-        )  # fmt: skip
+        options = EvaluationOptions(
+            str(toy / "bench"),
+            4,
+            strategy=strategy,
+            output_dir=str(tmp_path / name),
+            constrain="candidates",
+            think=False,
+        )
+        return run_evaluation("Rec-Movie,Passage-5", tiny_model, options, show=name == "a")[0]
 
     report = run("a")
-    (file,) = (tmp_path / "a").iterdir()
-    saved = json.loads(file.read_text())
+    (file,) = (path for path in (tmp_path / "a").iterdir() if "timing" not in path.name)
+    saved = read_result(str(file))
     for task in ("Rec-Movie", "Passage-5"):
         result = saved["tasks"][task]
         assert result["queries"] == len(result["rankings"]) == 4
@@ -217,6 +299,5 @@ def test_an_evaluation_keeps_every_ranking_and_repeats_itself(
         ranks = [one["ranking"].index(one["positive"]) + 1 for one in result["rankings"]]
         assert result["metrics"]["mrr"]["mean"] == pytest.approx(np.mean([1 / rank for rank in ranks]))
         assert set(result["baselines"]) == {"random", "order as given", "most frequent label"}
-    again = run("b")
-    for task in report["tasks"]:
-        assert report["tasks"][task]["rankings"] == again["tasks"][task]["rankings"]
+    assert run("b") == report == saved
+    assert (tmp_path / "b" / file.name).read_bytes() == file.read_bytes()

@@ -1,0 +1,111 @@
+"""Result files: reading them, measuring them again, comparing two of them, writing them as TREC does."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from r1ranker.atomic import atomic_path
+from r1ranker.errors import UserError
+from r1ranker.evaluation.records import Metrics, Record, grades_of, metrics_of
+
+FORMAT = 1
+PERMUTATIONS = 10_000
+
+
+def read_result(path: str) -> dict[str, Any]:
+    """A result file; raises UserError where it is none."""
+    try:
+        result = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); a result file of an evaluation is wanted"
+        ) from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not JSON ({error})") from error
+    if not isinstance(result, dict) or result.get("format") != FORMAT or not isinstance(result.get("tasks"), dict):
+        raise UserError(f"{path}: not a result file of an evaluation (format {FORMAT})")
+    return result
+
+
+def measured_again(result: dict[str, Any], cutoffs: Sequence[int]) -> dict[str, list[Metrics]]:
+    """Task -> metrics of each query at `cutoffs`, from the rankings alone."""
+    return {
+        task: [metrics_of(record, cutoffs) for record in figures["rankings"]]
+        for task, figures in result["tasks"].items()
+    }
+
+
+def randomisation_test(first: Sequence[float], second: Sequence[float], seed: int = 0) -> float:
+    """Two-sided p of a paired randomisation test of the mean difference (Fisher, 1935; Smucker et al., 2007).
+
+    Under the null hypothesis each query's two values could as well be swapped; all 2^n ways where they are few, else
+    10,000 drawn ones.
+    """
+    from scipy.stats import permutation_test
+
+    def difference(one: np.ndarray, other: np.ndarray, axis: int) -> Any:
+        return np.mean(one - other, axis=axis)
+
+    found = permutation_test(
+        (np.asarray(first), np.asarray(second)), difference, permutation_type="samples", vectorized=True,
+        n_resamples=PERMUTATIONS, rng=np.random.default_rng(seed),
+    )  # fmt: skip
+    return float(found.pvalue)
+
+
+def compare(
+    first: dict[str, Any], second: dict[str, Any], metric: str = "mrr", seed: int = 0
+) -> dict[str, dict[str, float]]:
+    """For each task in both, and 'pooled' over them: queries, both means, and p. Raises UserError where queries differ."""
+    shared = [task for task in first["tasks"] if task in second["tasks"]]
+    if not shared:
+        raise UserError("the two results have no task in common")
+    cutoffs = [int(metric.partition("@")[2])] if "@" in metric else []
+    values: dict[str, tuple[list[float], list[float]]] = {}
+    for task in shared:
+        rows = [result["tasks"][task]["rankings"] for result in (first, second)]
+        if [_asked(record) for record in rows[0]] != [_asked(record) for record in rows[1]]:
+            raise UserError(f"{task}: the two results are of different queries; the same rows are wanted")
+        values[task] = tuple([metrics_of(record, cutoffs)[metric] for record in one] for one in rows)  # type: ignore[assignment]
+    pooled = tuple([value for task in shared for value in values[task][side]] for side in (0, 1))
+    table = values | ({"pooled": pooled} if len(shared) > 1 else {})
+    return {
+        task: {
+            "queries": len(one), "first": float(np.mean(one)), "second": float(np.mean(other)),
+            "p": randomisation_test(one, other, seed),
+        }
+        for task, (one, other) in table.items()
+    }  # fmt: skip
+
+
+def _asked(record: Record) -> tuple[Any, ...]:
+    return record["query"], record["history"], record["candidates"], record["positive"]
+
+
+def write_trec(result: dict[str, Any], directory: str) -> list[str]:
+    """Write TASK.run and TASK.qrels; candidates are called c1, c2, ... in the order shown. Returns the paths."""
+    system = re.sub(r"[^\w.-]+", "_", str(result["model"])).strip("_") or "r1ranker"
+    written = []
+    for task, figures in result["tasks"].items():
+        run, qrels = [], []
+        for number, record in enumerate(figures["rankings"], 1):
+            name = {candidate: f"c{place}" for place, candidate in enumerate(record["candidates"], 1)}
+            count = len(record["ranking"])
+            for rank, candidate in enumerate(record["ranking"], 1):
+                run.append(f"q{number} Q0 {name[candidate]} {rank} {count + 1 - rank} {system}\n")
+            for candidate, grade in grades_of(record).items():
+                if grade != int(grade):
+                    raise UserError(f"{task}: query {number}: grade {grade:g}; TREC's qrels take whole numbers")
+                qrels.append(f"q{number} 0 {name[candidate]} {int(grade)}\n")
+        for suffix, lines in (("run", run), ("qrels", qrels)):
+            path = Path(directory) / f"{task}.{suffix}"
+            with atomic_path(path) as temporary:
+                temporary.write_text("".join(lines), encoding="utf-8")
+            written.append(str(path))
+    return written

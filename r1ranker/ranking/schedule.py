@@ -1,0 +1,52 @@
+"""Many conversations over one engine: each goes on as soon as its own answer is there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from r1ranker.ranking.decode import Conversation, Question, RankingResult, Reply
+from r1ranker.rollout.engine import Completion, Request, SamplingParams, Session
+
+MOST_OPEN = 512
+"""conversations at once: enough to fill an engine's batch"""
+
+Word = Callable[[Question], tuple[Request, SamplingParams]]
+Hear = Callable[[Question, Request, Sequence[Completion]], list[Reply]]
+
+
+def run_all(
+    conversations: Iterable[Conversation], session: Session, word: Word, hear: Hear, waves: bool = False
+) -> Iterator[tuple[int, RankingResult]]:
+    """(place, result) of each conversation as it ends.
+
+    `word` makes a question a request, `hear` makes its completions replies. With `waves` all open conversations are
+    held in step, as a peer to measure against.
+    """
+    waiting = iter(enumerate(conversations))
+    opened: dict[int, tuple[Conversation, Question, Request]] = {}
+
+    def go_on(place: int, conversation: Conversation, replies: Sequence[Reply] | None) -> RankingResult | None:
+        try:
+            question = next(conversation) if replies is None else conversation.send(replies)
+        except StopIteration as end:
+            return end.value
+        request, params = word(question)
+        opened[place] = (conversation, question, request)
+        session.add(place, request, params)
+        return None
+
+    more = True
+    while more or opened:
+        while more and len(opened) < MOST_OPEN:
+            place, conversation = next(waiting, (-1, None))
+            if conversation is None:
+                more = False
+            elif (result := go_on(place, conversation, None)) is not None:
+                yield place, result
+        finished = session.step()
+        while waves and len(finished) < len(opened):
+            finished += session.step()
+        for place, completions in finished:
+            conversation, question, request = opened.pop(place)
+            if (result := go_on(place, conversation, hear(question, request, completions))) is not None:
+                yield place, result
