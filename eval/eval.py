@@ -46,6 +46,9 @@ def main() -> None:
     parser.add_argument(
         "--baselines", action="store_true", help="all orders that need no language model, not only three"
     )
+    parser.add_argument(
+        "--interactions", help="with --baselines: a directory with RecBole's files, to count popularity in"
+    )
     parser.add_argument("--trec_dir", help="also write TREC run and qrels files here")
     options = parser.parse_args()
     from r1ranker.evaluation.runner import EvaluationOptions, run_evaluation
@@ -59,7 +62,8 @@ def main() -> None:
             data=options.data, limit=options.limit, seed=options.seed, output_dir=options.output_dir,
             strategy=options.strategy, constrain=options.constrain, think=options.think,
             answer_style=options.answer_style, elimination=elimination, engine=options.engine, gpu=options.gpu_id,
-            baselines=options.baselines,
+            baselines=options.baselines or options.interactions is not None,
+            interactions=options.interactions,
         ),
         trec_dir=options.trec_dir,
     )  # fmt: skip

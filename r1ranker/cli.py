@@ -153,6 +153,20 @@ def evaluate_command(
     run_evaluation(dataset, model_path, options)
 
 
+@app.command("compare")
+def compare_command(
+    first: Annotated[str, typer.Argument(help="result file of an evaluation")],
+    second: Annotated[str, typer.Argument(help="another one, of the same queries")],
+    metric: Annotated[str, typer.Option(help="mrr, hit@K or ndcg@K")] = "mrr",
+    seed: Annotated[int, typer.Option(help="of the randomisation")] = 0,
+) -> None:
+    """Whether two evaluations differ by more than chance: means and a paired randomisation test, task by task."""
+    from r1ranker.evaluation.results import read_result
+    from r1ranker.evaluation.table import print_comparison
+
+    print_comparison(read_result(first), read_result(second), metric, seed)
+
+
 def main() -> None:
     """Entry point; a user's mistake ends with one line and exit code 2."""
     exit_on_user_error(_run)

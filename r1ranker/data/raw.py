@@ -56,7 +56,7 @@ def raw_sources(
     lines = []
     for task in (name for name in wanted if name in ATOMIC):
         name = ATOMIC[task]
-        inter, item = _find(directory, [f"{name}.inter"], task), _find(directory, [f"{name}.item"], task)
+        inter, item = atomic_files(directory, task)
         sources[task] = recommendation_source(task, inter, item, settings.of(task))
         lines.append(f"{task}: {name}.inter, {name}.item. {LICENCES[task]}")
     if any(name in OBJECTIVES for name in wanted):
@@ -70,6 +70,12 @@ def raw_sources(
         sources["passage"] = passage_source(_passages(directory), settings.passage, wanted)
         lines.append(f"Passage: train*.parquet, test*.parquet. {LICENCES['Passage']}")
     return sources, lines
+
+
+def atomic_files(directory: str, task: str) -> tuple[str, str]:
+    """The .inter and .item file of a recommendation task, anywhere under `directory`; raises UserError naming a missing one."""
+    inter, item = (_find(directory, [f"{ATOMIC[task]}.{suffix}"], task) for suffix in ("inter", "item"))
+    return inter, item
 
 
 def is_raw(directory: str) -> bool:

@@ -1,11 +1,17 @@
-"""Orders that need no model, on the same rows: random, as given, and by how often a label was right in training."""
+"""Orders that need no language model, on the same rows: random, as given, by training labels, and those that suit a task."""
 
 from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
 
+from r1ranker.errors import UserError
+from r1ranker.evaluation.collaborative import BPR, CoOccurrence, Popularity
+from r1ranker.evaluation.lexical import BM25, TfIdfCosine
 from r1ranker.evaluation.metrics import expected_metrics, metrics_of_ranking
+from r1ranker.evaluation.neighbours import NearestQueries
+from r1ranker.evaluation.scored import ScoredOrder
+from r1ranker.tasks.catalog import get_task
 from r1ranker.tasks.example import RankingExample
 
 Metrics = dict[str, float]
@@ -21,22 +27,35 @@ def as_given(example: RankingExample, cutoffs: Sequence[int]) -> Metrics:
     return metrics_of_ranking(example.candidates, example, cutoffs)
 
 
-class MostFrequentLabel:
-    """Candidates by how often they were the positive of a training row of the same task.
+class MostFrequentLabel(ScoredOrder):
+    """Candidates by how often they were the positive of a training row of the same task."""
 
-    Candidates that were equally often right cannot be told apart: the metrics are the exact expectation over their
-    orders, so that neither the order shown nor the alphabet decides.
-    """
+    name = "most frequent label"
 
     def __init__(self, training: Sequence[RankingExample]) -> None:
         self._counts: dict[str, Counter[str]] = {}
         for example in training:
             self._counts.setdefault(example.task, Counter())[example.positive] += 1
 
-    def __call__(self, example: RankingExample, cutoffs: Sequence[int]) -> Metrics:
-        """Metrics of one row."""
+    def scores(self, example: RankingExample) -> list[float]:
+        """How often each candidate was the positive."""
         counts = self._counts.get(example.task, Counter())
-        blocks: dict[int, list[float]] = {}
-        for name in example.candidates:
-            blocks.setdefault(counts[name], []).append(example.grade_of(name))
-        return expected_metrics([blocks[count] for count in sorted(blocks, reverse=True)], cutoffs)
+        return [float(counts[name]) for name in example.candidates]
+
+
+def baselines_for(training: Sequence[RankingExample], task: str) -> list[ScoredOrder]:
+    """The baselines that suit a task, fitted on its rows among `training` (of the direct configuration).
+
+    BM25 and TF-IDF for every task; the nearest queries for routing; popularity, co-occurrence and BPR where rows have
+    histories. Raises UserError for a task that there is not, and where there is no row of it.
+    """
+    rows = [example for example in training if example.task == task]
+    if not rows:
+        raise UserError(f"{task}: no training rows; at least one is wanted to fit baselines on")
+    fitted: list[ScoredOrder] = [BM25(), TfIdfCosine(rows)]
+    if get_task(task).scenario == "routing":
+        fitted.append(NearestQueries(rows))
+    with_history = [example for example in rows if example.history]
+    if with_history:
+        fitted += [Popularity.of_rows(with_history), CoOccurrence(with_history), BPR(with_history)]
+    return fitted

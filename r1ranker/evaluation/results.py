@@ -63,6 +63,8 @@ def compare(
     first: dict[str, Any], second: dict[str, Any], metric: str = "mrr", seed: int = 0
 ) -> dict[str, dict[str, float]]:
     """For each task in both, and 'pooled' over them: queries, both means, and p. Raises UserError where queries differ."""
+    if not re.fullmatch(r"mrr|(hit|ndcg)@[1-9][0-9]{0,3}", metric):
+        raise UserError(f"--metric: found {metric!r}; mrr, hit@K or ndcg@K is wanted")
     shared = [task for task in first["tasks"] if task in second["tasks"]]
     if not shared:
         raise UserError("the two results have no task in common")

@@ -16,9 +16,11 @@ from rich.text import Text
 
 from r1ranker.atomic import atomic_path
 from r1ranker.data.generate import HUB_ID
+from r1ranker.data.raw import ATOMIC, atomic_files
 from r1ranker.data.sources.ranking_bench import read_ranking_bench
 from r1ranker.errors import UserError, at_least
-from r1ranker.evaluation.baselines import MostFrequentLabel, as_given, random_order
+from r1ranker.evaluation.baselines import MostFrequentLabel, as_given, baselines_for, random_order
+from r1ranker.evaluation.collaborative import Popularity
 from r1ranker.evaluation.journal import Journal
 from r1ranker.evaluation.records import Metrics, Record, figures, metrics_of, record_of, strict_metrics_of
 from r1ranker.evaluation.results import FORMAT, write_trec
@@ -77,6 +79,8 @@ class EvaluationOptions:
     gpu: int = 0
     baselines: bool = False
     """all of them, not only those that every table has"""
+    interactions: str | None = None
+    """a directory with RecBole's files: with the baselines, popularity over all that was taken, by whomever"""
 
     def check(self) -> None:
         """Raise UserError for values out of range."""
@@ -173,9 +177,10 @@ def _measured(
             "most frequent label": [most_frequent(example, cutoffs) for example in examples],
         }
         if options.baselines:
-            from r1ranker.evaluation.baselines import baselines_for  # type: ignore[attr-defined]
-
-            for baseline in baselines_for([example for example in train if example.task == task], task):
+            fitted = baselines_for(train, task)
+            if options.interactions is not None and task in ATOMIC:
+                fitted.append(Popularity.of_interactions(*atomic_files(options.interactions, task), examples))
+            for baseline in fitted:
                 measured[task][baseline.name] = [baseline(example, cutoffs) for example in examples]
         tasks[task] = figures(measured[task], records[task], options.seed) | {"rankings": records[task]}
     shared = set.intersection(*(set(systems["model"][0]) for systems in measured.values()))

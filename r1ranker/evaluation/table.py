@@ -5,43 +5,68 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from r1ranker.evaluation.results import compare
+
+WIDEST = 110
+"""characters of a table"""
+
 
 def print_results(reports: Sequence[dict[str, Any]], files: Sequence[str]) -> None:
-    """A table a task: metrics down, models and baselines across, with 95% intervals of the MRR; then all tasks together."""
-    console = Console()
+    """A table a task, models and baselines down, metrics across; then all tasks together, p between models, and what it cost."""
+    console = _console()
     labels = _labels(reports)
     for task, result in reports[0]["tasks"].items():
-        systems = {label: report["tasks"][task] for label, report in zip(labels, reports, strict=True)}
-        table = Table(title=f"{task}: {result['queries']} queries, {reports[0]['settings']['strategy']}")
-        table.add_column("x 100", no_wrap=True)
-        for name in (*systems, *result["baselines"]):
-            table.add_column(name, justify="right")
-        orders = list(result["baselines"].values())
-        for metric in result["metrics"]:
-            means = [one["metrics"][metric] for one in systems.values()] + [order[metric] for order in orders]
-            table.add_row(metric, *(_cell(mean, metric) for mean in means))
-        table.add_row(
-            "mrr, unusable answers as misses", *(_cell(one["strict"]["mrr"], "mrr") for one in systems.values())
-        )
-        table.add_row("valid answers", *(f"{100 * one['valid_answer_rate']:.1f}%" for one in systems.values()))
-        console.print(table)
+        console.print(_task_table(task, result["baselines"], labels, [report["tasks"][task] for report in reports]))
     if len(reports[0]["tasks"]) > 1 or len(reports) > 1:
         console.print(compare_table(list(zip(labels, reports, strict=True))))
-    costs = Table(title="cost of a query")
-    costs.add_column("")
-    for name in ("calls", "one after the other", "prompt tokens", "response tokens"):
-        costs.add_column(name, justify="right")
-    for label, report in zip(labels, reports, strict=True):
-        pooled = report["pooled"]
-        keys = ("calls", "depth", "prompt_tokens", "response_tokens")
-        costs.add_row(label, *(f"{pooled[f'{key}_per_query']:,.1f}" for key in keys))
-    console.print(costs)
+    for label, report in list(zip(labels, reports, strict=True))[1:]:
+        found = list(compare(reports[0], report).values())[-1]
+        console.print(
+            f"{label} against {labels[0]}, MRR over all queries: p = {found['p']:.4f} (paired randomisation test)"
+        )
+    console.print(_costs(labels, reports))
     for report, file in zip(reports, files, strict=True):
-        console.print(f"{report['model']}: every ranking is in {file}", highlight=False, markup=False)
-    console.print("95% bootstrap intervals", highlight=False)
+        console.print(f"{report['model']}: every ranking is in {file}", highlight=False, markup=False, soft_wrap=True)
+
+
+def _console() -> Console:
+    """As wide as the tables are: a narrow terminal breaks lines, where rich would cut figures off."""
+    return Console(width=max(WIDEST, Console().width))
+
+
+def _table(title: str, columns: Sequence[str]) -> Table:
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("", no_wrap=True)
+    for name in columns:
+        table.add_column(name, justify="right", no_wrap=True)
+    return table
+
+
+def _task_table(
+    task: str, baselines: dict[str, Any], labels: Sequence[str], results: Sequence[dict[str, Any]]
+) -> Table:
+    metrics = list(results[0]["metrics"])
+    table = _table(f"{task}: {results[0]['queries']} queries, x 100, with a 95% interval", [*metrics, "valid"])
+    for label, result in zip(labels, results, strict=True):
+        valid = f"{100 * result['valid_answer_rate']:.1f}%"
+        table.add_row(label, *(_cell(result["metrics"][metric], metric) for metric in metrics), valid)
+        strict = [_cell(result["strict"][metric], metric) for metric in metrics]
+        table.add_row("  unusable: a miss", *strict, "", style="dim")
+    for name, baseline in baselines.items():
+        table.add_row(name, *(_cell(baseline[metric], metric) for metric in metrics), "")
+    return table
+
+
+def _costs(labels: Sequence[str], reports: Sequence[dict[str, Any]]) -> Table:
+    table = _table("cost of a query", ["calls", "one after the other", "prompt tokens", "response tokens"])
+    for label, report in zip(labels, reports, strict=True):
+        keys = ("calls", "depth", "prompt_tokens", "response_tokens")
+        table.add_row(label, *(f"{report['pooled'][f'{key}_per_query']:,.1f}" for key in keys))
+    return table
 
 
 def _labels(reports: Sequence[dict[str, Any]]) -> list[str]:
@@ -66,10 +91,7 @@ def _with_interval(metric: dict[str, float]) -> str:
 
 def compare_table(reports: Sequence[tuple[str, dict[str, Any]]], metrics: Sequence[str] = ("mrr", "ndcg@10")) -> Table:
     """One row a labelled report, means over all its queries, and a row for each order that needs no model."""
-    table = Table(title="mean over all test queries, x 100, with 95% bootstrap intervals")
-    table.add_column("")
-    for name in (*metrics, "valid answers"):
-        table.add_column(name, justify="right")
+    table = _table("mean over all test queries, x 100, with 95% bootstrap intervals", [*metrics, "valid answers"])
     for label, report in reports:
         pooled = report["pooled"]
         cells = [_with_interval(pooled["metrics"][metric]) for metric in metrics]
@@ -77,3 +99,19 @@ def compare_table(reports: Sequence[tuple[str, dict[str, Any]]], metrics: Sequen
     for name, baseline in reports[0][1]["pooled"]["baselines"].items():
         table.add_row(name, *(_with_interval(baseline[metric]) for metric in metrics), "")
     return table
+
+
+def print_comparison(first: dict[str, Any], second: dict[str, Any], metric: str = "mrr", seed: int = 0) -> None:
+    """Two results side by side, with p."""
+    labels = _labels([first, second])
+    table = _table(f"{metric} x 100, paired randomisation test", ["queries", *labels, "difference", "p"])
+    for task, row in compare(first, second, metric, seed).items():
+        means = [100 * row["first"], 100 * row["second"]]
+        table.add_row(
+            task,
+            f"{row['queries']:,}",
+            *(f"{mean:.1f}" for mean in means),
+            f"{means[1] - means[0]:+.1f}",
+            f"{row['p']:.4f}",
+        )
+    _console().print(table)

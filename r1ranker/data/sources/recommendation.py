@@ -44,7 +44,9 @@ class RecommendationSettings:
 
 
 @dataclass
-class _Interactions:
+class Interactions:
+    """Who took what, in what order: users and items by code."""
+
     users: list[str]
     items: list[str]
     user: np.ndarray
@@ -61,8 +63,8 @@ def read_recommendation(
     told apart by what a reader sees: a user's second item of a title is left out, and no pool holds a title twice.
     Raises UserError naming file and line for whatever cannot be read, and where no user has enough items.
     """
-    titles = _titles(item, tally)
-    read = _interactions(inter)
+    titles = read_titles(item, tally)
+    read = read_interactions(inter)
     tally.read["interactions"] += len(read.user)
     form_of = {name: normalise(title) for name, title in titles.items()}
     title_of = {form: titles[name] for name, form in reversed(form_of.items())}
@@ -142,7 +144,7 @@ def _example(
     )
 
 
-def _titles(path: str, tally: TaskTally) -> dict[str, str]:
+def read_titles(path: str, tally: TaskTally) -> dict[str, str]:
     """Item -> title: the second column, whatever it is called."""
     table = _atomic(path)
     (place,) = table.places(["item_id"], "item_id:token<tab>title:token_seq")
@@ -166,7 +168,8 @@ def _titles(path: str, tally: TaskTally) -> dict[str, str]:
     return titles
 
 
-def _interactions(path: str) -> _Interactions:
+def read_interactions(path: str) -> Interactions:
+    """The rows of a .inter file; raises UserError naming file and line."""
     table = _atomic(path)
     like = "user_id:token<tab>item_id:token<tab>rating:float<tab>timestamp:float"
     user_place, item_place = table.places(["user_id", "item_id"], like)
@@ -184,7 +187,7 @@ def _interactions(path: str) -> _Interactions:
         user.append(users.setdefault(row[user_place], len(users)))
         item.append(items.setdefault(row[item_place], len(items)))
         order.append(finite(row[order_place], f"{path}: line {line}: {table.columns[order_place]}"))
-    return _Interactions(list(users), list(items), np.array(user), np.array(item), np.array(order))
+    return Interactions(list(users), list(items), np.array(user), np.array(item), np.array(order))
 
 
 def _atomic(path: str) -> TextTable:
