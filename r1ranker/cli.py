@@ -153,6 +153,20 @@ def evaluate_command(
     run_evaluation(dataset, model_path, options)
 
 
+@app.command("experiment")
+def experiment_command(
+    name: Annotated[str, typer.Argument(help="a file of configs/experiments/ without .yaml, or a YAML file")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, such as steps=20 or model.path=DIR")] = None,
+    output: Annotated[str | None, typer.Option(help="where everything goes [checkpoints/NAME]")] = None,
+) -> None:
+    """Run one of the paper's experiments: data, models, training, evaluation and a table; a second call goes on."""
+    from pathlib import Path
+
+    from r1ranker.experiment import load_experiment, run_experiment
+
+    run_experiment(load_experiment(name, overrides or []), Path(output or f"checkpoints/{Path(name).stem}"))
+
+
 @app.command("compare")
 def compare_command(
     first: Annotated[str, typer.Argument(help="result file of an evaluation")],

@@ -15,6 +15,8 @@ from r1ranker.errors import UserError
 from r1ranker.evaluation.records import Metrics, Record, grades_of, metrics_of
 
 FORMAT = 1
+TIMING = ".timing.json"
+"""how the name of the file with an evaluation's seconds ends"""
 PERMUTATIONS = 10_000
 
 
@@ -31,6 +33,11 @@ def read_result(path: str) -> dict[str, Any]:
     if not isinstance(result, dict) or result.get("format") != FORMAT or not isinstance(result.get("tasks"), dict):
         raise UserError(f"{path}: not a result file of an evaluation (format {FORMAT})")
     return result
+
+
+def result_files(directory: Path) -> list[Path]:
+    """The result files in a directory, by name."""
+    return [path for path in sorted(directory.glob("*.json")) if not path.name.endswith(TIMING)]
 
 
 def measured_again(result: dict[str, Any], cutoffs: Sequence[int]) -> dict[str, list[Metrics]]:

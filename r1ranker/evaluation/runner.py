@@ -23,7 +23,7 @@ from r1ranker.evaluation.baselines import MostFrequentLabel, as_given, baselines
 from r1ranker.evaluation.collaborative import Popularity
 from r1ranker.evaluation.journal import Journal
 from r1ranker.evaluation.records import Metrics, Record, figures, metrics_of, record_of, strict_metrics_of
-from r1ranker.evaluation.results import FORMAT, write_trec
+from r1ranker.evaluation.results import FORMAT, TIMING, write_trec
 from r1ranker.evaluation.table import print_results
 from r1ranker.model.loading import check_model_directory
 from r1ranker.ranking.decode import EliminationSettings
@@ -121,7 +121,7 @@ def evaluate(
         records = {task: [kept.done[task, row] for row in range(len(rows))] for task, rows in test.items()}
     report = {"format": FORMAT, **about, **_measured(test, train, records, options)}
     _write(file, report)
-    _write(file.with_suffix(".timing.json"), timing)
+    _write(file.with_suffix(TIMING), timing)
     kept.path.unlink()
     return report, file
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -178,3 +180,41 @@ def test_two_nodes_with_the_rollout_on_the_second(
     finally:
         ray.shutdown()
         nodes.shutdown()
+
+
+RANK = """
+import json, sys
+from r1ranker import Ranker, load_examples
+from r1ranker.ranking.decode import EliminationSettings
+examples = [one for one in load_examples(sys.argv[2]) if one.task in ("Rec-Movie", "Router-Cost", "Passage-9")][:24]
+found = {}
+for engine in ("hf", "vllm"):
+    for votes in (1, 3):
+        settings = EliminationSettings(eliminate=votes, votes=votes)
+        ranker = Ranker.from_pretrained(sys.argv[1], engine=engine, elimination=settings, think=False, constrain="candidates")
+        for waves in (False, True):
+            results = dict(ranker.rank_stream(examples, waves))
+            found[f"{engine} {votes} {waves}"] = [
+                [results[place].ranking, results[place].calls, results[place].cached_tokens, results[place].prompt_tokens]
+                for place in range(len(examples))
+            ]
+        ranker.engine.close()
+print(json.dumps(found))
+"""
+
+
+def test_queries_that_go_on_by_themselves_are_ranked_as_in_step(trained: str, toy: Path) -> None:
+    command = [sys.executable, "-c", RANK, trained, str(toy / "bench")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    rankings = {name: [one[0] for one in rows] for name, rows in found.items()}
+    for votes in (1, 3):
+        assert rankings[f"vllm {votes} False"] == rankings[f"vllm {votes} True"]
+        assert rankings[f"hf {votes} False"] == rankings[f"hf {votes} True"]
+    assert rankings["vllm 1 False"] == rankings["hf 1 False"]  # greedy
+    calls = {name: sum(one[1] for one in rows) for name, rows in found.items()}
+    assert calls["vllm 3 False"] < calls["vllm 1 False"]
+    for ranking, calls_of_it, cached, prompt in found["vllm 1 False"]:
+        assert calls_of_it == len(ranking) - 1
+        assert 0 < cached < prompt
