@@ -10,6 +10,7 @@ from typing import Any
 from rich.table import Table
 
 from r1ranker.atomic import atomic_path
+from r1ranker.device import pick_device
 from r1ranker.errors import UserError
 
 Scores = dict[str, dict[str, float]]
@@ -32,9 +33,11 @@ def run_harness(
     unknown = [task for task in tasks if task not in manager.all_tasks]
     if unknown:
         raise UserError(f"harness.tasks: lm-evaluation-harness does not know {', '.join(unknown)}")
+    device = str(pick_device())
     found: Any = simple_evaluate(
-        model="hf", model_args={"pretrained": model}, tasks=list(tasks), task_manager=manager, limit=limit, batch_size=8
-    )
+        model="hf", model_args={"pretrained": model}, tasks=list(tasks), task_manager=manager, limit=limit, batch_size=8,
+        device=device,
+    )  # fmt: skip
     scores = {
         task: {
             metric.partition(",")[0]: float(value)

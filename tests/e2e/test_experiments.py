@@ -1,0 +1,102 @@
+"""The paper's experiments in their smallest form, and a saved model in lm-evaluation-harness."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from r1ranker.errors import UserError
+from r1ranker.evaluation.harness import run_harness
+from r1ranker.experiment import BUILT_IN, load_experiment, run_experiment
+
+SMALL = ("steps=1", "cold_start=2", "data.size=16")
+
+
+@pytest.mark.parametrize("name", ["direct_iterative", "zero_shot", "model_sizes"])
+def test_an_experiment_ends_in_results_of_every_arm(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    experiment = load_experiment(name, SMALL)
+    reports = run_experiment(experiment, tmp_path / name)
+    assert list(reports) == [f"{label}, {when}" for label in experiment.arms for when in ("before", "after")]
+    shown = capsys.readouterr().out
+    for label, arm in experiment.arms.items():
+        after = reports[f"{label}, after"]
+        assert list(after["tasks"]) == (arm.test or experiment.data.tasks)
+        assert after["settings"]["strategy"] == arm.mode
+        assert f"{label}, after" in shown
+        if arm.train:  # nothing of the tasks that are ranked was learnt from
+            rows = (tmp_path / name / label / "data" / "iterative_ranking" / "README.md").read_text()
+            assert not any(f"| {task} |" in rows for task in arm.test)
+            assert all(f"| {task} |" in rows for task in arm.train)
+    if name == "model_sizes":
+        sizes = [(tmp_path / name / label / "actor" / "model.safetensors").stat().st_size for label in experiment.arms]
+        assert sizes == sorted(sizes)
+        assert len(set(sizes)) == 3
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / name).rglob("*") if path.is_file()}
+    assert run_experiment(experiment, tmp_path / name) == reports  # a second call does nothing again
+    after_ = {path: path.stat().st_mtime_ns for path in before}
+    assert {path for path in before if before[path] != after_[path]} == {tmp_path / name / "experiment.yaml"}
+    with pytest.raises(UserError, match="another experiment's results are there"):
+        run_experiment(load_experiment(name, [*SMALL, "seed=2"]), tmp_path / name)
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "message"),
+    [
+        ("zero", [], "zero: no such experiment; there are direct_iterative, model_sizes, out_of_domain, zero_shot"),
+        ("zero_shot", ["stps=1"], "Key 'stps' not in 'Experiment'"),
+        ("zero_shot", ["steps=many"], "Value 'many'"),
+        ("zero_shot", ["arms.to_routing.mode=sideways"], "arms.to_routing.mode: found 'sideways'"),
+        ("zero_shot", ["data.tasks=[Rec-Movie]"], "is not among data.tasks"),
+    ],
+)
+def test_what_is_no_experiment_is_refused(name: str, overrides: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_experiment(name, overrides)
+    assert {path.stem for path in BUILT_IN.glob("*.yaml")} == {
+        "direct_iterative",
+        "model_sizes",
+        "out_of_domain",
+        "zero_shot",
+    }
+
+
+def test_the_harness_scores_a_saved_model_on_a_task_of_ones_own(tiny_model: str, tmp_path: Path) -> None:
+    questions = [
+        {"q": f"Films I have watched: {n}", "options": ["Candidate", "films", "worst"], "gold": n % 3} for n in range(9)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(one) + "\n" for one in questions))
+    (tmp_path / "own_choice.yaml").write_text(
+        f"""
+task: own_choice
+dataset_path: json
+dataset_kwargs: {{data_files: {{test: {tmp_path}/rows.jsonl}}}}
+test_split: test
+output_type: multiple_choice
+doc_to_text: "{{{{q}}}}"
+doc_to_choice: options
+doc_to_target: gold
+metric_list: [{{metric: acc}}]
+"""
+    )
+    scores = run_harness(tiny_model, ["own_choice"], tmp_path / "scores.json", str(tmp_path))
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_model), AutoTokenizer.from_pretrained(tiny_model)
+    right = 0
+    for one in questions:
+        sums = []
+        for option in one["options"]:  # type: ignore[attr-defined]
+            start = len(tokenizer(str(one["q"]))["input_ids"])
+            ids = torch.tensor([tokenizer(f"{one['q']} {option}")["input_ids"]])
+            with torch.no_grad():
+                logs = model(ids).logits.log_softmax(-1)[0, :-1].gather(-1, ids[0, 1:, None])[:, 0]
+            sums.append(float(logs[start - 1 :].sum()))
+        right += sums.index(max(sums)) == one["gold"]
+    assert scores == {"own_choice": {"acc": pytest.approx(right / 9)}}
+    assert json.loads((tmp_path / "scores.json").read_text())["scores"] == scores
+    with pytest.raises(UserError, match="does not know own_choise"):
+        run_harness(tiny_model, ["own_choise"], tmp_path / "scores.json", str(tmp_path))
