@@ -1,6 +1,6 @@
 """Iterative ranking with vLLM: every query going on by itself against all queries held in step; tokens from the prefix cache.
 
-python benchmarks/evaluation.py [--queries 32] [--candidates 20] [--runs 5]
+python benchmarks/evaluation.py [--queries 24] [--candidates 20] [--typical 60] [--runs 5]
 A randomly initialised model writes thoughts of uneven length (a length drawn for each question, log-normal, the same on both
 sides), and what it wrote decides which candidate goes out, so that both sides have to come to the same rankings.
 """
@@ -8,6 +8,7 @@ sides), and what it wrote decides which candidate goes out, so that both sides h
 from __future__ import annotations
 
 import argparse
+import math
 import random
 import statistics
 import tempfile
@@ -32,16 +33,18 @@ WORDS = [
     for second in ("ent", "den", "ning", "go", "dant")
 ]
 ASKED = AnswerFormat()
-LONGEST = 256
+LONGEST = 512
 """tokens of an answer"""
 
 
 class Talkative(Ranker):
     """Answers are as long as is drawn for the question, and name a candidate by a checksum of their tokens."""
 
+    typical = 60
+
     def _word(self, question: Question) -> tuple[Request, SamplingParams]:
         request, params = super()._word(question)
-        length = round(random.Random(request.seed).lognormvariate(3.4, 0.9))
+        length = round(random.Random(request.seed).lognormvariate(math.log(self.typical), 0.9))
         return request, replace(params, max_tokens=min(max(4, length), LONGEST))
 
     def _hear(self, question: Question, request: Request, completions: Sequence[Completion]) -> list[Reply]:
@@ -71,11 +74,13 @@ def examples(count: int, candidates: int) -> list[RankingExample]:
 def main() -> None:
     """Print both sides' times, run by run, their ratio and the cache's share."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--queries", type=int, default=32)
+    parser.add_argument("--queries", type=int, default=24)
     parser.add_argument("--candidates", type=int, default=20)
+    parser.add_argument("--typical", type=int, default=60, help="median of the answers' lengths, in tokens")
     parser.add_argument("--runs", type=int, default=5)
     options = parser.parse_args()
     torch.manual_seed(0)
+    Talkative.typical = options.typical
     rows = examples(options.queries, options.candidates)
     with tempfile.TemporaryDirectory() as directory:
         texts = [

@@ -1,4 +1,4 @@
-"""The command line: r1ranker prepare | init-model | sft | train | eval. Heavy imports wait until a command needs them."""
+"""The command line: r1ranker prepare | init-model | sft | train | eval | compare | report | experiment. Heavy imports wait until a command needs them."""
 
 from __future__ import annotations
 
@@ -151,6 +151,23 @@ def evaluate_command(
 
     options = EvaluationOptions(data=data, strategy=strategy, limit=limit, output_dir=output_dir, engine=engine)
     run_evaluation(dataset, model_path, options)
+
+
+@app.command("report")
+def report_command(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            help="run directories, metrics.jsonl, evaluation results (.json), or directories that hold them"
+        ),
+    ],
+    output: Annotated[str, typer.Option(help="HTML file to write")] = "report.html",
+) -> None:
+    """Write training curves, results, errors and examples as one HTML file that needs no network."""
+    from r1ranker.evaluation.report import write_report
+
+    write_report(inputs, output)
+    typer.echo(output)
 
 
 @app.command("experiment")
