@@ -121,6 +121,7 @@ def generate(
     The rows are taken as they are; those that stand there twice, and training rows whose request is a test row's too,
     are counted. `commit` is for DataSetWriter. Raises UserError naming file and row, and for a task without rows.
     """
+    next(_examples(source, mode, "train", tasks))  # what is wrong with it is said first
     tested = {_digest(example, request=True) for example in _examples(source, mode, "test", tasks)}
     with TrainingRows(local_dir, mode, source, options or TrainingOptions(), commit) as rows:
         for split in SPLITS:

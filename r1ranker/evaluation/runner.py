@@ -266,12 +266,13 @@ def run_evaluation(
     tasks = tasks_of(dataset, options.data)
     test = examples_by_task(options.data, tasks, "test", options.limit)
     train = [example for examples in examples_by_task(options.data, tasks, "train").values() for example in examples]
+    for model in models:
+        check_model_directory(model)
+        RankerSettings.of_model(model)
     try:  # before the work is done, not after it
         Path(options.output_dir).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--output_dir: {options.output_dir} cannot be written ({error.strerror})") from error
-    for model in models:
-        check_model_directory(model)
     results, files = [], []
     for model in models:
         result, file = evaluate(model, test, train, options, dataset)

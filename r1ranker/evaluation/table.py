@@ -20,7 +20,8 @@ def print_results(reports: Sequence[dict[str, Any]], files: Sequence[str]) -> No
     console = _console()
     labels = _labels(reports)
     for task, result in reports[0]["tasks"].items():
-        console.print(_task_table(task, result["baselines"], labels, [report["tasks"][task] for report in reports]))
+        figures = [report["tasks"][task] for report in reports]
+        console.print(_task_table(task, reports[0]["settings"]["strategy"], result["baselines"], labels, figures))
     if len(reports[0]["tasks"]) > 1 or len(reports) > 1:
         console.print(compare_table(list(zip(labels, reports, strict=True))))
     for label, report in list(zip(labels, reports, strict=True))[1:]:
@@ -47,10 +48,10 @@ def _table(title: str, columns: Sequence[str]) -> Table:
 
 
 def _task_table(
-    task: str, baselines: dict[str, Any], labels: Sequence[str], results: Sequence[dict[str, Any]]
+    task: str, strategy: str, baselines: dict[str, Any], labels: Sequence[str], results: Sequence[dict[str, Any]]
 ) -> Table:
     metrics = list(results[0]["metrics"])
-    table = _table(f"{task}: {results[0]['queries']} queries, x 100, with a 95% interval", [*metrics, "valid"])
+    table = _table(f"{task}: {results[0]['queries']} queries, {strategy} (x 100, 95% intervals)", [*metrics, "valid"])
     for label, result in zip(labels, results, strict=True):
         valid = f"{100 * result['valid_answer_rate']:.1f}%"
         table.add_row(label, *(_cell(result["metrics"][metric], metric) for metric in metrics), valid)
