@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from r1ranker.data.sources.ranking_bench import read_ranking_bench
 from r1ranker.data.sources.toy_raw import write_toy_raw
+from r1ranker.evaluation.results import result_files
 from r1ranker.quickstart import run as quickstart
 from r1ranker.tasks.catalog import TASK_NAMES
 
@@ -79,7 +80,7 @@ def test_the_published_commands_lead_from_data_to_an_evaluated_model(
         "--data", str(toy / "bench"), "--limit", "2", cwd=tmp_path,
     ).stdout  # fmt: skip
     assert "Rec-Movie: 2 queries, iterative" in printed
-    (result,) = (tmp_path / "eval" / "eval_result").iterdir()
+    (result,) = result_files(tmp_path / "eval" / "eval_result")
     report = json.loads(result.read_text())
     assert report["settings"]["answer_format"] == {"answer_style": "name", "think": True}
     assert 0 < report["tasks"]["Rec-Movie"]["metrics"]["mrr"]["mean"] <= 1
