@@ -52,11 +52,14 @@ def get_reward(name: str) -> RewardFunction:
         raise UserError(f"custom_reward_function.path: {path}: not a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # dataclasses look their module up there
+    writes, sys.dont_write_bytecode = sys.dont_write_bytecode, True  # nothing is left beside a user's file
     try:
         spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[spec.name]
         raise UserError(f"{path}: cannot be loaded ({type(error).__name__}: {error})") from error
+    finally:
+        sys.dont_write_bytecode = writes
     function = getattr(module, function_name, None)
     if not callable(function):
         functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
