@@ -136,13 +136,15 @@ def run_experiment(experiment: Experiment, output: Path) -> dict[str, dict[str, 
     console.rule(experiment.title)
     bench = _data(experiment, output)
     reports: dict[str, dict[str, Any]] = {}
-    actors: dict[str, str] = {}
+    models: dict[str, str] = {}
     for label, arm in experiment.arms.items():
         base, actor = _train(experiment, label, arm, bench, output, console)
-        actors[label] = actor
         tasks = arm.test or experiment.data.tasks
         test = examples_by_task(bench, tasks, "test")
         train = [one for rows in examples_by_task(bench, tasks, "train").values() for one in rows]
+        if not models:
+            models[f"{label}, before"] = base
+        models[label] = actor
         for when, model in (("before", base), ("after", actor)):
             options = EvaluationOptions(
                 bench, seed=experiment.seed, output_dir=str(output / "eval" / label / when), engine=experiment.engine,
@@ -155,7 +157,7 @@ def run_experiment(experiment: Experiment, output: Path) -> dict[str, dict[str, 
     for group in _same_rows(reports):
         console.print(compare_table(group))
     if experiment.harness.tasks:
-        _ask_harness(experiment, actors, output, console)
+        _ask_harness(experiment.harness, models, output, console)
     console.print(f"{output}: {time.perf_counter() - began:.0f} s", highlight=False, markup=False)
     return reports
 
@@ -204,7 +206,8 @@ def _train(experiment: Experiment, label: str, arm: Arm, bench: str, output: Pat
                     bench, str(rows), think=experiment.think, tasks=arm.train, cold_start=experiment.cold_start > 0
                 )
             )
-    base = _base(experiment, arm, rows, output, here)
+    # arms of the same model and tasks begin with the same one
+    base = _base(experiment, arm, rows, output, here if arm.train or arm.model else output)
     actor = here / "actor"
     if not actor.is_dir():
         console.rule(label)
@@ -257,15 +260,12 @@ def _same_rows(reports: dict[str, dict[str, Any]]) -> list[list[tuple[str, dict[
     return list(groups.values())
 
 
-def _ask_harness(experiment: Experiment, actors: dict[str, str], output: Path, console: Console) -> None:
+def _ask_harness(spec: Harness, models: dict[str, str], output: Path, console: Console) -> None:
+    """Scores of each model, by its label."""
     from r1ranker.evaluation.harness import harness_table, run_harness
 
-    first = next(iter(experiment.arms))
-    bases = [path for path in (output / first / "base", output / first / "untrained") if path.is_dir()]
-    before = str(bases[0]) if bases else str(experiment.model.path)
-    spec = experiment.harness
     scores = {
         label: run_harness(model, spec.tasks, output / "harness" / f"{label}.json", spec.include_path, spec.limit)
-        for label, model in {f"{first}, before": before, **actors}.items()
+        for label, model in models.items()
     }
     console.print(harness_table(scores))

@@ -6,10 +6,10 @@ import random
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from hashlib import blake2b
 from pathlib import Path
 
 from r1ranker.data.dataset_writer import About, DataSetWriter
+from r1ranker.data.digest import digest
 from r1ranker.data.sources.ranking_bench import CONFIGS, SPLITS, Split, bench_row, bench_schema
 from r1ranker.data.sources.sourced import Source
 from r1ranker.data.statistics import RowStatistics
@@ -65,16 +65,16 @@ def build_bench(
             for sourced in source(out.tally):
                 example = _with_grades(sourced.example) if graded else sourced.example
                 counts = out.tally.of(example.task)
-                digest = _request(example)
-                split = plans[group].side[_digest(sourced.key)]
+                request = _request(example)
+                split = plans[group].side[digest([sourced.key])]
                 if sourced.split is not None and sourced.split != split:
                     counts.left_out["training rows whose user or query is on the test side"] += 1
                     continue
-                if digest in seen:
+                if request in seen:
                     counts.left_out["requests that stand there twice"] += 1
                     continue
-                seen.add(digest)
-                rng = random.Random(f"{about.seed} {digest}")
+                seen.add(request)
+                rng = random.Random(f"{about.seed} {request}")
                 pools = {"direct": [example.candidates], "iterative": sub_pools(example, rng)}
                 for config in CONFIGS:
                     for pool in pools[config]:
@@ -103,9 +103,9 @@ def _plan(group: str, source: Source, test_share: float, seed: int) -> _Plan:
         return node
 
     for sourced in source(Tally()):
-        key = _digest(sourced.key)
+        key = digest([sourced.key])
         keys[key] = None
-        one, other = find(key), find(_digest("request", *map(normalise, _said(sourced.example))))
+        one, other = find(key), find(digest(["request", *map(normalise, _said(sourced.example))]))
         leader[other] = one
         if sourced.split is not None:
             explicit[key] = "test" if "test" in (sourced.split, explicit.get(key)) else "train"
@@ -142,12 +142,7 @@ def _request(example: RankingExample) -> int:
     """What makes two examples the same one, as they are shown: a history with its positive; a query with its candidates."""
     pool = () if example.history else (*sorted(example.candidates), *example.texts)
     positive = (example.positive,) if example.history else ()
-    return _digest(example.task, *map(shown, _said(example)), "", *map(shown, (*positive, *pool)))
-
-
-def _digest(*parts: str) -> int:
-    text = "\x1f".join(parts).encode("utf-8", "surrogatepass")
-    return int.from_bytes(blake2b(text, digest_size=8).digest(), "little")
+    return digest([example.task, *map(shown, _said(example)), "", *map(shown, (*positive, *pool))])
 
 
 def _why(tally: Tally) -> str:

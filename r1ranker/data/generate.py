@@ -8,12 +8,12 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
-from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from r1ranker.data.card import About, print_tables
 from r1ranker.data.dataset_writer import DataSetWriter, command_line
+from r1ranker.data.digest import digest
 from r1ranker.data.parquet import RowWriter, training_row, training_schema
 from r1ranker.data.sft import SFT_SCHEMA, cold_start_row
 from r1ranker.data.sources.ranking_bench import SPLITS, Split, read_ranking_bench
@@ -122,18 +122,18 @@ def generate(
     are counted. `commit` is for DataSetWriter. Raises UserError naming file and row, and for a task without rows.
     """
     next(_examples(source, mode, "train", tasks))  # what is wrong with it is said first
-    tested = {_digest(example, request=True) for example in _examples(source, mode, "test", tasks)}
+    tested: set[int] = set()
     with TrainingRows(local_dir, mode, source, options or TrainingOptions(), commit) as rows:
-        for split in SPLITS:
+        for split in reversed(SPLITS):  # what is tested has to be known before the training rows
             seen: set[int] = set()
             for example in _examples(source, mode, split, tasks):
                 noted = rows.out.tally.of(example.task).noted
-                row = _digest(example)
+                row, request = _row(example), _request(example)
                 noted["rows that stand there twice"] += row in seen
                 seen.add(row)
-                noted["training rows whose request is in the test file too"] += (
-                    split == "train" and _digest(example, request=True) in tested
-                )
+                if split == "test":
+                    tested.add(request)
+                noted["training rows whose request is in the test file too"] += split == "train" and request in tested
                 rows.add(split, example)
         missing = [task for task in tasks or () if task not in rows.out.tally.tasks]
         if missing:
@@ -141,11 +141,18 @@ def generate(
     return rows.out
 
 
-def _digest(example: RankingExample, request: bool = False) -> int:
-    """Of the row as it is shown; of its request without the pool, by what a reader would not tell apart."""
-    said = (example.task, example.query, *example.history, example.request, example.problem)
-    parts = map(normalise, said) if request else map(shown, (*said, *example.candidates, *example.texts))
-    return int.from_bytes(blake2b("\x1f".join(parts).encode(), digest_size=8).digest(), "little")
+def _said(example: RankingExample) -> tuple[str, ...]:
+    return (example.task, example.query, *example.history, example.request, example.problem)
+
+
+def _row(example: RankingExample) -> int:
+    """What makes two rows the same one, as they are shown."""
+    return digest(map(shown, (*_said(example), *example.candidates, *example.texts)))
+
+
+def _request(example: RankingExample) -> int:
+    """What makes two requests the same one to a reader, whatever the pool."""
+    return digest(map(normalise, _said(example)))
 
 
 def _examples(source: str, mode: Mode, split: Split, tasks: Sequence[str] | None) -> Iterator[RankingExample]:

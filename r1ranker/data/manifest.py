@@ -58,11 +58,17 @@ def _compare(path: Path, entry: Mapping[str, Any], base: Path) -> None:
     status = path.stat()
     if status.st_size != entry["bytes"]:
         raise UserError(f"{path}: {status.st_size:,} bytes, but {base / MANIFEST} says {entry['bytes']:,}: {_ADVICE}")
-    if _checksum(path, status.st_size, status.st_mtime_ns) != entry["sha256"]:
+    if checksum(path) != entry["sha256"]:
         raise UserError(f"{path}: its checksum is not the one in {base / MANIFEST}: {_ADVICE}")
 
 
 _ADVICE = f"changed since it was prepared; prepare it again, or delete {MANIFEST} to use it as it is"
+
+
+def checksum(path: Path) -> str:
+    """SHA-256 of a file, computed again only when its size or time has changed."""
+    status = path.stat()
+    return _checksum(path, status.st_size, status.st_mtime_ns)
 
 
 @lru_cache(maxsize=256)

@@ -20,7 +20,7 @@ from transformers import PreTrainedTokenizerBase
 
 import r1ranker.tasks
 from r1ranker.atomic import flush
-from r1ranker.data.manifest import sha256, verify
+from r1ranker.data.manifest import checksum, verify
 from r1ranker.data.parquet import read_training_rows, reworded, row_format
 from r1ranker.data.prompts import INDEX, INDEX_FILE, ROWS, ROWS_FILE, TOGETHER, TokenisedFile, tokenised_row
 from r1ranker.data.table import open_parquet
@@ -31,8 +31,6 @@ from r1ranker.tasks.prompts import AnswerFormat
 
 BATCH = 1024
 """rows tokenised at once; a multiple of TOGETHER"""
-
-
 _ROLES = ("system", "user", "assistant")
 
 
@@ -137,7 +135,7 @@ def _rows(
 def _key(path: str, tokenizer: PreTrainedTokenizerBase, answer_style: str | None, think: bool | None) -> str:
     """A name for the content of the file, the tokenizer, the wording asked for and the code that words."""
     digest = hashlib.sha256()
-    digest.update(f"{sha256(Path(path))} {answer_style} {think}".encode())
+    digest.update(f"{checksum(Path(path))} {answer_style} {think}".encode())
     backend = getattr(tokenizer, "backend_tokenizer", None)
     vocabulary = backend.to_str() if backend is not None else str(sorted(tokenizer.get_vocab().items()))
     # a template's words can hang on special tokens, and on today's date
