@@ -7,23 +7,20 @@ Runs GRPO-shaped steps (generate, update, sync) on random prompts with a randoml
 from __future__ import annotations
 
 import argparse
-import re
 import tempfile
-import threading
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
+from common import Peak, build
 
-from r1ranker.model.init import save_hf, train_tokenizer
 from r1ranker.rollout.engine import Request, SamplingParams
 from r1ranker.trainer import cluster as cluster_module
+from r1ranker.trainer.balance import Budget
 from r1ranker.trainer.cluster import Cluster, call_all, started
 from r1ranker.trainer.config_load import load_config
-from r1ranker.trainer.dispatch import Budget, generate, update
+from r1ranker.trainer.dispatch import generate, update
 from r1ranker.trainer.process import Process
 from r1ranker.trainer.trajectory import Trajectory
 from r1ranker.trainer.workers import Worker
@@ -34,35 +31,6 @@ SETUPS = {
     "vllm, colocated": ("actor_rollout_ref.rollout.name=vllm",),
     "vllm, separate": ("actor_rollout_ref.rollout.name=vllm", "actor_rollout_ref.rollout.placement=separate"),
 }
-
-
-class Peak:
-    """Highest resident memory of this process while the block runs, in bytes above its start: its own and shared pages."""
-
-    def __enter__(self) -> Peak:
-        self._running = True
-        self._start = self._highest = _resident()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def _watch(self) -> None:
-        while self._running:
-            self._highest = np.maximum(self._highest, _resident())
-            time.sleep(0.002)
-
-    def __exit__(self, *error: object) -> None:
-        self._running = False
-        self._thread.join()
-        self.above: np.ndarray = np.maximum(self._highest, _resident()) - self._start
-
-
-def _resident() -> np.ndarray:
-    """Bytes in pages of the process's own, and in shared memory: [2]."""
-    anon, file, shared = re.findall(r"Rss(?:Anon|File|Shmem):\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return (
-        np.array([int(anon) + int(file), int(shared)]) * 1024
-    )  # a model read from its file moves from one to the other
 
 
 def watched(kind: type[Process]) -> type[Process]:
@@ -90,19 +58,6 @@ def watched(kind: type[Process]) -> type[Process]:
             return self.above
 
     return Watched
-
-
-def build(directory: str, hidden: int, layers: int) -> int:
-    """Write the model; returns its parameters."""
-    tokenizer = train_tokenizer(["a b c d e f g"], VOCABULARY)
-    config = Qwen2Config(
-        vocab_size=VOCABULARY, hidden_size=hidden, intermediate_size=4 * hidden, num_hidden_layers=layers,
-        num_attention_heads=hidden // 64, num_key_value_heads=max(1, hidden // 256), max_position_embeddings=2048, tie_word_embeddings=True,
-    )  # fmt: skip
-    model = Qwen2ForCausalLM(config)
-    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id)
-    save_hf(directory, model, tokenizer)
-    return sum(parameter.numel() for parameter in model.parameters())
 
 
 def step(cluster: Cluster, seed: int, prompts: int, prompt_tokens: int, response_tokens: int) -> dict[str, float]:
@@ -142,7 +97,7 @@ def main() -> None:
     cluster_module.Worker = watched(Worker)  # type: ignore[misc, assignment]
     cluster_module.RolloutProcess = watched(cluster_module.RolloutProcess)  # type: ignore[misc, assignment]
     with tempfile.TemporaryDirectory() as directory:
-        parameters = build(directory, options.hidden, options.layers)
+        parameters = build(directory, options.hidden, options.layers, VOCABULARY)
         size = 4 * parameters
         print(f"{parameters / 1e6:.0f}M parameters, {size / 2**20:.0f} MiB in float32, {options.processes} processes")
         print(

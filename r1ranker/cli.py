@@ -124,11 +124,19 @@ def train(
     context: typer.Context,
     config_name: Annotated[str, typer.Option(help="a file of configs/ without .yaml")] = "published",
     config_path: Annotated[str | None, typer.Option(help="another directory of configs")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="check everything, print what would run and the memory it needs, and end")
+    ] = False,
 ) -> None:
     """Train with PPO, GRPO, RLOO or REINFORCE++: r1ranker train [--config-name NAME] key=value ..."""
     from r1ranker.trainer.config_load import load_config
 
     config = load_config(config_name, context.args, config_path)
+    if dry_run:
+        from r1ranker.trainer.dry_run import dry_run as describe
+
+        describe(config)
+        return
     from r1ranker.trainer.loop import fit
 
     typer.echo(f"trained actor: {fit(config)}")

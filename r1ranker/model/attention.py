@@ -1,22 +1,24 @@
-"""Attention over one packed row of sequences: each attends to itself alone, causally. Registered as 'packed'.
+"""Attention over one packed row of sequences: each attends to itself alone, causally, and to the prompt that it continues.
 
-On GPUs in half precision it is one variable-length flash kernel (flash-attn where installed, else torch's own);
-elsewhere scaled_dot_product_attention, sequence by sequence. The sequences' bounds come as `cu_seq_lens_q`.
+Registered with transformers as 'packed'. On GPUs in half precision it is one variable-length flash kernel (flash-attn where
+installed, else torch's own); elsewhere scaled_dot_product_attention, segment by segment. The segments come as `layout`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from functools import cache
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 from r1ranker.errors import UserError
+from r1ranker.model.layout import RowLayout
+from r1ranker.model.prefix_attention import PrefixAttention
 
 PACKED = "packed"
 
@@ -28,64 +30,82 @@ def packed_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    cu_seq_lens_q: Tensor,
-    max_length_q: int,
+    layout: RowLayout,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
     s_aux: Tensor | None = None,
     **_: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of query [1, H, T, D] over key and value [1, G, T, D]; returns [1, T, H, D].
-
-    `cu_seq_lens_q` [S + 1] holds the bounds of the S sequences, from 0 to T; `max_length_q` the longest one's length.
-    """
+    """Attention of query [1, H, T, D] over key and value [1, G, T, D] as the segments of `layout` lie; returns [1, T, H, D]."""
     if attention_mask is not None or dropout:
         raise ValueError("packed attention takes neither a mask nor dropout")
-    if s_aux is not None or (sliding_window is not None and max_length_q > sliding_window):
+    if s_aux is not None or (sliding_window is not None and max(layout.lengths) > sliding_window):
         raise UserError(
             f"actor_rollout_ref.model.path: this model attends over a window of {sliding_window} tokens or with sinks, and a "
-            f"sequence has {max_length_q}; a model with full attention is wanted, or shorter sequences"
+            f"sequence has {max(layout.lengths)}; a model with full attention is wanted, or shorter sequences"
         )
     kernel = _flash_kernel() if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) else None
     if kernel is not None:
-        rows = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
-        return kernel(*rows, cu_seq_lens_q, max_length_q, scaling)[None], None
-    bounds = cu_seq_lens_q.tolist()
-    grouped = query.shape[1] != key.shape[1]
-    parts = [
-        scaled_dot_product_attention(
-            query[:, :, start:end],
-            key[:, :, start:end],
-            value[:, :, start:end],
-            is_causal=True,
-            scale=scaling,
-            enable_gqa=grouped,
+        q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
+        return kernel(q, k, v, layout, scaling)[None], None
+    if layout.shares and not query.is_cuda:
+        out: Tensor = PrefixAttention.apply(query, key, value, layout, scaling)
+        return out.transpose(1, 2), None
+    return by_segment(query, key, value, layout, scaling).transpose(1, 2), None
+
+
+def by_segment(query: Tensor, key: Tensor, value: Tensor, layout: RowLayout, scale: float | None) -> Tensor:
+    """The same [1, H, T, D] by torch's public attention alone, with a copy of a prompt's keys for each of its segments."""
+    parts = []
+    for (start, end), prefix in zip(layout.spans, layout.prefixes, strict=True):
+        keys, values = key[:, :, start:end], value[:, :, start:end]
+        if prefix >= 0:
+            before = slice(*layout.spans[prefix])
+            keys, values = torch.cat([key[:, :, before], keys], 2), torch.cat([value[:, :, before], values], 2)
+        parts.append(
+            scaled_dot_product_attention(
+                query[:, :, start:end],
+                keys,
+                values,
+                attn_mask=causal_lower_right(end - start, keys.shape[2]) if prefix >= 0 else None,
+                is_causal=prefix < 0,
+                scale=scale,
+                enable_gqa=query.shape[1] != key.shape[1],
+            )
         )
-        for start, end in pairwise(bounds)
-    ]
-    return torch.cat(parts, dim=2).transpose(1, 2), None
+    return torch.cat(parts, dim=2)
 
 
 @cache
-def _flash_kernel() -> Callable[..., Tensor]:
+def _flash_kernel() -> Callable[[Tensor, Tensor, Tensor, RowLayout, float | None], Tensor]:
+    """A causal kernel over [T, H, D] whose masks are aligned at the ends of queries and keys, as a continuation wants it."""
     try:
         from flash_attn import flash_attn_varlen_func
     except ImportError:
         from torch.nn.attention.varlen import varlen_attn
 
-        def torch_kernel(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, longest: int, scale: float | None) -> Tensor:
-            repeats = q.shape[1] // k.shape[1]
-            k, v = (tensor.repeat_interleave(repeats, dim=1) if repeats > 1 else tensor for tensor in (k, v))
-            out: Any = varlen_attn(q, k, v, bounds, bounds, longest, longest, scale=scale, window_size=(-1, 0))
+        def torch_kernel(q: Tensor, k: Tensor, v: Tensor, layout: RowLayout, scale: float | None) -> Tensor:
+            keys, values = _keys(k, v, layout)
+            grouped = q.shape[1] != k.shape[1]
+            bounds, longest = (layout.query_bounds, layout.key_bounds), (layout.longest_query, max(layout.lengths))
+            out: Any = varlen_attn(
+                q, keys, values, *bounds, *longest, scale=scale, window_size=(-1, 0), enable_gqa=grouped
+            )
             return out
 
         return torch_kernel
 
-    def flash_kernel(q: Tensor, k: Tensor, v: Tensor, bounds: Tensor, longest: int, scale: float | None) -> Tensor:
-        return flash_attn_varlen_func(q, k, v, bounds, bounds, longest, longest, softmax_scale=scale, causal=True)
+    def flash_kernel(q: Tensor, k: Tensor, v: Tensor, layout: RowLayout, scale: float | None) -> Tensor:
+        bounds, longest = (layout.query_bounds, layout.key_bounds), (layout.longest_query, max(layout.lengths))
+        return flash_attn_varlen_func(q, *_keys(k, v, layout), *bounds, *longest, softmax_scale=scale, causal=True)
 
     return flash_kernel
+
+
+def _keys(key: Tensor, value: Tensor, layout: RowLayout) -> tuple[Tensor, Tensor]:
+    """Keys and values of every segment, a prompt's once for each that continues it: few bytes beside the activations."""
+    return (key[layout.key_places], value[layout.key_places]) if layout.shares else (key, value)
 
 
 def register_packed() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -83,6 +84,18 @@ def checkpoint_activations(model: PreTrainedModel) -> None:
             module.p = 0.0
         if getattr(module, "attention_dropout", 0.0):
             module.attention_dropout = 0.0  # type: ignore[assignment]
+
+
+def compile_blocks(model: PreTrainedModel) -> None:
+    """Compile what is the same for every row of a block, its norms and feed-forward layer, for any number of tokens.
+
+    Attention is left as it is: its layout differs from micro-batch to micro-batch.
+    """
+    trunk: Any = model.base_model
+    for block in trunk.layers:
+        for name, part in block.named_children():
+            if "attn" not in name:
+                part.compile(dynamic=True)
 
 
 def moved(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:

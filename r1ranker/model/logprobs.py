@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -39,7 +41,9 @@ def token_logprobs(
         is_free = torch.ones(rows, dtype=torch.bool, device=logits.device)
         is_free[constrained] = False
         free = is_free.nonzero()[:, 0]
-        scores = (logits if len(free) == rows else logits[free]).float() / scale
+        scores = (logits if len(free) == rows else logits[free]).float()
+        if scale != 1.0:
+            scores = scores / scale
         of_tokens, of_rows = _from_scores(scores, targets[free], with_entropy, entropy_learns)
         logprobs = logprobs.index_put((free,), of_tokens)
         if entropy is not None and of_rows is not None:
@@ -50,12 +54,40 @@ def token_logprobs(
 def _from_scores(
     scores: Tensor, chosen: Tensor, with_entropy: bool, entropy_learns: bool
 ) -> tuple[Tensor, Tensor | None]:
-    normaliser = scores.logsumexp(dim=1)
-    logprobs = scores.gather(1, chosen[:, None])[:, 0] - normaliser
-    if not with_entropy:
-        return logprobs, None
-    with torch.set_grad_enabled(entropy_learns and torch.is_grad_enabled()):
+    if with_entropy and entropy_learns:
+        normaliser = scores.logsumexp(dim=1)
         probabilities = (scores - normaliser[:, None]).exp()
         # -inf scores have probability 0 and no part in the expectation: 0 * -inf would be NaN
         expected = (probabilities * scores.masked_fill(scores == -torch.inf, 0.0)).sum(dim=1)
-        return logprobs, normaliser - expected
+        return scores.gather(1, chosen[:, None])[:, 0] - normaliser, normaliser - expected
+    logprobs, entropy = _ChosenLogprobs.apply(scores, chosen, with_entropy)
+    return logprobs, entropy if with_entropy else None
+
+
+class _ChosenLogprobs(torch.autograd.Function):
+    """Log-probabilities [R] of the chosen columns of scores [R, V], and entropies [R] without gradient (zeros if not asked for).
+
+    One buffer of the size of the scores is kept, and turned into their gradient in place.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, chosen: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor]:
+        every = scores.log_softmax(dim=1)
+        logprobs = every.gather(1, chosen[:, None])[:, 0]
+        entropy = torch.zeros_like(logprobs)
+        if with_entropy:
+            probabilities = every.exp()
+            # a score of -inf has probability 0 and no part in the expectation: the bound keeps 0 * -inf from being NaN
+            entropy = -torch.linalg.vecdot(probabilities, every.clamp_min_(torch.finfo(every.dtype).min))
+            every = probabilities
+        ctx.save_for_backward(every, chosen)
+        ctx.holds_probabilities = with_entropy
+        ctx.mark_non_differentiable(entropy)
+        return logprobs, entropy
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+        every, chosen = ctx.saved_tensors
+        probabilities = every if ctx.holds_probabilities else every.exp_()
+        of_scores = probabilities.mul_(-gradients[0][:, None])
+        return of_scores.scatter_add_(1, chosen[:, None], gradients[0][:, None]), None, None

@@ -9,7 +9,7 @@ import re
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 from rapidfuzz import fuzz, process
 
@@ -84,12 +84,16 @@ class CandidateMatcher:
         self.answer_style = answer_style
         self._exact = {shown(name): index for index, name in enumerate(candidates)}
         self._exact.update({name: index for index, name in enumerate(candidates)})
-        self._count = len(candidates)
-        self.most_separators = max((len(_SEPARATOR.findall(name)) for name in candidates), default=0)
+        self._candidates = tuple(candidates)
         self._forms = [normalise(name) for name in candidates]
         self._by_form: dict[str, int | None] = {}
         for index, form in enumerate(self._forms):
             self._by_form[form] = None if form in self._by_form else index
+
+    @cached_property
+    def most_separators(self) -> int:
+        """Separators in the name that has most of them."""
+        return max((len(_SEPARATOR.findall(name)) for name in self._candidates), default=0)
 
     def match(self, text: str) -> int | None:
         """Index of the candidate that `text` means, or None."""
@@ -107,7 +111,7 @@ class CandidateMatcher:
             labels = _LABEL.findall(text) or [match.group(1) for match in [_BARE_LABEL.fullmatch(text)] if match]
             if labels:
                 number = int(labels[0])
-                return number - 1 if len(set(labels)) == 1 and 1 <= number <= self._count else None
+                return number - 1 if len(set(labels)) == 1 and 1 <= number <= len(self._candidates) else None
         if text in self._exact:
             return self._exact[text]
         # a leading number may be part of the name ("12 Angry Men"): taken off only where the whole matches nothing
@@ -126,7 +130,7 @@ class CandidateMatcher:
             return None
         spans: list[tuple[int, int, int]] = []
         for index, name in enumerate(self._forms):
-            if len(name) >= SHORTEST_WITHIN:
+            if len(name) >= SHORTEST_WITHIN and name in form:  # few are: the expression is for these alone
                 spans += [
                     (found.start(), found.end(), index)
                     for found in re.finditer(rf"(?<!\w){re.escape(name)}(?!\w)", form)
@@ -152,6 +156,10 @@ class CandidateMatcher:
         return int(best[0][2])
 
 
+_matcher = lru_cache(maxsize=256)(CandidateMatcher)
+"""a prompt's samples have a pool in common"""
+
+
 def parse_answer(
     completion: str, candidates: Sequence[str], mode: Mode, answer_format: AnswerFormat | None = None
 ) -> ParsedAnswer:
@@ -166,7 +174,7 @@ def parse_answer(
     answer = _last_block(text)
     if answer is None:
         return ParsedAnswer(thought, None, ())
-    matcher = CandidateMatcher(candidates, answer_format.answer_style)
+    matcher = _matcher(tuple(candidates), answer_format.answer_style)
     named: list[int] = []
     unmatched: list[str] = []
     whole = matcher.match_closely(answer) if mode == "iterative" else None

@@ -24,6 +24,13 @@ class Workers(Protocol):
         """Call `method` on every process at once, each with its own arguments."""
         ...
 
+    def stream(self, method: str, arguments: Sequence[Sequence[Any]]) -> Iterator[tuple[int, Any]]:
+        """Call the generator `method` on every process at once; (rank, what it yields) in the order in which it comes.
+
+        Ray's processes begin with the call, the one in this process as it is asked for.
+        """
+        ...
+
 
 class Cluster(Workers, Protocol):
     """The trainer's processes, and those that generate: the same ones, or others."""
@@ -52,6 +59,9 @@ class LocalCluster:
 
     def each(self, method: str, arguments: Sequence[Sequence[Any]]) -> list[Any]:
         return [getattr(self._worker, method)(*arguments[0])]
+
+    def stream(self, method: str, arguments: Sequence[Sequence[Any]]) -> Iterator[tuple[int, Any]]:
+        return ((0, item) for item in getattr(self._worker, method)(*arguments[0]))
 
     def sync_weights(self) -> None:
         self._worker.sync_weights()
@@ -94,13 +104,39 @@ class RayWorkers:
         """Call `method` on every process without waiting for it."""
         return [getattr(actor, method).remote(*own) for actor, own in zip(self._actors, arguments, strict=True)]
 
+    def stream(self, method: str, arguments: Sequence[Sequence[Any]]) -> Iterator[tuple[int, Any]]:
+        generators = [
+            getattr(actor, method).options(num_returns="streaming").remote(*own)
+            for actor, own in zip(self._actors, arguments, strict=True)
+        ]
+        return self._items({generator: rank for rank, generator in enumerate(generators)})
+
+    def _items(self, ranks: dict[Any, int]) -> Iterator[tuple[int, Any]]:
+        """What the generators yield, each item as soon as it is there."""
+        while ranks:
+            ready: Any = self._ray.wait(list(ranks), num_returns=1)[0][0]
+            try:
+                reference = next(ready)
+            except StopIteration:
+                del ranks[ready]
+                continue
+            with self._said():
+                item = self._ray.get(reference)
+            yield ranks[ready], item
+
     def _get(self, references: list[Any]) -> list[Any]:
-        try:
+        with self._said():
             waiting = list(references)
             while waiting:  # whoever fails first says why; the others may wait for it
                 done, waiting = self._ray.wait(waiting, num_returns=1)
                 self._ray.get(done)
             return list(self._ray.get(references))
+
+    @contextmanager
+    def _said(self) -> Iterator[None]:
+        """A process's own UserError or RunError is raised as such, its death as a RunError."""
+        try:
+            yield
         except self._ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, UserError | RunError):
                 raise type(error.cause)(str(error.cause)) from None

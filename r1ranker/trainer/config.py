@@ -78,6 +78,10 @@ class ModelConfig:
     enable_gradient_checkpointing: bool = False
     use_remove_padding: bool = True
     """batches are always packed; false is refused"""
+    use_torch_compile: bool = False
+    """compile feed-forward layers and norms: no gain on the CPU, see docs/benchmarks.md"""
+    share_prompts: bool = True
+    """compute a prompt once for all its responses in a micro-batch; the actor's is in force for reference and critic too"""
 
 
 @dataclass
@@ -228,6 +232,12 @@ class RewardFunctionConfig:
 
 
 @dataclass
+class RewardConfig:
+    num_workers: int = 0
+    """processes that compute rewards while generation goes on; 0: the driver does"""
+
+
+@dataclass
 class TrainerConfig:
     executor: str = "ray"
     """ray | local: workers as Ray actors, or one in this process"""
@@ -238,6 +248,8 @@ class TrainerConfig:
     total_epochs: int = 1
     total_training_steps: int | None = None
     """null: as total_epochs gives; else the smaller of the two ends the run"""
+    async_steps: int = 0
+    """1: the next batch is sampled with the weights before an update while the update is made; 0: after it"""
     critic_warmup: int = 0
     """steps in which only the critic learns"""
     val_before_train: bool = True
@@ -261,6 +273,7 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     actor_rollout_ref: ActorRolloutRefConfig = field(default_factory=ActorRolloutRefConfig)
     critic: CriticConfig = field(default_factory=CriticConfig)
+    reward: RewardConfig = field(default_factory=RewardConfig)
     custom_reward_function: RewardFunctionConfig = field(default_factory=RewardFunctionConfig)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
 

@@ -21,6 +21,7 @@ def check(config: Config) -> None:
     _check_ranges(config)
     _check_sizes(config)
     _check_rollout(config)
+    _check_async(config)
     _check_required(config)
 
 
@@ -75,7 +76,12 @@ def _check_ranges(config: Config) -> None:
         raise UserError(
             f"trainer.total_training_steps: found {trainer.total_training_steps}; at least 1 or null is wanted"
         )
-    for key, value in (("trainer.seed", trainer.seed), ("data.seed", config.data.seed)):
+    at_least_zero = {
+        "trainer.seed": trainer.seed,
+        "data.seed": config.data.seed,
+        "reward.num_workers": config.reward.num_workers,
+    }
+    for key, value in at_least_zero.items():
         if value < 0:
             raise UserError(f"{key}: found {value}; at least 0 is wanted")
     optional = {
@@ -228,6 +234,22 @@ def _check_rollout(config: Config) -> None:
         raise UserError(
             f"algorithm.use_kl_in_reward: {estimator} compares whole responses and takes no token rewards; "
             "actor_rollout_ref.actor.use_kl_loss=true is wanted"
+        )
+
+
+def _check_async(config: Config) -> None:
+    steps, actor = config.trainer.async_steps, config.actor_rollout_ref.actor
+    if steps not in (0, 1):
+        raise UserError(f"trainer.async_steps: found {steps}; 0 or 1 is wanted")
+    if steps and not (config.actor_rollout_ref.rollout.placement == "separate" and config.trainer.executor == "ray"):
+        raise UserError(
+            "trainer.async_steps: engines sample while the trainer works; actor_rollout_ref.rollout.placement=separate and "
+            "trainer.executor=ray are wanted"
+        )
+    if steps and actor.recompute_old_log_probs == "true" and config.algorithm.rollout_correction.rollout_is is None:
+        raise UserError(
+            "actor_rollout_ref.actor.recompute_old_log_probs: true takes the trainer's log-probabilities for those of the policy "
+            "that sampled, which trainer.async_steps=1 makes an older one; auto, or algorithm.rollout_correction.rollout_is, is wanted"
         )
 
 

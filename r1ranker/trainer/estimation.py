@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from r1ranker.trainer.advantages import Ragged, discounted_returns, gae, grpo, on_last_token, rloo, whiten
-from r1ranker.trainer.config import AlgorithmConfig
+from r1ranker.trainer.config import ActorConfig, AlgorithmConfig
 from r1ranker.trainer.kl_control import KLController
 from r1ranker.trainer.losses import kl_estimate
 from r1ranker.trainer.metrics import spread
@@ -44,6 +44,16 @@ def put_advantages(
     for trajectory, advantage, value in zip(trajectories, advantages, returns, strict=True):
         trajectory.advantages, trajectory.returns = advantage, value
     return metrics
+
+
+def with_gradient(trajectories: Sequence[Trajectory], actor: ActorConfig) -> list[Trajectory]:
+    """Those that the policy learns from: without any advantage, nothing but a KL or an entropy term has a gradient.
+
+    Their tokens' shares in the loss are fixed before, so that the others' count stays as it is.
+    """
+    if actor.use_kl_loss or actor.entropy_coeff:
+        return list(trajectories)
+    return [trajectory for trajectory in trajectories if np.any(trajectory.advantages)]
 
 
 def _token_rewards(

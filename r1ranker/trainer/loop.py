@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -15,19 +15,19 @@ from r1ranker.data.prompts import Prompt
 from r1ranker.device import has_gpu
 from r1ranker.errors import RunError, UserError
 from r1ranker.model.loading import load_tokenizer
-from r1ranker.rollout.constraint import build_constraint
 from r1ranker.rollout.engine import Request, SamplingParams
 from r1ranker.trainer import dispatch
+from r1ranker.trainer.balance import Budget
 from r1ranker.trainer.cluster import Cluster, call_all, started
+from r1ranker.trainer.collect import Sampling, requests_of
 from r1ranker.trainer.config import Config
 from r1ranker.trainer.config_checks import file_list
 from r1ranker.trainer.correction import correct
-from r1ranker.trainer.dispatch import Budget
-from r1ranker.trainer.estimation import put_advantages
+from r1ranker.trainer.estimation import put_advantages, with_gradient
 from r1ranker.trainer.kl_control import KLController
 from r1ranker.trainer.losses import token_shares
-from r1ranker.trainer.metrics import batch_metrics, mean_over_updates, reward_parts, validation_metrics
-from r1ranker.trainer.scoring import breakdown, response_text, reward_function
+from r1ranker.trainer.metrics import batch_metrics, mean_over_updates, timed, validation_metrics
+from r1ranker.trainer.reward_pool import RewardPool
 from r1ranker.trainer.tracking import Tracking
 from r1ranker.trainer.trajectory import Trajectory
 
@@ -41,7 +41,11 @@ def fit(config: Config) -> str:
     if config.trainer.executor == "ray":
         _make_paths_absolute(config)
     run = Run(config)
-    with started(config, run.total_steps) as cluster, Tracking(config, run.total_steps) as tracking:
+    with (
+        closing(run.rewards),
+        started(config, run.total_steps) as cluster,
+        Tracking(config, run.total_steps) as tracking,
+    ):
         for note in run.notes:
             tracking.say(note)
         step = 0
@@ -75,7 +79,7 @@ class Run:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.reward = reward_function(config.custom_reward_function)
+        self.rewards = RewardPool(config.custom_reward_function, config.reward.num_workers)
         self.tokenizer = load_tokenizer(str(config.actor_rollout_ref.model.path))
         if config.needs_critic:
             critic = load_tokenizer(str(config.critic.model.path))
@@ -99,6 +103,8 @@ class Run:
         target = control.target_kl if control.type == "adaptive" else None
         self.kl_control = KLController(control.kl_coef, target, control.horizon)
         self.updates = 0
+        self.ahead: Sampling | None = None
+        """the next step's batch, where trainer.async_steps has it sampled while this one is trained on"""
         self.saved = 0
         self.actor_dir = str(Path(config.output_dir) / "actor")
 
@@ -123,17 +129,20 @@ class Run:
         """One batch: sample, score, estimate, update, sync."""
         timing: dict[str, float] = {}
         started_at = time.perf_counter()
-        prompts = self.loader.next()
-        with _timed(timing, "gen"):
-            trajectories = self.rollout(cluster, prompts, step)
-        with _timed(timing, "reward"):
-            metrics = self.score(prompts, trajectories)
+        sampling = self.ahead or self.sample(cluster, step)
+        sampling.receive(timing)
+        is_ahead = self.config.trainer.async_steps and step < self.total_steps
+        self.ahead = self.sample(cluster, step + 1) if is_ahead else None
+        trajectories, metrics = sampling.trajectories(timing)
+        metrics["training/policy_lag"] = float(np.mean([self.updates - one.policy_version for one in trajectories]))
         self.prepare(cluster, trajectories, timing)
-        with _timed(timing, "adv"):
+        with timed(timing, "adv"):
             metrics |= put_advantages(trajectories, self.config.algorithm, self.kl_control)
             metrics |= self.correct(trajectories)
         metrics |= self.update(cluster, trajectories, step, timing)
-        with _timed(timing, "sync_weights"):
+        if self.ahead is not None:
+            self.ahead.receive(timing)  # all of it is sampled with the weights from before this update
+        with timed(timing, "sync_weights"):
             cluster.sync_weights()
         rates = call_all(cluster, "end_step", step > self.config.trainer.critic_warmup)
         metrics |= rates[0] | {
@@ -142,74 +151,45 @@ class Run:
         metrics |= batch_metrics(trajectories, self.config.data.max_prompt_length, self.config.data.max_response_length)
         timing["step"] = time.perf_counter() - started_at
         metrics["perf/throughput"] = metrics["perf/total_num_tokens"] / timing["step"] / cluster.size
-        metrics |= {"training/global_step": step, "training/epoch": self.loader.epoch}
+        metrics |= {"training/global_step": step, "training/epoch": (step - 1) // self.loader.steps_per_epoch}
         return metrics | {f"timing_s/{name}": seconds for name, seconds in timing.items()}
 
-    def rollout(self, cluster: Cluster, prompts: Sequence[Prompt], step: int) -> list[Trajectory]:
-        """n trajectories a prompt, those of a prompt one after another; their group is the prompt's place in the batch."""
+    def sample(self, cluster: Cluster, step: int) -> Sampling:
+        """The next batch, n responses a prompt, under way."""
         rollout = self.config.actor_rollout_ref.rollout
         params = SamplingParams(
             n=rollout.n, temperature=rollout.temperature, max_tokens=self.config.data.max_response_length
         )
-        completions = dispatch.generate(
-            cluster, self._requests(prompts, step), params, rollout.tensor_model_parallel_size
-        )
-        return [
-            Trajectory(
-                prompt_ids=list(prompt.token_ids),
-                response_ids=sample.token_ids,
-                rollout_logprobs=np.array(sample.logprobs, dtype=np.float64),
-                finish_reason=sample.finish_reason,
-                group_id=group,
-                policy_version=self.updates,
-                allowed=sample.allowed,
-            )
-            for group, (prompt, samples) in enumerate(zip(prompts, completions, strict=True))
-            for sample in samples
-        ]
+        prompts = self.loader.next()
+        return self._begin(cluster, prompts, requests_of(self.config, self.tokenizer, prompts, step), params)
 
-    def _requests(self, prompts: Sequence[Prompt], step: int) -> list[Request]:
-        """Requests with a seed each, made from the run's seed, the step and the place in the batch."""
-        seeds = np.random.SeedSequence([self.config.trainer.seed, step]).generate_state(len(prompts), dtype=np.uint64)
-        constrain = self.config.actor_rollout_ref.rollout.constrain == "candidates"
-        return [
-            Request(
-                prompt.token_ids,
-                int(seed),
-                build_constraint(self.tokenizer, prompt.candidates, prompt.mode, prompt.answer_format)
-                if constrain
-                else None,
-            )
-            for prompt, seed in zip(prompts, seeds, strict=True)
-        ]
-
-    def score(self, prompts: Sequence[Prompt], trajectories: Sequence[Trajectory]) -> dict[str, float]:
-        """Put the reward on every trajectory; returns the means of its parts."""
-        breakdowns = []
-        for trajectory in trajectories:
-            text = response_text(self.tokenizer, trajectory.response_ids, trajectory.finish_reason == "stop")
-            parts = breakdown(self.reward, prompts[trajectory.group_id], text)
-            trajectory.score = parts["score"]
-            breakdowns.append(parts)
-        return reward_parts(breakdowns)
+    def _begin(
+        self, cluster: Cluster, prompts: Sequence[Prompt], requests: Sequence[Request], params: SamplingParams
+    ) -> Sampling:
+        size = self.config.actor_rollout_ref.rollout.tensor_model_parallel_size
+        arriving = dispatch.stream(cluster, requests, params, size)
+        return Sampling(prompts, arriving, self.tokenizer, self.rewards, self.updates)
 
     def prepare(self, cluster: Cluster, trajectories: list[Trajectory], timing: dict[str, float]) -> None:
         """Reference log-probabilities, values and old log-probabilities, each only where it is needed."""
         config, rollout = self.config, self.config.actor_rollout_ref.rollout
         if config.needs_reference:
-            with _timed(timing, "ref"):
+            with timed(timing, "ref"):
                 dispatch.fill(
                     cluster, trajectories, "ref_logprobs", Budget.of_role(config, config.actor_rollout_ref.ref), "logprobs", "reference",
                 )  # fmt: skip
         if config.needs_critic:
-            with _timed(timing, "values"):
+            with timed(timing, "values"):
                 dispatch.fill(cluster, trajectories, "values", self._critic_budget(), "values")
         correction = config.algorithm.rollout_correction.rollout_is is not None
-        wanted = config.actor_rollout_ref.actor.recompute_old_log_probs
-        if wanted == "auto" and config.on_policy and not config.algorithm.use_kl_in_reward and not correction:
+        wanted, stale = config.actor_rollout_ref.actor.recompute_old_log_probs, self._stale(trajectories)
+        at_ratio_one = config.on_policy and not config.algorithm.use_kl_in_reward and not correction
+        if at_ratio_one and wanted == "auto" and not stale:
             return  # the ratio is 1: the update's own log-probabilities, detached, are the old ones
-        if correction or wanted == "true" or (wanted == "auto" and has_gpu()):
-            with _timed(timing, "old_log_prob"):
+        # of a stale batch the trainer cannot compute them any more: the engine's are the policy's that sampled, and a
+        # correction, which has the engine's as well, takes the trainer's of now and carries the difference itself
+        if correction or (not stale and (wanted == "true" or (wanted == "auto" and has_gpu()))):
+            with timed(timing, "old_log_prob"):
                 dispatch.fill(
                     cluster, trajectories, "old_logprobs", Budget.of_role(config, rollout), "logprobs", "policy"
                 )
@@ -217,13 +197,17 @@ class Run:
             for trajectory in trajectories:
                 trajectory.old_logprobs = trajectory.rollout_logprobs
 
+    def _stale(self, trajectories: Sequence[Trajectory]) -> bool:
+        """Whether another policy than the trainer's of now sampled any of them."""
+        return any(trajectory.policy_version != self.updates for trajectory in trajectories)
+
     def correct(self, trajectories: list[Trajectory]) -> dict[str, float]:
         """Importance weights against the engine's log-probabilities, where they are asked for."""
         config = self.config.algorithm
         if config.rollout_correction.rollout_is is None:
             return {}
         metrics = correct(trajectories, config.rollout_correction)
-        if self.config.on_policy:
+        if self.config.on_policy and not self._stale(trajectories):
             for trajectory in trajectories:
                 trajectory.old_logprobs = None  # the ratio is 1, exactly
         return metrics
@@ -238,7 +222,7 @@ class Run:
             critic = config.critic
             size = critic.ppo_mini_batch_size or config.actor_rollout_ref.actor.ppo_mini_batch_size
             epochs = critic.ppo_epochs or config.actor_rollout_ref.actor.ppo_epochs
-            with _timed(timing, "update_critic"):
+            with timed(timing, "update_critic"):
                 metrics |= self._epochs(
                     cluster,
                     trajectories,
@@ -251,7 +235,7 @@ class Run:
                 )
         actor = config.actor_rollout_ref.actor
         if step > config.trainer.critic_warmup:
-            with _timed(timing, "update_actor"):
+            with timed(timing, "update_actor"):
                 metrics |= self._epochs(
                     cluster,
                     trajectories,
@@ -287,6 +271,8 @@ class Run:
                     batch, token_shares([one.valid for one in batch], loss_agg_mode), strict=True
                 ):
                     trajectory.weights = share
+                if method == "update_policy":
+                    batch = with_gradient(batch, self.config.actor_rollout_ref.actor)
                 parts.append(dispatch.update(cluster, batch, budget, method))
         metrics = mean_over_updates(parts)
         if method == "update_policy":
@@ -310,18 +296,15 @@ class Run:
             top_k=val.top_k,
             max_tokens=self.config.data.max_response_length,
         )
-        breakdowns = []
+        breakdowns: list[dict[str, float]] = []
         size = self.config.data.val_batch_size or len(self.validation)
-        requests = self._requests(self.validation, step=0)
-        with _timed(timing, "testing"):
+        requests = requests_of(self.config, self.tokenizer, self.validation, step=0)
+        with timed(timing, "testing"):
             for start in range(0, len(self.validation), size):
-                prompts = self.validation[start : start + size]
-                completions = dispatch.generate(
-                    cluster, requests[start : start + size], params, rollout.tensor_model_parallel_size
-                )
-                for prompt, (sample,) in zip(prompts, completions, strict=True):
-                    text = response_text(self.tokenizer, sample.token_ids, sample.finish_reason == "stop")
-                    breakdowns.append(breakdown(self.reward, prompt, text))
+                chosen = slice(start, start + size)
+                sampling = self._begin(cluster, self.validation[chosen], requests[chosen], params)
+                sampling.receive({})
+                breakdowns += sampling.breakdowns({})
         metrics = validation_metrics([prompt.task for prompt in self.validation], breakdowns)
         return metrics | {"timing_s/testing": timing["testing"]}
 
@@ -337,7 +320,7 @@ class Run:
             "max_response_length": self.config.data.max_response_length,
             "step": step,
         }
-        with _timed(timing, "save_checkpoint"):
+        with timed(timing, "save_checkpoint"):
             call_all(cluster, "save_policy", self.actor_dir, about)
         self.saved = step
         return {"timing_s/save_checkpoint": timing["save_checkpoint"]}
@@ -354,14 +337,8 @@ class Run:
             critic.ppo_micro_batch_size,
             critic.ppo_micro_batch_size_per_gpu,
             critic.use_dynamic_bsz,
+            critic.model.path,
         )
-
-
-@contextmanager
-def _timed(timing: dict[str, float], name: str) -> Iterator[None]:
-    began = time.perf_counter()
-    yield
-    timing[name] = timing.get(name, 0.0) + time.perf_counter() - began
 
 
 def _due(step: int, every: int, last: int) -> bool:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -14,6 +16,7 @@ from r1ranker.trainer.trajectory import Trajectory
 METRIC_NAMES = (
     "training/global_step",
     "training/epoch",
+    "training/policy_lag",
     "critic/{score,rewards,advantages,returns,values}/{mean,max,min}",
     "critic/{vf_explained_var,vf_loss,vf_clipfrac,grad_norm,lr,zero_signal_groups}",
     "reward/{part}/mean",
@@ -111,3 +114,11 @@ def mean_over_updates(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
         values = [part[name] for part in parts if name in part]
         merged[name] = max(values) if name.endswith("_max") else float(np.mean(values))
     return merged
+
+
+@contextmanager
+def timed(timing: dict[str, float], name: str) -> Iterator[None]:
+    """Add the seconds spent inside to `timing[name]`."""
+    began = time.perf_counter()
+    yield
+    timing[name] = timing.get(name, 0.0) + time.perf_counter() - began

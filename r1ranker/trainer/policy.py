@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from r1ranker.model.attention import PACKED
+from r1ranker.model.execution import Execution
 from r1ranker.model.fsdp import shard
-from r1ranker.model.loading import checkpoint_activations, load_causal_lm, moved
-from r1ranker.model.logprobs import token_logprobs
+from r1ranker.model.policy_model import PolicyModel
 from r1ranker.trainer.config import ActorConfig
 from r1ranker.trainer.losses import ClipRange, kl_estimate, policy_loss
 from r1ranker.trainer.optimisation import Optimisation
@@ -71,34 +69,34 @@ class PolicyLoss:
 class Policy:
     """A sharded causal language model over packed rows."""
 
-    def __init__(
-        self, path: str, device: torch.device, world_size: int, temperature: float, offload: bool, checkpointing: bool
-    ) -> None:
+    def __init__(self, path: str, device: torch.device, temperature: float, execution: Execution) -> None:
         self.device = device
-        self._world_size = world_size
         self._temperature = temperature
-        model = load_causal_lm(path, dtype=torch.float32, attention=PACKED)
-        if checkpointing:
-            checkpoint_activations(model)
-        self.module: nn.Module = model if offload else moved(model, device)
-        trunk: Any = model.base_model
-        shard(self.module, trunk.layers, device, world_size, offload)
+        self._execution = execution
+        self.language_model = execution.load(path, device)
+        self.module = PolicyModel(self.language_model)
+        shard(self.module, self.module.layers, device, execution.world_size, execution.offload)
+
+    def packed(self, trajectories: Sequence[Trajectory]) -> MicroBatch:
+        """A micro-batch on this device."""
+        return pack(trajectories, self._execution.share_prompts).to(self.device)
 
     def forward(
         self, batch: MicroBatch, with_entropy: bool, entropy_learns: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """Log-probabilities [R] and entropies [R] of the sampled tokens of a micro-batch on this device."""
-        logits = self.module(**batch.model_inputs(), use_cache=False, logits_to_keep=batch.predicting).logits[0]
-        return token_logprobs(
-            logits, batch.targets, self._temperature, batch.constrained, batch.allowed, with_entropy, entropy_learns
-        )
+        logprobs, entropy = self.module(
+            batch.predicting, batch.targets, batch.constrained, batch.allowed, self._temperature,
+            with_entropy, entropy_learns, **batch.model_inputs(),
+        )  # fmt: skip
+        return logprobs, entropy
 
     @torch.no_grad()
     def logprobs(self, bins: Bins) -> list[list[np.ndarray]]:
         """Log-probabilities [L] of each trajectory of each bin."""
         results = []
         for trajectories in bins:
-            logprobs, _ = self.forward(pack(trajectories).to(self.device), with_entropy=False)
+            logprobs, _ = self.forward(self.packed(trajectories), with_entropy=False)
             results.append(split_by_response(logprobs, trajectories))
         return results
 
@@ -106,11 +104,11 @@ class Policy:
         """Add the gradient of a mini-batch's loss, micro-batch by micro-batch; returns sums of the metrics over tokens."""
         totals: dict[str, float] = {}
         for trajectories in bins:
-            batch = pack(trajectories).to(self.device)
+            batch = self.packed(trajectories)
             logprobs, entropy = self.forward(batch, with_entropy=True, entropy_learns=loss.entropy_coeff != 0)
             value, sums = loss(batch, logprobs, entropy)
             # FSDP averages gradients over processes; the shares in the loss are already global
-            (value * self._world_size).backward()
+            (value * self._execution.world_size).backward()
             sums |= mismatch(batch, logprobs.detach())
             for name, number in sums.items():
                 totals[name] = (

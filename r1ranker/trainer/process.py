@@ -11,11 +11,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from r1ranker.device import collective_backend, pick_device
+from r1ranker.device import collective_backend, keep_freed_memory, pick_device
 from r1ranker.errors import RunError, UserError
 from r1ranker.rollout.engine import Completion, Engine, EngineSettings, Request, SamplingParams
 from r1ranker.rollout.start import start_engine
 from r1ranker.trainer.config import Config
+from r1ranker.trainer.out_of_memory import refuse_shortage
 
 BUCKET_BYTES = 64 * 2**20
 """of weights that travel together to rollout processes of their own"""
@@ -50,6 +51,7 @@ class Process:
     def join(self, address: str | None, size: int, beside: int = 1) -> None:
         """Join the `size` processes that meet at `address` (None: there are none); `beside` of them share this machine."""
         self.device = pick_device()
+        keep_freed_memory()
         if self.device.type == "cpu" and size > 1:
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // beside))
         torch.manual_seed(self.config.trainer.seed)
@@ -74,20 +76,35 @@ class Process:
         )
         self._rest()
 
-    def generate(self, requests: Sequence[Request], params: SamplingParams) -> list[list[Completion]]:
-        """Sample `params.n` completions a request; raises RunError naming the cause where the engine fails."""
+    def generate(
+        self, requests: Sequence[Request], params: SamplingParams
+    ) -> Iterator[list[tuple[int, list[Completion]]]]:
+        """Sample `params.n` completions a request; yields (place of a request, its completions) as soon as they are complete.
+
+        Of the processes that an engine spans all have to be called at once, and the first alone yields. Raises RunError
+        naming the cause where the engine fails.
+        """
         if not requests:
-            return []
+            return
         assert self.engine is not None
+        leads = self.rank % self.config.actor_rollout_ref.rollout.tensor_model_parallel_size == 0
         try:
-            completions = self.engine.generate(requests, params)
+            session = self.engine.session()
+            for place, request in enumerate(requests):
+                session.add(place, request, params)
+            left = len(requests)
+            while left:
+                done = session.step()
+                left -= len(done)
+                if leads:
+                    yield done
         except UserError:
             raise
         except Exception as error:
+            refuse_shortage(error, self.config, self.device)
             first = str(error).strip().split("\n")[0]
             raise RunError(f"the rollout failed in process {self.rank}: {type(error).__name__}: {first}") from error
         self._rest()
-        return completions
 
     def close(self) -> None:
         """Give back what outlives a process, such as shared memory."""

@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
-from typing import Any
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING, Any
 
 from r1ranker.data.prompts import Prompt
 from r1ranker.errors import UserError
 from r1ranker.rewards.base import get_reward
 from r1ranker.trainer.config import RewardFunctionConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase  # brings torch, which processes of the reward do without
 
 RewardFunction = Callable[..., Any]
 

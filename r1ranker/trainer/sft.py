@@ -15,15 +15,17 @@ from r1ranker.data.sft import read_sft_rows
 from r1ranker.data.tokenise import encode_chat, plain_ids
 from r1ranker.device import compute_dtype, pick_device
 from r1ranker.errors import UserError
+from r1ranker.model.execution import Execution
 from r1ranker.model.fsdp import full_parameters
 from r1ranker.model.init import save_hf
 from r1ranker.model.loading import load_causal_lm, load_tokenizer
+from r1ranker.trainer.balance import Budget, arrange
 from r1ranker.trainer.config import OptimConfig
 from r1ranker.trainer.losses import token_shares
 from r1ranker.trainer.optimisation import Optimisation
 from r1ranker.trainer.policy import Policy
 from r1ranker.trainer.process import join
-from r1ranker.trainer.trajectory import Trajectory, bins_of, pack
+from r1ranker.trainer.trajectory import Trajectory
 
 
 @dataclass(frozen=True)
@@ -75,7 +77,7 @@ def fine_tune(
     device = pick_device()
     torch.manual_seed(settings.seed)
     join(None, 0, 1, device)
-    policy = Policy(model_path, device, world_size=1, temperature=1.0, offload=False, checkpointing=False)
+    policy = Policy(model_path, device, temperature=1.0, execution=Execution())
     optim = OptimConfig(
         lr=settings.lr, lr_warmup_steps=settings.warmup_steps, lr_scheduler_type="cosine", min_lr_ratio=0.1
     )
@@ -98,7 +100,7 @@ def fine_tune(
     model = load_causal_lm(model_path, dtype=compute_dtype(torch.device("cpu")), attention="sdpa")
     own = dict(model.named_parameters())
     with torch.no_grad():
-        for name, weight in full_parameters(policy.module, device):
+        for name, weight in full_parameters(policy.language_model, device):
             own[name].copy_(weight)
     save_hf(output_dir, model, tokenizer)
     return losses
@@ -109,8 +111,9 @@ def _step(policy: Policy, optimisation: Optimisation, examples: Sequence[Traject
     for example, share in zip(examples, token_shares([one.valid for one in examples], "token-mean"), strict=True):
         example.weights = share
     total = 0.0
-    for indices in bins_of([len(example) for example in examples], max_tokens):
-        batch = pack([examples[index] for index in indices]).to(policy.device)
+    (bins,) = arrange(examples, 1, Budget(max_tokens))
+    for indices in bins:
+        batch = policy.packed([examples[index] for index in indices])
         logprobs, _ = policy.forward(batch, with_entropy=False)
         loss = -(batch.columns["weights"] * logprobs).sum()
         loss.backward()

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from r1ranker.model.layout import RowLayout
 from r1ranker.rollout.engine import FinishReason
 from r1ranker.rollout.sampling import pad_allowed
 
@@ -56,13 +57,12 @@ class Trajectory:
 
 @dataclass
 class MicroBatch:
-    """S trajectories packed into one row of T tokens, R of them sampled."""
+    """Trajectories packed into one row of T tokens, with R sampled tokens to predict."""
 
     input_ids: Tensor  # [1, T]
-    position_ids: Tensor  # [1, T], restarting at 0 for each trajectory
-    cu_seqlens: Tensor  # [S + 1] int32
-    max_seqlen: int
-    predicting: Tensor  # [R] places in the row whose logits predict the sampled tokens
+    position_ids: Tensor  # [1, T], each token's place in its own sequence
+    layout: RowLayout
+    predicting: Tensor  # [R] places in the row whose states predict the sampled tokens
     targets: Tensor  # [R] the sampled tokens
     constrained: Tensor  # [C] rows of [R] under a constraint
     allowed: Tensor  # [C, K] ids allowed there, padded with -1
@@ -72,40 +72,68 @@ class MicroBatch:
     def to(self, device: torch.device) -> MicroBatch:
         """The same on `device`."""
         moved: dict[str, Any] = {
-            name: value.to(device) if isinstance(value, Tensor) else value for name, value in vars(self).items()
+            name: value.to(device) if isinstance(value, Tensor | RowLayout) else value
+            for name, value in vars(self).items()
         }
         moved["columns"] = {name: column.to(device) for name, column in self.columns.items()}
         return MicroBatch(**moved)
 
     def model_inputs(self) -> dict[str, Any]:
         """Keyword arguments for a transformers model with packed attention."""
-        return {
-            "input_ids": self.input_ids,
-            "position_ids": self.position_ids,
-            "cu_seq_lens_q": self.cu_seqlens,
-            "cu_seq_lens_k": self.cu_seqlens,
-            "max_length_q": self.max_seqlen,
-            "max_length_k": self.max_seqlen,
-        }
+        return {"input_ids": self.input_ids, "position_ids": self.position_ids, "layout": self.layout}
 
 
 _COLUMNS = ("rollout_logprobs", "old_logprobs", "ref_logprobs", "values", "advantages", "returns", "weights")
 
 
-def pack(trajectories: Sequence[Trajectory]) -> MicroBatch:
-    """One micro-batch of all the trajectories, in their order; of none: a filler of one token."""
+def families_of(prompts: Sequence[Sequence[int]], share: bool = True) -> list[list[int]]:
+    """Indices of `prompts`, those with the same prompt together; with `share` off each by itself."""
+    if not share:
+        return [[index] for index in range(len(prompts))]
+    families: dict[tuple[int, ...], list[int]] = {}
+    for index, prompt in enumerate(prompts):
+        families.setdefault(tuple(prompt), []).append(index)
+    return list(families.values())
+
+
+def pack(trajectories: Sequence[Trajectory], share_prompts: bool = True) -> MicroBatch:
+    """One micro-batch of all the trajectories, their sampled tokens in their order; of none: a filler of one token.
+
+    A prompt that several have stands in the row once, followed by their responses, which all attend to it
+    (`share_prompts` off: each has its own). The last sampled token predicts nothing and is left out.
+    """
     if not trajectories:
         return _filler()
-    lengths = [len(trajectory) for trajectory in trajectories]
-    starts = np.concatenate([[0], np.cumsum(lengths)])
     tokens: list[int] = []
-    predicting: list[np.ndarray] = []
-    allowed: list[list[int]] = []
-    for start, trajectory in zip(starts, trajectories, strict=False):
-        tokens += [*trajectory.prompt_ids, *trajectory.response_ids]
-        first = start + len(trajectory.prompt_ids) - 1  # the last prompt token predicts the first sampled one
-        predicting.append(np.arange(first, first + len(trajectory.response_ids)))
-        allowed += trajectory.allowed or [[] for _ in trajectory.response_ids]
+    positions: list[np.ndarray] = []
+    lengths: list[int] = []
+    prefixes: list[int] = []
+    predicting: list[np.ndarray] = [np.zeros(0, dtype=np.int64)] * len(trajectories)
+
+    def put(segment: list[int], first_position: int, prefix: int) -> None:
+        tokens.extend(segment)
+        positions.append(np.arange(first_position, first_position + len(segment)))
+        lengths.append(len(segment))
+        prefixes.append(prefix)
+
+    for family in families_of([trajectory.prompt_ids for trajectory in trajectories], share_prompts):
+        prompt = trajectories[family[0]].prompt_ids
+        inputs = [trajectories[index].response_ids[:-1] for index in family]
+        start, beginning = len(tokens), len(lengths)
+        if len(family) == 1:
+            put([*prompt, *inputs[0]], 0, -1)
+            place = start + len(prompt)
+        else:
+            put(prompt, 0, -1)
+        for index, response in zip(family, inputs, strict=True):
+            if len(family) > 1:
+                place = len(tokens)
+                if response:
+                    put(response, len(prompt), beginning)
+            if trajectories[index].response_ids:
+                # the prompt's last token predicts the first sampled one
+                predicting[index] = np.array([start + len(prompt) - 1, *range(place, place + len(response))])
+    allowed = [ids for one in trajectories for ids in one.allowed or [[] for _ in one.response_ids]]
     columns = {}
     for name in _COLUMNS:
         arrays = [getattr(trajectory, name) for trajectory in trajectories]
@@ -114,11 +142,10 @@ def pack(trajectories: Sequence[Trajectory]) -> MicroBatch:
     constrained, ids = pad_allowed(allowed)
     return MicroBatch(
         input_ids=torch.tensor([tokens]),
-        position_ids=torch.from_numpy(np.concatenate([np.arange(length) for length in lengths]))[None],
-        cu_seqlens=torch.from_numpy(starts).to(torch.int32),
-        max_seqlen=max(lengths),
+        position_ids=torch.from_numpy(np.concatenate(positions))[None],
+        layout=RowLayout.of(lengths, prefixes),
         predicting=torch.from_numpy(np.concatenate(predicting)),
-        targets=torch.tensor([token for trajectory in trajectories for token in trajectory.response_ids]),
+        targets=torch.tensor([token for one in trajectories for token in one.response_ids], dtype=torch.long),
         constrained=constrained,
         allowed=ids,
         columns=columns,
@@ -132,8 +159,7 @@ def _filler() -> MicroBatch:
     return MicroBatch(
         input_ids=torch.zeros(1, 1, dtype=torch.long),
         position_ids=torch.zeros(1, 1, dtype=torch.long),
-        cu_seqlens=torch.tensor([0, 1], dtype=torch.int32),
-        max_seqlen=1,
+        layout=RowLayout.of([1]),
         predicting=empty,
         targets=empty,
         constrained=constrained,
@@ -141,29 +167,6 @@ def _filler() -> MicroBatch:
         columns={name: torch.zeros(0) for name in _COLUMNS},
         is_filler=True,
     )
-
-
-def bins_of(lengths: Sequence[int], max_tokens: int, max_sequences: int | None = None) -> list[list[int]]:
-    """First-fit decreasing: indices of `lengths` in bins of at most `max_tokens` tokens and `max_sequences` entries.
-
-    Raises ValueError where one length alone is over `max_tokens`.
-    """
-    bins: list[list[int]] = []
-    room: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda index: (-lengths[index], index)):
-        length = lengths[index]
-        if length > max_tokens:
-            raise ValueError(f"a sequence of {length} tokens does not fit into a micro-batch of {max_tokens}")
-        for place, free in enumerate(room):
-            if length <= free and (max_sequences is None or len(bins[place]) < max_sequences):
-                bins[place].append(index)
-                room[place] -= length
-                break
-        else:
-            bins.append([index])
-            room.append(max_tokens - length)
-    assert all(sum(lengths[index] for index in one) <= max_tokens for one in bins)
-    return bins
 
 
 def deal(loads: Sequence[int], hands: int) -> list[list[int]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,11 +13,13 @@ import torch
 
 from r1ranker.atomic import atomic_path
 from r1ranker.device import compute_dtype, peak_memory_gib
+from r1ranker.model.execution import Execution
 from r1ranker.model.fsdp import full_parameters, full_tensor
 from r1ranker.model.loading import load_tokenizer
 from r1ranker.trainer.config import FSDPConfig
 from r1ranker.trainer.critic import Critic
 from r1ranker.trainer.optimisation import Optimisation
+from r1ranker.trainer.out_of_memory import explained
 from r1ranker.trainer.policy import Bins, Policy, PolicyLoss
 from r1ranker.trainer.process import BUCKET_BYTES, BUCKET_TIMEOUT, Process
 
@@ -31,45 +34,51 @@ class Worker(Process):
         model, rollout = config.actor_rollout_ref.model, config.actor_rollout_ref.rollout
         path = str(model.path)
         self.tokenizer = load_tokenizer(path)
-        actor, checkpointing = config.actor_rollout_ref.actor, model.enable_gradient_checkpointing
-        self.policy = Policy(path, self.device, world, rollout.temperature, _offload(actor.fsdp_config), checkpointing)
+        actor = config.actor_rollout_ref.actor
+        execution = Execution(
+            world, _offload(actor.fsdp_config), model.enable_gradient_checkpointing, model.share_prompts, model.use_torch_compile
+        )  # fmt: skip
+        self.policy = Policy(path, self.device, rollout.temperature, execution)
         self.policy_optimisation = Optimisation(self.policy.module, actor.optim, total_steps, actor.grad_clip)
         self.policy_loss = PolicyLoss.from_config(actor)
         self.reference: Policy | None = None
         if config.needs_reference:
             offload = _offload(config.actor_rollout_ref.ref.fsdp_config)
-            self.reference = Policy(path, self.device, world, rollout.temperature, offload, checkpointing=False)
+            resting = replace(execution, offload=offload, checkpointing=False)
+            self.reference = Policy(path, self.device, rollout.temperature, resting)
             self.reference.module.requires_grad_(False)
         self.critic: Critic | None = None
         if config.needs_critic:
             critic = config.critic
-            self.critic = Critic(
-                str(critic.model.path),
-                self.device,
-                world,
-                critic.cliprange_value,
-                _offload(critic.model.fsdp_config),
-                critic.model.enable_gradient_checkpointing,
+            own = replace(
+                execution,
+                offload=_offload(critic.model.fsdp_config),
+                checkpointing=critic.model.enable_gradient_checkpointing,
             )
+            self.critic = Critic(str(critic.model.path), self.device, critic.cliprange_value, own)
             self.critic_optimisation = Optimisation(self.critic.module, critic.optim, total_steps, critic.grad_clip)
         if rollout.placement == "colocated":
             self.start_engine()
 
+    @explained
     def logprobs(self, bins: Bins, of: Literal["policy", "reference"]) -> list[list[np.ndarray]]:
         """Log-probabilities [L] of each trajectory of each bin. Collective: every process has as many bins."""
         model = self.policy if of == "policy" else self.reference
         assert model is not None
         return model.logprobs(bins)
 
+    @explained
     def values(self, bins: Bins) -> list[list[np.ndarray]]:
         """The critic's values [L] of each trajectory of each bin. Collective."""
         assert self.critic is not None
         return self.critic.values(bins)
 
+    @explained
     def update_policy(self, bins: Bins) -> dict[str, float]:
         """One optimizer step of the policy. Collective."""
         return self.policy.update(bins, self.policy_loss, self.policy_optimisation)
 
+    @explained
     def update_critic(self, bins: Bins) -> dict[str, float]:
         """One optimizer step of the critic. Collective."""
         assert self.critic is not None
@@ -91,7 +100,7 @@ class Worker(Process):
     def sync_weights(self) -> None:
         """Bring the policy's weights into this process's engine, gathered one parameter at a time. Collective."""
         assert self.engine is not None
-        self.engine.load_weights(full_parameters(self.policy.module, self.device))
+        self.engine.load_weights(full_parameters(self.policy.language_model, self.device))
 
     def export_weights(self, queues: Sequence[Any]) -> None:
         """Put the policy's weights into Ray's object store, bucket by bucket, and the references into every queue; None ends them.
@@ -99,7 +108,7 @@ class Worker(Process):
         A full queue holds the gathering up, so that few buckets are there at once. Collective.
         """
         bucket: dict[str, np.ndarray] = {}
-        for name, weight in full_parameters(self.policy.module, self.device):
+        for name, weight in full_parameters(self.policy.language_model, self.device):
             if self.rank:
                 continue
             bucket[name] = weight.float().cpu().numpy()
@@ -123,13 +132,13 @@ class Worker(Process):
         """Write the policy as a Hugging Face directory, whole or not at all, in the type it is computed in. Collective."""
         dtype = compute_dtype(self.device)
         state: dict[str, torch.Tensor] = {}
-        for name, weight in full_parameters(self.policy.module, self.device):
+        for name, weight in full_parameters(self.policy.language_model, self.device):
             if self.rank == 0:
                 state[name] = weight.to("cpu", dtype)
         if self.rank:
             return
         with atomic_path(Path(directory)) as temporary:
-            self.policy.module.save_pretrained(temporary, state_dict=state)  # type: ignore[operator]
+            self.policy.language_model.save_pretrained(temporary, state_dict=state)
             self.tokenizer.save_pretrained(temporary)
             (Path(temporary) / "r1ranker.json").write_text(json.dumps(about, indent=2) + "\n")
 
@@ -138,7 +147,7 @@ class Worker(Process):
         self.policy.accumulate(bins, self.policy_loss)
         gathered = {
             name: full_tensor(parameter.grad, self.device)
-            for name, parameter in self.policy.module.named_parameters()
+            for name, parameter in self.policy.language_model.named_parameters()
             if parameter.grad is not None
         }
         self.policy_optimisation.optimizer.zero_grad(set_to_none=True)
@@ -146,7 +155,7 @@ class Worker(Process):
 
     def weights(self) -> dict[str, np.ndarray]:
         """The policy's whole parameters by name. Collective; for checks."""
-        return {name: weight.cpu().numpy() for name, weight in full_parameters(self.policy.module, self.device)}
+        return {name: weight.cpu().numpy() for name, weight in full_parameters(self.policy.language_model, self.device)}
 
 
 def _offload(config: FSDPConfig) -> bool:

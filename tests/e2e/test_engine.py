@@ -7,6 +7,7 @@ import pytest
 import torch
 from runs import requests_of, trajectories_of
 
+from r1ranker.model.loading import load_causal_lm
 from r1ranker.rollout.engine import EngineSettings, Request, SamplingParams
 from r1ranker.rollout.hf import HFEngine
 from r1ranker.trainer.config_load import load_config
@@ -18,9 +19,10 @@ def test_greedy_decoding_is_transformers_own(tiny_model: str, toy) -> None:
     engine = HFEngine.from_pretrained(tiny_model)
     requests = requests_of(engine.tokenizer, toy, constrain=False)
     found = engine.generate(requests, SamplingParams(temperature=0, max_tokens=20))
+    plain = load_causal_lm(tiny_model, torch.float32, "sdpa")
     for request, (completion,) in zip(requests, found, strict=True):
         ids = torch.tensor([list(request.token_ids)])
-        expected = engine.model.generate(ids, max_new_tokens=20, do_sample=False)[0, ids.shape[1] :]
+        expected = plain.generate(ids, max_new_tokens=20, do_sample=False)[0, ids.shape[1] :]
         assert completion.token_ids == expected.tolist()
 
 
@@ -67,7 +69,8 @@ def worker_of(model: str, toy, *overrides: str) -> Worker:
 
 def sampled(worker: Worker, requests: list[Request], temperature: float) -> list[Trajectory]:
     params = SamplingParams(n=2, temperature=temperature, max_tokens=40)
-    return trajectories_of(requests, worker.generate(requests, params))
+    completions = dict(complete for done in worker.generate(requests, params) for complete in done)
+    return trajectories_of(requests, [completions[place] for place in range(len(requests))])
 
 
 @pytest.mark.parametrize("constrain", [True, False])

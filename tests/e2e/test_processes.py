@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from r1ranker.trainer.balance import Budget, arrange
 from r1ranker.trainer.cluster import Cluster, call_all, started
 from r1ranker.trainer.config import Config
 from r1ranker.trainer.config_load import load_config
-from r1ranker.trainer.dispatch import Budget, arrange, fill, update
+from r1ranker.trainer.dispatch import fill, update
+from r1ranker.trainer.estimation import with_gradient
 from r1ranker.trainer.losses import token_shares
 from r1ranker.trainer.trajectory import Trajectory
 
@@ -33,11 +35,13 @@ def config_of(model: str, *overrides: str) -> Config:
 def batch(seed: int = 0, count: int = 7) -> list[Trajectory]:
     random = np.random.default_rng(seed)
     made = []
+    prompts = [random.integers(0, 400, int(random.integers(3, 30))).tolist() for _ in range(3)]
     for group in range(count):
         length = int(random.integers(2, 9))
         made.append(
             Trajectory(
-                prompt_ids=random.integers(0, 400, int(random.integers(3, 30))).tolist(),
+                # three prompts of 3, 3 and 1 responses
+                prompt_ids=list(prompts[group % 3]),
                 response_ids=random.integers(0, 400, length).tolist(),
                 rollout_logprobs=random.normal(-6.1, 0.1, length),
                 finish_reason="stop",
@@ -94,6 +98,43 @@ def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -
 def test_micro_batches_make_no_difference(tiny_model: str, alone: dict[str, np.ndarray], budget: Budget) -> None:
     with started(config_of(tiny_model), 10) as cluster:
         assert_same(run(cluster, budget), alone)
+
+
+def test_sharing_prompts_makes_no_difference(tiny_model: str, alone: dict[str, np.ndarray]) -> None:
+    for checkpointing in (False, True):
+        config = config_of(
+            tiny_model,
+            "actor_rollout_ref.model.share_prompts=false",
+            f"actor_rollout_ref.model.enable_gradient_checkpointing={checkpointing}",
+        )
+        with started(config, 10) as cluster:
+            assert_same(run(cluster, Budget(10_000, share_prompts=False)), alone)
+
+
+def test_an_update_without_the_groups_that_say_nothing_is_the_same(tiny_model: str) -> None:
+    weights = []
+    overrides = "actor_rollout_ref.actor.use_kl_loss=false", "actor_rollout_ref.actor.entropy_coeff=0"
+    for skip in (True, False):
+        config = config_of(tiny_model, *overrides)
+        trajectories = batch()
+        for index in (0, 3, 4, 6):
+            trajectories[index].advantages = np.zeros(len(trajectories[index].response_ids))
+        learning = with_gradient(trajectories, config.actor_rollout_ref.actor)
+        assert learning == [trajectories[index] for index in (1, 2, 5)]
+        with started(config, 10) as cluster:
+            for _ in range(2):
+                update(cluster, learning if skip else trajectories, Budget(10_000), "update_policy")
+            update(cluster, learning[:0] if skip else trajectories[:1], Budget(10_000), "update_policy")
+            weights.append(call_all(cluster, "weights")[0])
+    assert_same(*weights)
+
+
+def test_every_group_takes_part_where_a_kl_or_an_entropy_term_has_a_gradient(tiny_model: str) -> None:
+    for override in ("actor_rollout_ref.actor.use_kl_loss=true", "actor_rollout_ref.actor.entropy_coeff=0.1"):
+        others = "actor_rollout_ref.actor.use_kl_loss=false", "actor_rollout_ref.actor.entropy_coeff=0"
+        config, trajectories = config_of(tiny_model, *others, override), batch()
+        trajectories[0].advantages = np.zeros(len(trajectories[0].response_ids))
+        assert with_gradient(trajectories, config.actor_rollout_ref.actor) == trajectories
 
 
 @pytest.mark.parametrize(

@@ -186,15 +186,15 @@ def test_a_rollout_that_fails_ends_the_run_with_its_cause_and_leaves_the_last_ac
     toy: Path, tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = iter(range(100))
-    generate = HFEngine.generate
+    session = HFEngine.session
 
-    def failing(self: HFEngine, *arguments: Any) -> Any:
+    def failing(self: HFEngine) -> Any:
         if next(calls) == 2:
-            raise MemoryError("no room for the cache")
-        return generate(self, *arguments)
+            raise ArithmeticError("no such block")
+        return session(self)
 
-    monkeypatch.setattr(HFEngine, "generate", failing)
-    with pytest.raises(RunError, match=r"step 3: the rollout failed.*MemoryError: no room.*holds the actor of step 2"):
+    monkeypatch.setattr(HFEngine, "session", failing)
+    with pytest.raises(RunError, match=r"step 3: the rollout failed.*ArithmeticError: no such.*the actor of step 2"):
         train(
             toy, tiny_model, tmp_path, "trainer.save_freq=1", "trainer.total_training_steps=5", "trainer.val_before_train=false",
         )  # fmt: skip

@@ -15,10 +15,11 @@ from runs import requests_of, train, trajectories_of
 from r1ranker.model.loading import load_tokenizer
 from r1ranker.rollout.engine import SamplingParams
 from r1ranker.trainer import cluster as cluster_module
+from r1ranker.trainer.balance import Budget
 from r1ranker.trainer.cluster import Cluster, call_all, started
 from r1ranker.trainer.config import Config
 from r1ranker.trainer.config_load import load_config
-from r1ranker.trainer.dispatch import Budget, fill, generate, update
+from r1ranker.trainer.dispatch import fill, generate, update
 from r1ranker.trainer.trajectory import Trajectory
 from r1ranker.trainer.workers import Worker
 

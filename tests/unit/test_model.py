@@ -18,6 +18,7 @@ from r1ranker.model.attention import PACKED
 from r1ranker.model.init import ModelSize, init_model
 from r1ranker.model.loading import check_model_directory, checkpoint_activations, load_causal_lm, load_tokenizer
 from r1ranker.model.logprobs import token_logprobs
+from r1ranker.model.policy_model import PolicyModel
 from r1ranker.model.value import ValueModel
 from r1ranker.trainer.losses import ClipRange, token_shares
 from r1ranker.trainer.policy import PolicyLoss
@@ -55,15 +56,17 @@ def logprobs_one_by_one(model: torch.nn.Module, one: Trajectory) -> Tensor:
     return chosen[len(one.prompt_ids) - 1 :]
 
 
-def packed_logits(model: torch.nn.Module, batch: MicroBatch) -> Tensor:
-    return model(**batch.model_inputs(), use_cache=False, logits_to_keep=batch.predicting).logits[0]
+def scored(model: torch.nn.Module, batch: MicroBatch, entropy: bool = True) -> tuple[Tensor, Tensor | None]:
+    """Log-probabilities and entropies of a micro-batch's sampled tokens."""
+    places = batch.predicting, batch.targets, batch.constrained, batch.allowed
+    return PolicyModel(model)(*places, 1.0, entropy, entropy, **batch.model_inputs())
 
 
 def test_packed_equals_one_by_one(tiny_model: str) -> None:
     packed = load_causal_lm(tiny_model, torch.float32, PACKED)
     plain = load_causal_lm(tiny_model, torch.float32, "sdpa")
     batch = pack(trajectories())
-    together = packed_logits(packed, batch).log_softmax(-1).gather(1, batch.targets[:, None])[:, 0]
+    together, _ = scored(packed, batch)
     apart = torch.cat([logprobs_one_by_one(plain, one) for one in trajectories()])
     torch.testing.assert_close(together, apart, atol=1e-6, rtol=0)
 
@@ -72,14 +75,10 @@ LOSS = PolicyLoss(ClipRange(), entropy_coeff=0.01, kl_coef=0.1)
 
 
 def gradient(model: torch.nn.Module, bins: list[list[Trajectory]]) -> dict[str, Tensor]:
-    from r1ranker.model.logprobs import token_logprobs
-
     model.zero_grad()
     for one in bins:
         batch = pack(one)
-        logprobs, entropy = token_logprobs(
-            packed_logits(model, batch), batch.targets, 1.0, batch.constrained, batch.allowed, with_entropy=True
-        )
+        logprobs, entropy = scored(model, batch)
         LOSS(batch, logprobs, entropy)[0].backward()
     return {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
 
@@ -94,15 +93,11 @@ def test_the_gradient_does_not_depend_on_micro_batches(tiny_model: str) -> None:
 
 
 def test_the_gradient_is_that_of_finite_differences(tiny_model: str) -> None:
-    from r1ranker.model.logprobs import token_logprobs
-
     model, one = load_causal_lm(tiny_model, torch.float32, PACKED).double(), trajectories(3)
     batch = pack(one)
 
     def value() -> Tensor:
-        logprobs, entropy = token_logprobs(
-            packed_logits(model, batch), batch.targets, 1.0, batch.constrained, batch.allowed, with_entropy=True
-        )
+        logprobs, entropy = scored(model, batch)
         return LOSS(batch, logprobs, entropy)[0].double()
 
     value().backward()

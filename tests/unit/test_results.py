@@ -147,12 +147,12 @@ def test_a_journal_is_taken_up_line_by_line_and_only_by_the_same_evaluation(
 EVALUATE = """
 import sys, time
 from r1ranker.evaluation.runner import EvaluationOptions, run_evaluation
-from r1ranker.rollout.hf import HFEngine
-whole = HFEngine.generate
-def slowly(self, requests, params):
+from r1ranker.rollout.hf_batch import Batch
+whole = Batch.step
+def slowly(self):
     time.sleep(float(sys.argv[4]))
-    return whole(self, requests, params)
-HFEngine.generate = slowly
+    return whole(self)
+Batch.step = slowly
 options = EvaluationOptions(sys.argv[2], 6, output_dir=sys.argv[3], strategy="iterative", think=False, constrain="candidates")
 run_evaluation("Rec-Movie,Passage-5,Passage-7", sys.argv[1], options, show=False)
 """
@@ -166,7 +166,7 @@ def test_a_killed_evaluation_goes_on_and_ends_as_if_nothing_had_been(
         return subprocess.Popen([sys.executable, "-c", EVALUATE, *arguments], stderr=subprocess.PIPE, text=True)
 
     undisturbed = start("undisturbed", 0)
-    killed = start("killed", 0.3)
+    killed = start("killed", 0.05)
     journal = []
     while not journal or journal[0].read_bytes().count(b"\n") < 4:  # some queries of the shortest task are done
         assert killed.poll() is None, killed.stderr.read()  # type: ignore[union-attr]

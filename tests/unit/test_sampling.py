@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 
 from r1ranker.model.logprobs import token_logprobs
@@ -41,6 +42,23 @@ def test_temperature_zero_takes_the_best_allowed() -> None:
     logits = torch.tensor([[0.0, 1.0, 2.0, -1.0], [0.0, 1.0, 2.0, -1.0]])
     tokens, _ = choose(logits, torch.zeros(2), [[], [0, 3]], SamplingParams(temperature=0))
     assert tokens.tolist() == [2, 0]
+
+
+@pytest.mark.parametrize("size", [3, 128, 1000, 1024])
+def test_the_token_is_the_first_whose_running_sum_exceeds_the_number_drawn(size: int) -> None:
+    torch.manual_seed(0)
+    logits = 3 * torch.randn(500, size)
+    logits[:, 1::3] = -torch.inf  # never chosen
+    uniforms = torch.rand(500, dtype=torch.float64)
+    uniforms[:4] = torch.tensor([0.0, 1 - 2**-53, 1e-300, 0.5])
+    tokens, logprobs = choose(logits, uniforms, [[]] * 500, SamplingParams())
+    sums = logits.double().softmax(-1).cumsum(-1)
+    # within what float32 weights can tell apart
+    assert (sums.gather(1, tokens[:, None])[:, 0] > uniforms - 1e-6).all()
+    before = sums.gather(1, (tokens - 1).clamp_min(0)[:, None])[:, 0].masked_fill(tokens == 0, 0.0)
+    assert (before < uniforms + 1e-6).all()
+    expected = logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0]
+    torch.testing.assert_close(logprobs, expected, atol=1e-5, rtol=0)
 
 
 def test_reported_log_probabilities_are_those_the_trainer_computes() -> None:

@@ -1,0 +1,76 @@
+"""What several benchmarks need: a random Qwen2-shaped model with a tokenizer, groups of random trajectories, peaks of memory."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
+
+from r1ranker.model.init import save_hf, train_tokenizer
+from r1ranker.trainer.losses import token_shares
+from r1ranker.trainer.trajectory import Trajectory
+
+
+def build(directory: str, hidden: int = 256, layers: int = 4, vocabulary: int = 8192, heads: int = 0) -> int:
+    """Write a randomly initialised model (two query heads a key head, feed-forward four times as wide); returns its parameters."""
+    tokenizer = train_tokenizer(["a b c d e f g"], vocabulary)
+    heads = heads or max(2, hidden // 64)
+    config = Qwen2Config(
+        vocab_size=vocabulary, hidden_size=hidden, intermediate_size=4 * hidden, num_hidden_layers=layers, num_attention_heads=heads,
+        num_key_value_heads=heads // 2, max_position_embeddings=4096, tie_word_embeddings=True,
+    )  # fmt: skip
+    model = Qwen2ForCausalLM(config)
+    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id)
+    save_hf(directory, model, tokenizer)
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def groups(count: int, prompt: int, response: int, n: int, vocabulary: int = 8192, seed: int = 0) -> list[Trajectory]:
+    """`count` groups of `n` random responses each, with random advantages, ready for an update."""
+    random = np.random.default_rng(seed)
+    made = []
+    for group in range(count):
+        prompt_ids = random.integers(0, vocabulary, prompt).tolist()
+        for _ in range(n):
+            made.append(
+                Trajectory(
+                    list(prompt_ids), random.integers(0, vocabulary, response).tolist(), random.normal(-9, 0.1, response), "length", group,
+                    advantages=random.normal(size=response), returns=random.normal(size=response),
+                    ref_logprobs=random.normal(-9, 0.1, response),
+                )
+            )  # fmt: skip
+    for one, share in zip(made, token_shares([one.valid for one in made], "token-mean"), strict=True):
+        one.weights = share
+    return made
+
+
+class Peak:
+    """Highest resident memory of this process while the block runs, in bytes above its start: its own and shared pages."""
+
+    def __enter__(self) -> Peak:
+        self._running = True
+        self._start = self._highest = _resident()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while self._running:
+            self._highest = np.maximum(self._highest, _resident())
+            time.sleep(0.002)
+
+    def __exit__(self, *error: object) -> None:
+        self._running = False
+        self._thread.join()
+        self.above: np.ndarray = np.maximum(self._highest, _resident()) - self._start
+
+
+def _resident() -> np.ndarray:
+    """Bytes in pages of the process's own, and in shared memory: [2]."""
+    anon, file, shared = re.findall(r"Rss(?:Anon|File|Shmem):\s+(\d+) kB", Path("/proc/self/status").read_text())
+    # a model read from its file moves from one to the other
+    return np.array([int(anon) + int(file), int(shared)]) * 1024

@@ -1,0 +1,393 @@
+"""A whole GRPO step (generation, reference log-probabilities, update) of r1ranker against TRL's GRPOTrainer, on the CPU in float32.
+
+python benchmarks/grpo_step.py [--shapes ranking short] [--steps 5] [--accumulation 8] [key=value overrides of r1ranker's config]
+python benchmarks/grpo_step.py --curves [--steps 30]
+Both sides train the same randomly initialised model on the same prompts with the same reward and take their steps in turn, in one
+process. Every completion is as long as it may be: EOS lies past the model's vocabulary, so that neither side can sample it.
+`--curves` trains both from the same weights on a small shape and prints how loss, KL and reward go.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import random
+import re
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from transformers import (
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+    PrinterCallback,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    TrainerCallback,
+)
+
+from r1ranker.data.parquet import training_row, write_rows
+from r1ranker.data.tokenise import encode_chat
+from r1ranker.model.init import LABELS, TAGS, save_hf, train_tokenizer
+from r1ranker.rewards import register
+from r1ranker.tasks.example import RankingExample
+from r1ranker.trainer.cluster import Cluster, started
+from r1ranker.trainer.config_load import load_config
+from r1ranker.trainer.loop import Run
+
+warnings.filterwarnings("ignore")  # TRL has one for every version of vLLM that it has not seen
+try:
+    from accelerate.utils import DistributedType
+    from datasets import Dataset
+    from trl import GRPOConfig, GRPOTrainer
+except ImportError:
+    print(
+        "benchmarks/grpo_step.py: TRL is not installed; `pip install -e '.[bench]'` brings what benchmarks compare with",
+        file=sys.stderr,
+    )
+    sys.exit(2)
+
+GROUP = 8
+"""completions a prompt"""
+PROMPTS = 8
+"""a step"""
+BETA = 0.04
+"""of the KL term"""
+SYLLABLES = ("ba", "den", "fi", "gol", "hu", "kam", "li", "mor", "ne", "pos", "ru", "sil", "tan", "ver", "wo", "zu")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Tokens of the prompts, from the shortest to the longest, and of every completion; tokens that there are."""
+
+    shortest: int
+    longest: int
+    new: int
+    vocabulary: int = 8192
+
+
+SHAPES = {"ranking": Shape(380, 420, 64), "short": Shape(100, 100, 128)}
+CURVES = Shape(50, 60, 16, vocabulary=512)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """What both sides train on."""
+
+    model: str
+    rows: str
+    prompts: list[str]
+    """the chat as text, which TRL tokenises to what `rows` give"""
+    prompt_tokens: int
+    """of a step, each prompt once for each of its completions"""
+    shape: Shape
+    directory: str
+
+    @property
+    def tokens(self) -> int:
+        """Of a step: prompts and completions of all sequences."""
+        return self.prompt_tokens + PROMPTS * GROUP * self.shape.new
+
+
+@dataclass
+class Side:
+    """Of each step: its seconds, those of its parts, and what was learned."""
+
+    seconds: list[float] = field(default_factory=list)
+    parts: list[dict[str, float]] = field(default_factory=list)
+    learned: list[dict[str, float]] = field(default_factory=list)
+    """loss, kl, reward"""
+
+    def median_part(self, name: str) -> float:
+        """Median seconds of a part, without the first step, which warms up."""
+        return statistics.median(parts[name] for parts in self.parts[1:])
+
+
+def early_letters(text: str) -> float:
+    """Share of the text's letters that come before n in the alphabet: near a half at random, and soon learned."""
+    letters = re.findall("[a-z]", re.sub(r"<\|\w+\|>", "", text.lower()))  # one side leaves control tokens out
+    return sum(letter < "n" for letter in letters) / max(1, len(letters))
+
+
+@register("early_letters")
+def _early_letters(
+    data_source: str, solution_str: str, ground_truth: Mapping[str, Any], extra_info: Mapping[str, Any] | None = None
+) -> float:
+    return early_letters(solution_str)
+
+
+def build(directory: str, shape: Shape, seed: int) -> Bench:
+    """Write model, tokenizer and training rows."""
+    rng = random.Random(seed)
+    words = sorted({"".join(rng.choices(SYLLABLES, k=rng.randint(2, 4))) for _ in range(20000)})
+    tokenizer = train_tokenizer(
+        (" ".join(rng.choices(words, k=50)) for _ in range(4000)), shape.vocabulary - len(TAGS) - len(LABELS)
+    )
+    vocabulary = len(tokenizer)
+    tokenizer.add_special_tokens({"eos_token": "<|never|>"})
+    assert tokenizer.eos_token_id == vocabulary  # one past the last row of the embedding
+    config = Qwen2Config(
+        vocab_size=vocabulary, hidden_size=256, intermediate_size=1024, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, max_position_embeddings=1024, tie_word_embeddings=True, bos_token_id=None,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+    )  # fmt: skip
+    torch.manual_seed(seed)
+    model = Qwen2ForCausalLM(config)
+    model.generation_config = GenerationConfig(
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=True
+    )
+    save_hf(f"{directory}/model", model, tokenizer)
+    span = shape.longest - shape.shortest
+    lengths = [shape.shortest + round(span * place / (PROMPTS - 1)) for place in range(PROMPTS)]
+    rows, prompts = [], []
+    for index, length in enumerate(lengths):
+        messages = [{"role": "user", "content": _worded(tokenizer, words, length, rng)}]
+        example = RankingExample("Rec-Movie", ("a", "b"), "a")
+        rows.append(training_row(example, "direct", "train", index) | {"prompt": messages})
+        ids = encode_chat(tokenizer, messages)
+        prompts.append(str(tokenizer.decode(ids)))
+        assert tokenizer(text=prompts[-1])["input_ids"] == ids
+        assert len(ids) == length
+    write_rows(rows, f"{directory}/train.parquet")
+    return Bench(f"{directory}/model", f"{directory}/train.parquet", prompts, GROUP * sum(lengths), shape, directory)
+
+
+def _worded(tokenizer: PreTrainedTokenizerBase, words: Sequence[str], length: int, rng: random.Random) -> str:
+    """Words that make a prompt of exactly so many tokens."""
+    chosen: list[str] = []
+    while True:
+        tried = [*chosen, rng.choice(words)]
+        found = len(encode_chat(tokenizer, [{"role": "user", "content": " ".join(tried)}]))
+        if found == length:
+            return " ".join(tried)
+        if found < length:
+            chosen = tried
+
+
+@contextmanager
+def our_side(bench: Bench, steps: int, options: argparse.Namespace) -> Iterator[OurStep]:
+    """A function that takes one step of r1ranker; its `side` holds what was measured."""
+    actor = "actor_rollout_ref.actor"
+    config = load_config(
+        "quickstart",
+        [
+            f"data.train_files={bench.rows}", f"data.cache_dir={bench.directory}/cache", f"data.train_batch_size={PROMPTS}",
+            f"data.max_prompt_length={bench.shape.longest}", f"data.max_response_length={bench.shape.new}",
+            f"actor_rollout_ref.model.path={bench.model}", f"actor_rollout_ref.rollout.n={GROUP}",
+            "actor_rollout_ref.rollout.constrain=none", f"{actor}.ppo_mini_batch_size={PROMPTS}", f"{actor}.use_kl_loss=true",
+            f"{actor}.kl_loss_coef={BETA}", f"{actor}.optim.lr={options.lr}", f"{actor}.optim.lr_scheduler_type=constant",
+            f"{actor}.optim.lr_warmup_steps=0", "trainer.executor=local", "trainer.val_before_train=false", f"trainer.seed={options.seed}",
+            f"trainer.total_training_steps={steps}", f"trainer.total_epochs={steps}",
+            f"trainer.default_local_dir={bench.directory}/ours", "custom_reward_function.name=early_letters", *options.overrides,
+        ],
+    )  # fmt: skip
+    run = Run(config)
+    with started(config, steps) as cluster:
+        yield OurStep(run, cluster, bench)
+
+
+class OurStep:
+    """One step of r1ranker a call."""
+
+    def __init__(self, run: Run, cluster: Cluster, bench: Bench) -> None:
+        self.side = Side()
+        self._run, self._cluster, self._bench = run, cluster, bench
+
+    def __call__(self) -> None:
+        began = time.perf_counter()
+        metrics = self._run.step(self._cluster, len(self.side.seconds) + 1)
+        self.side.seconds.append(time.perf_counter() - began)
+        assert metrics["response_length/min"] == metrics["response_length/max"] == self._bench.shape.new
+        assert metrics["perf/total_num_tokens"] == self._bench.tokens
+        self.side.parts.append(
+            {
+                "generation": metrics["timing_s/gen"],
+                "reference": metrics["timing_s/ref"],
+                "update": metrics["timing_s/update_actor"],
+            }
+        )
+        self.side.learned.append(
+            {
+                "loss": metrics["actor/pg_loss"] + BETA * metrics["actor/kl_loss"],
+                "kl": metrics["actor/kl_loss"],
+                "reward": metrics["critic/score/mean"],
+            }
+        )
+
+
+class Timed(GRPOTrainer):
+    """Seconds of a step's parts; what is not generation, or done with what was generated before the update, is the update."""
+
+    generation = prepared = 0.0
+
+    def _generate(self, *arguments: Any, **keywords: Any) -> Any:
+        began = time.perf_counter()
+        result = super()._generate(*arguments, **keywords)
+        self.generation = time.perf_counter() - began
+        return result
+
+    def _generate_and_score_completions(self, *arguments: Any, **keywords: Any) -> Any:
+        began = time.perf_counter()
+        result = super()._generate_and_score_completions(*arguments, **keywords)
+        self.prepared = time.perf_counter() - began
+        return result
+
+
+class InTurn(TrainerCallback):
+    """Between two of TRL's steps one of ours is taken. TRL's clock runs from when it gets its turn until its step has ended."""
+
+    def __init__(self, trainer: Timed, ours: Callable[[], None]) -> None:
+        self.side = Side()
+        self._trainer, self._ours = trainer, ours
+        self._began = 0.0
+
+    def on_train_begin(self, *arguments: Any, **keywords: Any) -> None:
+        self._began = time.perf_counter()
+
+    def on_step_end(self, *arguments: Any, **keywords: Any) -> None:
+        seconds = time.perf_counter() - self._began
+        generation, prepared = self._trainer.generation, self._trainer.prepared
+        self.side.seconds.append(seconds)
+        self.side.parts.append(
+            {"generation": generation, "reference": prepared - generation, "update": seconds - prepared}
+        )
+        self._ours()
+        self._began = time.perf_counter()
+
+
+def trl_trainer(bench: Bench, steps: int, options: argparse.Namespace) -> Timed:
+    """TRL's trainer for the same task."""
+
+    def reward(completions: list[str], completion_ids: list[list[int]], **_: Any) -> list[float | None]:
+        assert [len(ids) for ids in completion_ids] == [bench.shape.new] * PROMPTS * GROUP
+        return [early_letters(text) for text in completions]
+
+    config = GRPOConfig(
+        output_dir=f"{bench.directory}/trl",
+        use_cpu=True,
+        bf16=False,
+        gradient_checkpointing=False,
+        model_init_kwargs={"dtype": "float32", "attn_implementation": "sdpa"},
+        # one optimizer step a generation of all completions, whatever the micro-batches
+        per_device_train_batch_size=PROMPTS * GROUP // options.accumulation,
+        gradient_accumulation_steps=options.accumulation,
+        num_generations=GROUP,
+        max_completion_length=bench.shape.new,
+        num_iterations=1,
+        max_steps=steps,
+        beta=BETA,
+        loss_type="dapo",  # mean over all tokens of the generation, as our token-mean
+        learning_rate=options.lr,
+        lr_scheduler_type="constant",
+        weight_decay=0.0,
+        max_grad_norm=1.0,
+        seed=options.seed,
+        logging_strategy="steps" if options.curves else "no",
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+    )
+    dataset = Dataset.from_list([{"prompt": prompt} for prompt in bench.prompts])
+    trainer = Timed(bench.model, reward, args=config, train_dataset=dataset)
+    trainer.remove_callback(PrinterCallback)
+    return trainer
+
+
+def both(shape: Shape, steps: int, options: argparse.Namespace) -> tuple[Bench, Side, Side]:
+    """(what was trained on, our side, TRL's side) after so many steps of each, in turn."""
+    environment = dict(os.environ)
+    with tempfile.TemporaryDirectory() as directory:
+        bench = build(directory, shape, options.seed)
+        # before ours, whose process group of one would have accelerate wrap the model for data-parallel training
+        trainer = trl_trainer(bench, steps, options)
+        assert trainer.accelerator.distributed_type == DistributedType.NO
+        torch.set_num_threads(options.threads)
+        with our_side(bench, steps, options) as ours:
+            turns = InTurn(trainer, ours)
+            trainer.add_callback(turns)
+            trainer.train()
+        assert torch.get_num_threads() == options.threads
+        assert trainer.state.num_input_tokens_seen == steps * bench.tokens
+    turns.side.learned = [
+        {name: float(line[name]) for name in ("loss", "kl", "reward")}
+        for line in trainer.state.log_history
+        if "loss" in line
+    ]
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    os.environ.clear()
+    os.environ.update(environment)
+    return bench, ours.side, turns.side
+
+
+def print_times(options: argparse.Namespace) -> None:
+    """One row a shape and side, then the ratios."""
+    print("| shape | side | median step, s | tokens a second | generation s | reference s | update s |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    ratios = []
+    for name in options.shapes:
+        bench, ours, theirs = both(SHAPES[name], options.steps + 1, options)
+        for label, side in (("r1ranker", ours), ("TRL", theirs)):
+            median = statistics.median(side.seconds[1:])
+            parts = " | ".join(f"{side.median_part(part):.2f}" for part in ("generation", "reference", "update"))
+            print(f"| {name} | {label} | {median:.2f} | {bench.tokens / median:,.0f} | {parts} |", flush=True)
+        pairs = [their / our for our, their in zip(ours.seconds[1:], theirs.seconds[1:], strict=True)]
+        medians = statistics.median(theirs.seconds[1:]) / statistics.median(ours.seconds[1:])
+        each = ", ".join(f"{pair:.2f}" for pair in pairs)
+        ratios.append(
+            f"{name}: {statistics.median(pairs):.2f} times TRL's tokens a second (median of the pairs {each}; ratio of the "
+            f"medians {medians:.2f}); {bench.tokens:,} tokens a step"
+        )
+    print("\n" + "\n".join(ratios))
+
+
+def print_curves(options: argparse.Namespace) -> None:
+    """Means over every five steps of what each side reports, and the objective made of them."""
+    _, ours, theirs = both(CURVES, options.steps, options)
+    names = ("loss", "kl", "reward", "objective")
+    print("Loss: what the side reports. Objective: -reward + beta KL, what is minimised. Each ours / TRL's.")
+    print("| steps | " + " | ".join(names) + " |")
+    print("| --- |" + " --- |" * len(names))
+    for start in range(0, options.steps, 5):
+        end = min(start + 5, options.steps)
+        cells = []
+        for name in names:
+            means = [statistics.mean(_value(line, name) for line in side.learned[start:end]) for side in (ours, theirs)]
+            cells.append("{:.4f} / {:.4f}".format(*means))
+        print(f"| {start + 1} to {end} | " + " | ".join(cells) + " |")
+
+
+def _value(line: Mapping[str, float], name: str) -> float:
+    return BETA * line["kl"] - line["reward"] if name == "objective" else line[name]
+
+
+def main() -> None:
+    """Print the table of times, or of the curves."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--steps", type=int, help="timed steps a side (5), or steps of the curves (30)")
+    parser.add_argument("--accumulation", type=int, default=8, help="micro-batches of TRL's step")
+    parser.add_argument("--lr", type=float, default=1e-3)
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--curves", action="store_true")
+    parser.add_argument("overrides", nargs="*", help="key=value of r1ranker's config")
+    options = parser.parse_args()
+    options.steps = options.steps or (30 if options.curves else 5)
+    torch.set_num_threads(options.threads)
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    (print_curves if options.curves else print_times)(options)
+
+
+if __name__ == "__main__":
+    main()

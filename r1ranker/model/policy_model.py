@@ -1,0 +1,76 @@
+"""A causal language model that gives the log-probabilities of sampled tokens, and never holds more than some rows of logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
+
+from r1ranker.model.logprobs import token_logprobs
+
+LOGITS_BYTES = 2**28
+"""of the float32 logits that are there at once; more tokens are computed in chunks, and once more in the backward pass"""
+
+
+class PolicyModel(nn.Module):
+    """Log-probabilities and entropies at given places of a packed row; `language_model` is the model itself."""
+
+    def __init__(self, language_model: PreTrainedModel) -> None:
+        super().__init__()
+        self.language_model: Any = language_model
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The transformer blocks, the units of sharding."""
+        layers: nn.ModuleList = self.language_model.base_model.layers
+        return layers
+
+    def forward(
+        self,
+        predicting: Tensor,
+        targets: Tensor,
+        constrained: Tensor,
+        allowed: Tensor,
+        temperature: float,
+        with_entropy: bool,
+        entropy_learns: bool,
+        **inputs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Log-probabilities [R] of `targets` [R] at the places `predicting` [R] of the row, and their entropies [R] if asked for.
+
+        `constrained` [C] and `allowed` [C, K] are those of token_logprobs; `inputs` go to the model's trunk.
+        """
+        hidden = self.language_model.base_model(use_cache=False, **inputs).last_hidden_state[0]
+        states = hidden[predicting]
+
+        def of_rows(states: Tensor, *chunk: Tensor) -> tuple[Tensor, Tensor | None]:
+            return token_logprobs(self._logits(states), chunk[0], temperature, chunk[1], chunk[2], with_entropy, entropy_learns)  # fmt: skip
+
+        rows = max(1, LOGITS_BYTES // (4 * self.language_model.config.vocab_size))
+        if len(states) <= rows:
+            logprobs, entropy = of_rows(states, targets, constrained, allowed)
+            # copies: FSDP hangs a hook on what is returned, which a view would lose
+            return logprobs.clone(), entropy
+        parts = []
+        for start in range(0, len(states), rows):
+            own = (constrained >= start) & (constrained < start + rows)
+            chunk = targets[start : start + rows], constrained[own] - start, allowed[own]
+            if torch.is_grad_enabled():
+                parts.append(checkpoint(of_rows, states[start : start + rows], *chunk, use_reentrant=False))
+            else:
+                parts.append(of_rows(states[start : start + rows], *chunk))
+        return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]) if with_entropy else None
+
+    def _logits(self, states: Tensor) -> Tensor:
+        """Logits [R, V] as the model's own forward pass makes them of its last hidden states [R, H]."""
+        logits: Tensor = self.language_model.get_output_embeddings()(states)
+        config = self.language_model.config
+        if getattr(config, "logits_scaling", None):  # Granite
+            logits = logits / config.logits_scaling
+        if getattr(config, "logit_scale", None):  # Cohere
+            logits = logits * config.logit_scale
+        bound = getattr(config, "final_logit_softcapping", None)  # Gemma
+        return bound * torch.tanh(logits / bound) if bound else logits

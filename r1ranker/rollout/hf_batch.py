@@ -1,0 +1,324 @@
+"""Continuous batching: responses under way leave when they are finished, and waiting requests take their places."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from r1ranker.model.layout import RowLayout
+from r1ranker.rollout.constraint import ConstraintState
+from r1ranker.rollout.engine import Completion, Request, SamplingParams
+from r1ranker.rollout.hf_cache import Attend, Decode, Prefill, SlotStore
+from r1ranker.rollout.sampling import choose, uniform_stream
+
+_PREFILL_TOKENS = 4096
+"""of one forward pass over prompts"""
+_PROMPT_STEP = 128
+"""tokens that the room for prompts is a multiple of, so that it does not grow with every longer one"""
+_RESPONSE_TOKENS = 128
+"""that responses have room for at first; doubled when they need more"""
+
+Done = list[tuple[int, list[Completion]]]
+
+
+@dataclass
+class _Open:
+    """A request, and its completions as they come."""
+
+    key: int
+    request: Request
+    completions: list[Completion | None]
+
+
+@dataclass
+class _Group:
+    """A prompt and how many of its responses are under way."""
+
+    slot: int
+    length: int
+    live: int
+
+
+@dataclass
+class _Row:
+    """One response under way."""
+
+    open: _Open
+    sample: int
+    group: _Group
+    born: int
+    """the step that sampled its first token"""
+    state: ConstraintState | None
+    allowed: list[list[int]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """What of a decode step stays the same until a response joins or leaves."""
+
+    members: Tensor
+    places: Tensor
+    prompt_bias: Tensor
+    oldest: int
+    """the first step of the response that is the longest so far"""
+    reach: int
+    """tokens of the longest sequence, less the step"""
+
+
+class Batch:
+    """Responses under way and requests that wait, all with the same sampling parameters.
+
+    Rows (responses) and groups (prompts) leave no gaps: where one ends, the last one moves into its place.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        stop: Collection[int],
+        token_text: Callable[[int], str],
+        max_num_seqs: int,
+        params: SamplingParams,
+    ) -> None:
+        self.params = params
+        self._model, self._stop, self._token_text = model, stop, token_text
+        self._capacity = max(max_num_seqs, params.n)  # the samples of a prompt begin together
+        self._waiting: list[tuple[int, int, _Open]] = []
+        self._added = 0
+        self._step = 0
+        self._rows: list[_Row] = []
+        self._groups: list[_Group] = []
+        self._layout: _Layout | None = None
+        self._prompts, self._responses = SlotStore(self._capacity // params.n), SlotStore(self._capacity)
+        self._room = min(params.max_tokens, _RESPONSE_TOKENS)
+        shape, device = (self._capacity, params.max_tokens), model.device
+        self._stop_ids = torch.tensor(sorted(stop), dtype=torch.long, device=device)
+        # of each row: what was sampled, what it is sampled with, its prompt's length and its first step
+        self._tokens = torch.zeros(shape, dtype=torch.long, device=device)
+        self._logprobs = torch.zeros(shape, device=device)
+        self._uniforms = torch.zeros(shape, dtype=torch.float64, device=device)
+        self._starts = torch.zeros(self._capacity, dtype=torch.long, device=device)
+        self._born = torch.zeros(self._capacity, dtype=torch.long, device=device)
+
+    @property
+    def drained(self) -> bool:
+        """Nothing is under way and nothing waits."""
+        return not self._rows and not self._waiting
+
+    def add(self, key: int, request: Request) -> None:
+        """Have a request wait; the longest prompts go first, so that none of them is what all wait for in the end."""
+        self._added += 1
+        opened = _Open(key, request, [None] * self.params.n)
+        heapq.heappush(self._waiting, (-len(request.token_ids), self._added, opened))
+
+    @torch.inference_mode()
+    def step(self) -> Done:
+        """Let in requests there is room for and sample a token of every row; (key, completions) of what is complete."""
+        done = self._admit()
+        return done + self._decode() if self._rows else done
+
+    def _admit(self) -> Done:
+        n, free = self.params.n, self._capacity - len(self._rows)
+        # several at a time where more wait: a forward pass over one short prompt costs more than a row idle for a while
+        if not self._waiting or free < min(len(self._waiting) * n, max(n, self._capacity // 8)):
+            return []
+        prompts: dict[tuple[int, ...], list[_Open]] = {}
+        for _ in range(min(len(self._waiting), free // n)):
+            opened = heapq.heappop(self._waiting)[-1]
+            prompts.setdefault(tuple(opened.request.token_ids), []).append(opened)
+        first_row, first_group = len(self._rows), len(self._groups)
+        for ids, alike in prompts.items():
+            group = _Group(len(self._groups), len(ids), live=n * len(alike))
+            self._groups.append(group)
+            for opened in alike:
+                self._rows += [
+                    _Row(opened, sample, group, self._step, self._state(opened.request)) for sample in range(n)
+                ]
+        self._layout = None
+        self._responses.reserve(len(self._rows), self._room)
+        rows, new = self._rows[first_row:], slice(first_row, len(self._rows))
+        streams = [uniform_stream(row.open.request.seed, row.sample, self.params.max_tokens) for row in rows]
+        self._uniforms[new] = torch.from_numpy(np.stack(streams))
+        self._starts[new] = torch.tensor([row.group.length for row in rows])
+        self._born[new] = self._step
+        logits = self._prefill(list(prompts), first_group)
+        allowed = self._allowed(first_row)
+        of_rows = torch.tensor([row.group.slot - first_group for row in rows], device=logits.device)
+        return self._take(*choose(logits[of_rows], self._uniforms[new, 0], allowed, self.params), allowed)
+
+    def _state(self, request: Request) -> ConstraintState | None:
+        return ConstraintState(request.constraint, self._token_text) if request.constraint else None
+
+    def _prefill(self, prompts: Sequence[tuple[int, ...]], first_slot: int) -> Tensor:
+        """Logits after each prompt [G, V]; the prompts' keys and values go into the slots from `first_slot` on."""
+        longest = max(len(prompt) for prompt in prompts)
+        self._prompts.reserve(len(self._groups), -(-longest // _PROMPT_STEP) * _PROMPT_STEP)
+        logits: list[Tensor] = []
+        for start, end in _chunks([len(prompt) for prompt in prompts]):
+            lengths = [len(prompt) for prompt in prompts[start:end]]
+            layout = RowLayout.of(lengths).to(self._model.device)
+            slots = range(first_slot + start, first_slot + end)
+            ids = torch.tensor([token for prompt in prompts[start:end] for token in prompt])
+            positions = torch.cat([torch.arange(length) for length in lengths])
+            attend = Prefill(self._prompts, slots, layout)
+            logits.append(self._forward(ids, positions, attend, layout.query_bounds[1:].long() - 1))
+        return torch.cat(logits)
+
+    def _forward(self, ids: Tensor, positions: Tensor, attend: Attend, keep: Tensor | int) -> Tensor:
+        """Logits [K, V] of a row of tokens [T] at the places `keep` [K] (0: at all)."""
+        device = self._model.device
+        logits: Tensor = self._model(
+            input_ids=ids.to(device)[None],
+            position_ids=positions.to(device)[None],
+            use_cache=False,
+            attend=attend,
+            logits_to_keep=keep,
+        ).logits[0]
+        return logits
+
+    def _decode(self) -> Done:
+        self._step += 1
+        self._layout = layout = self._layout or self._arranged()
+        count = len(self._rows)
+        longest = self._step - layout.oldest
+        if longest > self._room:
+            self._room = min(2 * self._room, self.params.max_tokens)
+            self._responses.reserve(count, self._room)
+        written = self._step - self._born[:count] - 1
+        attend = Decode(
+            self._prompts,
+            self._responses,
+            layout.members,
+            layout.places,
+            layout.prompt_bias,
+            _bias(written + 1, longest),
+            written,
+            self._step + layout.reach,
+        )
+        ids = self._tokens[:count].gather(1, written[:, None])[:, 0]
+        positions = self._starts[:count] + written
+        allowed = self._allowed(0)
+        uniforms = self._uniforms[:count].gather(1, written[:, None] + 1)[:, 0]
+        # where one token alone is allowed there is nothing to be computed
+        open_rows = [row for row, some in enumerate(allowed) if len(some) != 1]
+        if len(open_rows) == count:
+            logits = self._forward(ids, positions, attend, 0)
+            return self._take(*choose(logits, uniforms, allowed, self.params), allowed)
+        tokens = torch.tensor([some[0] if len(some) == 1 else 0 for some in allowed], device=ids.device)
+        logprobs = torch.zeros(count, device=ids.device)
+        keep = torch.tensor(open_rows, dtype=torch.long, device=ids.device)
+        logits = self._forward(ids, positions, attend, keep)
+        if open_rows:
+            tokens[keep], logprobs[keep] = choose(
+                logits, uniforms[keep], [allowed[row] for row in open_rows], self.params
+            )
+        return self._take(tokens, logprobs, allowed)
+
+    def _allowed(self, first: int) -> list[list[int]]:
+        """The ids that may come next, of the rows from `first` on; empty: any."""
+        return [row.state.allowed() if row.state else [] for row in self._rows[first:]]
+
+    def _arranged(self) -> _Layout:
+        members: list[list[int]] = [[] for _ in self._groups]
+        inside = []
+        for place, row in enumerate(self._rows):
+            inside.append(len(members[row.group.slot]))
+            members[row.group.slot].append(place)
+        most = max(len(of_group) for of_group in members)
+        places = [row.group.slot * most + place for row, place in zip(self._rows, inside, strict=True)]
+        lengths = torch.tensor([group.length for group in self._groups])
+        device = self._model.device
+        return _Layout(
+            members=torch.tensor([of_group + [0] * (most - len(of_group)) for of_group in members], device=device),
+            places=torch.tensor(places, device=device),
+            prompt_bias=_bias(lengths, int(lengths.max())).to(device),
+            oldest=min(row.born for row in self._rows),
+            reach=max(row.group.length - row.born for row in self._rows),
+        )
+
+    def _take(self, tokens: Tensor, logprobs: Tensor, allowed: Sequence[list[int]]) -> Done:
+        """Put tokens [K] and their log-probabilities [K] to the last K rows, and end those that are finished."""
+        first, count = len(self._rows) - len(tokens), len(self._rows)
+        rows = torch.arange(first, count, device=tokens.device)
+        columns = self._step - self._born[first:count]
+        self._tokens[rows, columns] = tokens
+        self._logprobs[rows, columns] = logprobs
+        stopped = (tokens[:, None] == self._stop_ids).any(dim=1) | (columns + 1 == self.params.max_tokens)
+        ended = (stopped.nonzero()[:, 0] + first).tolist()
+        if any(row.state for row in self._rows[first:]):
+            going = set(range(first, count)).difference(ended)
+            for place, token, ids in zip(range(first, count), tokens.tolist(), allowed, strict=True):
+                row = self._rows[place]
+                if row.state:
+                    row.allowed.append(ids)
+                    if place in going:
+                        row.state.advance(token)
+        return self._end(ended) if ended else []
+
+    def _end(self, ended: Sequence[int]) -> Done:
+        done: Done = []
+        for place in ended:
+            row = self._rows[place]
+            length = self._step - row.born + 1
+            ids = self._tokens[place, :length].tolist()
+            row.open.completions[row.sample] = Completion(
+                token_ids=ids,
+                logprobs=self._logprobs[place, :length].tolist(),
+                finish_reason="stop" if ids[-1] in self._stop else "length",
+                allowed=row.allowed,
+            )
+            complete = [one for one in row.open.completions if one is not None]
+            if len(complete) == self.params.n:
+                done.append((row.open.key, complete))
+            row.group.live -= 1
+        self._close_gaps(ended)
+        return done
+
+    def _close_gaps(self, ended: Sequence[int]) -> None:
+        """Take ended rows out, and the groups that have none left."""
+        self._layout = None
+        written = max(self._step - row.born for row in self._rows)
+        sources, targets = _moves(ended, len(self._rows))
+        if sources:
+            for tensor in (self._tokens, self._logprobs, self._uniforms, self._starts, self._born):
+                tensor[targets] = tensor[sources]
+            self._responses.move(sources, targets, written)
+        for source, target in zip(sources, targets, strict=True):
+            self._rows[target] = self._rows[source]
+        del self._rows[len(self._rows) - len(ended) :]
+        empty = [group.slot for group in self._groups if not group.live]
+        sources, targets = _moves(empty, len(self._groups))
+        if sources:
+            self._prompts.move(sources, targets, max(self._groups[source].length for source in sources))
+        for source, target in zip(sources, targets, strict=True):
+            self._groups[target] = self._groups[source]
+            self._groups[target].slot = target
+        del self._groups[len(self._groups) - len(empty) :]
+
+
+def _moves(gone: Sequence[int], count: int) -> tuple[list[int], list[int]]:
+    """Which of `count` places move, and where to, so that what is left without `gone` (ascending) has no gaps."""
+    left, leaving = count - len(gone), set(gone)
+    return [place for place in range(left, count) if place not in leaving], [place for place in gone if place < left]
+
+
+def _bias(lengths: Tensor, longest: int) -> Tensor:
+    """[N, longest]: 0 at the first lengths [N] places of each row, -inf after them."""
+    after = torch.arange(longest, device=lengths.device) >= lengths[:, None]
+    return torch.zeros(after.shape, device=lengths.device).masked_fill_(after, -torch.inf)
+
+
+def _chunks(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
+    """Bounds of runs of prompts that make up a forward pass each."""
+    start = total = 0
+    for place, length in enumerate(lengths):
+        if place > start and total + length > _PREFILL_TOKENS:
+            yield start, place
+            start, total = place, 0
+        total += length
+    yield start, len(lengths)

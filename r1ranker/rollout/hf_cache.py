@@ -1,0 +1,189 @@
+"""Keys and values of the responses under way, and the attention that reads and writes them. Registered as 'grouped'.
+
+A prompt's are kept once for all samples of it, a response's own beside them; a query attends to both, and the two parts
+are brought together by the logarithms of their softmax's denominators.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from r1ranker.errors import UserError
+from r1ranker.model.attention import packed_attention
+from r1ranker.model.layout import RowLayout
+
+GROUPED = "grouped"
+
+
+class SlotStore:
+    """Keys and values of every layer in slots [N, H, T, D]; N, up to `most`, and T grow as they are needed."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._count = self._length = 0
+        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def reserve(self, count: int, length: int) -> None:
+        """Have room for `count` slots of `length` tokens; what is in the slots stays."""
+        if count <= self._count and length <= self._length:
+            return
+        # doubled, so that requests that come one by one do not each have everything copied
+        self._count = self._count if count <= self._count else max(count, min(2 * self._count, self._most))
+        self._length = max(length, self._length)
+        for layer, (keys, values) in self._layers.items():
+            self._layers[layer] = (self._widened(keys), self._widened(values))
+
+    def _widened(self, old: Tensor) -> Tensor:
+        new = old.new_zeros(self._count, old.shape[1], self._length, old.shape[3])
+        new[: old.shape[0], :, : old.shape[2]] = old
+        return new
+
+    def of(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of a layer [N, H, T, D], made like `key` and `value` [1, H, _, D] where they are not there yet."""
+        if layer not in self._layers:
+            # zeros: what is masked is multiplied by a weight of 0, which only finite values turn into 0
+            keys, values = (
+                tensor.new_zeros(self._count, tensor.shape[1], self._length, tensor.shape[3]) for tensor in (key, value)
+            )
+            self._layers[layer] = (keys, values)
+        return self._layers[layer]
+
+    def move(self, sources: Sequence[int], targets: Sequence[int], length: int) -> None:
+        """Copy the first `length` tokens of some slots into others."""
+        for pair in self._layers.values():
+            for tensor in pair:
+                tensor[targets, :, :length] = tensor[sources, :, :length]
+
+
+class Attend(Protocol):
+    """What a forward pass does in place of a model's attention."""
+
+    @property
+    def longest(self) -> int:
+        """tokens of the longest sequence, with those of this pass"""
+        ...
+
+    def __call__(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        """Keep key and value [1, Hkv, T, D]; the attention of query [1, H, T, D] as [1, T, H, D]."""
+        ...
+
+
+@dataclass(frozen=True)
+class Prefill:
+    """A packed row of whole prompts, each attending to itself, whose keys and values go into slots."""
+
+    prompts: SlotStore
+    slots: Sequence[int]
+    """of each prompt"""
+    layout: RowLayout
+
+    @property
+    def longest(self) -> int:
+        return max(self.layout.lengths)
+
+    def __call__(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        for stored, new in zip(self.prompts.of(_layer(module), key, value), (key, value), strict=True):
+            for slot, (start, end) in zip(self.slots, self.layout.spans, strict=True):
+                stored[slot, :, : end - start] = new[0, :, start:end]
+        return packed_attention(module, query, key, value, None, layout=self.layout, scaling=scaling)[0]
+
+
+@dataclass(frozen=True)
+class Decode:
+    """One token of each of B responses, attending to its prompt and to the response so far."""
+
+    prompts: SlotStore
+    responses: SlotStore
+    members: Tensor
+    """[G, M]: the responses of each prompt, filled up with any"""
+    places: Tensor
+    """[B]: where each response stands in the flattened members"""
+    prompt_bias: Tensor
+    """[G, P]: 0 for a prompt's tokens, -inf after them"""
+    response_bias: Tensor
+    """[B, T]: likewise of the responses, this token included"""
+    written: Tensor
+    """[B]: the place in its response's slot that this token takes"""
+    longest: int
+
+    def __call__(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+        (count, longest), (groups, longest_prompt) = self.response_bias.shape, self.prompt_bias.shape
+        heads, kv_heads, width = query.shape[1], key.shape[1], query.shape[3]
+        rows = torch.arange(count, device=query.device)
+        own = self.responses.of(_layer(module), key, value)
+        for stored, new in zip(own, (key, value), strict=True):
+            stored[rows, :, self.written] = new[0].transpose(0, 1)
+        # the query heads that share keys are rows of one product, and so are all responses to a prompt
+        queries = (query[0].transpose(0, 1) * scaling).reshape(count, kv_heads, heads // kv_heads, width)
+        shape = (groups, self.members.shape[1], kv_heads, heads // kv_heads)
+        grouped = queries[self.members.flatten()].view(*shape, width).transpose(1, 2).flatten(2, 3)
+
+        def ungrouped(tensor: Tensor) -> Tensor:
+            by_prompt = tensor.view(groups, kv_heads, shape[1], shape[3], -1).transpose(1, 2)
+            return by_prompt.reshape(-1, kv_heads, shape[3], tensor.shape[-1])[self.places]
+
+        keys, values = (stored[:groups, :, :longest_prompt] for stored in self.prompts.of(_layer(module), key, value))
+        of_prompt, mass_of_prompt = (ungrouped(part) for part in _part(grouped, keys, values, self.prompt_bias))
+        keys, values = (stored[:count, :, :longest] for stored in own)
+        of_own, mass_of_own = _part(queries, keys, values, self.response_bias)
+        merged = torch.lerp(of_own, of_prompt, torch.sigmoid(mass_of_prompt - mass_of_own))
+        return merged.to(query.dtype).view(1, count, heads, width)
+
+
+def _part(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention of scaled queries [N, H, R, D] over keys and values [N, H, T, D] under a bias [N, T], in float32.
+
+    Returns it [N, H, R, D] and the logarithm of the softmax's denominator [N, H, R, 1].
+    """
+    shape = (*query.shape[:3], keys.shape[2])
+    scores = torch.bmm(query.flatten(0, 1), keys.flatten(0, 1).transpose(1, 2)).float().view(shape)
+    scores.add_(bias[:, None, None])
+    highest = scores.amax(dim=-1, keepdim=True)
+    weights = scores.sub_(highest).exp_()
+    total = weights.sum(dim=-1, keepdim=True)
+    summed = torch.bmm(weights.flatten(0, 1).to(values.dtype), values.flatten(0, 1)).view(query.shape)
+    return summed / total, highest + total.log()
+
+
+def _layer(module: nn.Module) -> int:
+    layer: Any = module.layer_idx
+    return int(layer)
+
+
+def grouped_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    attend: Attend,
+    scaling: float,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    s_aux: Tensor | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Attention of query [1, H, T, D] over key and value [1, Hkv, T, D] and what `attend` keeps; returns [1, T, H, D].
+
+    Raises UserError for a model with attention sinks, and where a sequence is longer than a model's sliding window.
+    """
+    if attention_mask is not None or dropout:
+        raise ValueError("grouped attention takes neither a mask nor dropout")
+    if s_aux is not None or (sliding_window is not None and attend.longest > sliding_window):
+        raise UserError(
+            f"this model attends over a window of {sliding_window} tokens or with sinks, and a sequence has "
+            f"{attend.longest}; a model with full attention is wanted, or shorter sequences"
+        )
+    return attend(module, query, key, value, scaling), None
+
+
+def register_grouped() -> None:
+    """Make `attn_implementation="grouped"` known to transformers."""
+    AttentionInterface.register(GROUPED, grouped_attention)

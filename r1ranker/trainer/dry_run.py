@@ -1,0 +1,172 @@
+"""What a run would do, said without starting anything: processes, steps, tokens, and memory by moment and part."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from contextlib import closing
+
+import numpy as np
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.table import Table
+
+from r1ranker.data.prompts import Prompt
+from r1ranker.device import device_memory, pick_device
+from r1ranker.trainer.balance import Budget
+from r1ranker.trainer.config import Config
+from r1ranker.trainer.loop import Run
+from r1ranker.trainer.memory import GPU_BASE, MemoryModel, Parts, total
+from r1ranker.trainer.out_of_memory import in_units
+
+WIDEST = 150
+"""characters of the table: a narrow terminal breaks lines, where rich would cut figures off"""
+MOST_READ = 2000
+"""prompts whose lengths are looked at, evenly spread"""
+
+
+def dry_run(config: Config) -> None:
+    """Check everything that training checks before workers start, and print what would run.
+
+    Raises UserError as training does.
+    """
+    run = Run(config)
+    with closing(run.rewards):
+        device = pick_device()
+        free, size = device_memory(device)
+        waiting = min(config.data.val_batch_size or len(run.validation), len(run.validation))
+        model = MemoryModel.of(config, device.type != "cpu", size, waiting)
+        console = Console(width=max(WIDEST, Console().width), highlight=False)
+        for note in run.notes:
+            console.print(note, markup=False)
+        _print_pairs(console, "What runs where", _places(model))
+        _print_pairs(console, "A step", _work(run))
+        _print_memory(console, model, free)
+
+
+def _places(model: MemoryModel) -> list[tuple[str, str]]:
+    config, trainer = model.config, model.config.trainer
+    rollout = config.actor_rollout_ref.rollout
+    held = ["actor"] + ["reference"] * config.needs_reference + ["critic"] * config.needs_critic
+    colocated = rollout.placement == "colocated"
+    each = "a GPU each" if model.on_gpu else "on the CPU"
+    spanning = f", one over {rollout.tensor_model_parallel_size}" if rollout.tensor_model_parallel_size > 1 else ""
+    engine = f"{rollout.name} engine{spanning}"
+    parameters = f"{model.actor.parameters:,} parameters"
+    if model.critic is not None:
+        parameters += f"; critic {config.critic.model.path}"
+    where = "this process" if trainer.executor == "local" else f"{trainer.nnodes} x {trainer.n_gpus_per_node} with Ray"
+    lines = [
+        ("model", f"{config.actor_rollout_ref.model.path}, {parameters}"),
+        ("driver", "this process: data, rewards, advantages"),
+        ("trainer", f"{where}, {each}: {', '.join(held + [engine] * colocated)}"),
+    ]
+    if not colocated:
+        lines.append(("rollout", f"{rollout.n_workers} with Ray, {each}: {engine}"))
+    return [*lines, ("output", config.output_dir)]
+
+
+def _work(run: Run) -> list[tuple[str, str]]:
+    config = run.config
+    data, n = config.data, config.actor_rollout_ref.rollout.n
+    lengths = _lengths(run.loader.prompts)
+    share = config.actor_rollout_ref.model.share_prompts
+    group = (1 if share else n) * float(np.mean(lengths)) + n * (data.max_response_length - 1)
+    actor = config.actor_rollout_ref.actor
+    lines = [
+        ("algorithm", f"{config.algorithm.adv_estimator}, {config.trainer.total_epochs} epochs at most"),
+        ("steps", f"{run.total_steps:,} ({run.loader.steps_per_epoch:,} an epoch of {len(run.loader.prompts):,} prompts)"),
+        ("validation", f"{len(run.validation):,} prompts each time"),
+        ("prompts", f"{data.train_batch_size:,} a step, of {np.mean(lengths):,.0f} tokens on average, {max(lengths):,} at most"),
+        ("responses", f"{data.train_batch_size * n:,} a step ({n} a prompt), of {data.max_response_length:,} tokens at most"),
+        ("tokens", f"{data.train_batch_size * group:,.0f} a step at most in the rows of a pass"),
+    ]  # fmt: skip
+    if len(lengths) < len(run.loader.prompts):
+        lines[3] = ("prompts", f"{lines[3][1]} (by {len(lengths):,} of them)")
+    sequences = actor.ppo_micro_batch_size, actor.ppo_micro_batch_size_per_gpu
+    roles = [("actor", actor.ppo_mini_batch_size, actor.ppo_epochs, Budget.of(config, None, *sequences, None))]
+    if config.needs_critic:
+        critic = config.critic
+        size, epochs = critic.ppo_mini_batch_size or roles[0][1], critic.ppo_epochs or roles[0][2]
+        sequences = critic.ppo_micro_batch_size, critic.ppo_micro_batch_size_per_gpu
+        budget = Budget.of(config, critic.ppo_max_token_len_per_gpu, *sequences, critic.use_dynamic_bsz)
+        roles.append(("critic", size, epochs, budget))
+    for name, size, epochs, budget in roles:
+        updates = data.train_batch_size // size * epochs
+        bins = _micro_batches(size, n, group, budget, config.world_size)
+        lines.append(
+            (f"{name}'s updates", f"{updates:,} a step, of {size:,} prompts; {bins:,} micro-batches a process in each at most")
+        )  # fmt: skip
+    return lines
+
+
+def _micro_batches(prompts: int, n: int, group: float, budget: Budget, processes: int) -> int:
+    """Of an update in one process, where every response is as long as it may be."""
+    by_tokens = prompts * group / budget.max_tokens
+    by_sequences = prompts * n / budget.max_sequences if budget.max_sequences else 0.0
+    return max(1, math.ceil(max(by_tokens, by_sequences) / processes))
+
+
+def _lengths(prompts: Sequence[Prompt]) -> list[int]:
+    places = np.unique(np.linspace(0, len(prompts) - 1, min(MOST_READ, len(prompts))).round().astype(int))
+    return [len(prompts[int(place)].token_ids) for place in places]
+
+
+def _print_pairs(console: Console, title: str, lines: Sequence[tuple[str, str]]) -> None:
+    console.print(f"\n{title}", style="bold")
+    for name, text in lines:
+        console.print(f"  {name:<18} {text}", markup=False, soft_wrap=True)
+
+
+def _print_memory(console: Console, model: MemoryModel, free: int) -> None:
+    config = model.config
+    moments = model.moments()
+    if config.actor_rollout_ref.rollout.placement == "separate":
+        moments["rollout process"] = model.generation()
+    table = Table(title=_title(model), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("", no_wrap=True)
+    for name in moments:
+        table.add_column(name, justify="right", no_wrap=True)
+    for part in dict.fromkeys(part for parts in moments.values() for part in parts):
+        table.add_row(part, *(_cell(parts, part) for parts in moments.values()))
+    table.add_section()
+    table.add_row("total", *(in_units(total(parts)) for parts in moments.values()), style="bold")
+    console.print()
+    console.print(table)
+    for line in _remarks(model, moments, free):
+        console.print(line, markup=False, soft_wrap=True)
+
+
+def _title(model: MemoryModel) -> str:
+    if model.on_gpu:
+        return f"Memory a GPU ({in_units(GPU_BASE)} for the driver's own part is assumed)"
+    return "Memory a process, in the host's memory"
+
+
+def _cell(parts: Parts, part: str) -> str:
+    return in_units(parts[part]) if parts.get(part) else ""
+
+
+def _remarks(model: MemoryModel, moments: dict[str, Parts], free: int) -> list[str]:
+    config = model.config
+    highest = max(moments, key=lambda name: total(moments[name]))
+    beside = 1 if model.on_gpu else config.trainer.n_gpus_per_node
+    device = "GPU" if model.on_gpu else "machine"
+    needed = beside * total(moments[highest])
+    together = f"; {beside} processes together: {in_units(needed)}" if beside > 1 else ""
+    fit = "fits" if needed <= free else "more than is free now" if needed <= model.device_bytes else "does not fit"
+    lines = [
+        f"most: {in_units(total(moments[highest]))}, {highest}{together}; this {device} has "
+        f"{in_units(model.device_bytes)}, {in_units(free)} free: {fit}"
+    ]
+    tokens = config.actor_rollout_ref.actor.ppo_max_token_len_per_gpu
+    sizes = {on: in_units(total(model.updating_actor(tokens, checkpointing=on))) for on in (False, True)}
+    lines.append(
+        f"update of the actor at ppo_max_token_len_per_gpu={tokens}: {sizes[False]} without gradient checkpointing, "
+        f"{sizes[True]} with it"
+    )
+    if model.critic is not None:
+        tokens = config.critic.ppo_max_token_len_per_gpu or tokens
+        sizes = {on: in_units(total(model.updating_critic(tokens, checkpointing=on))) for on in (False, True)}
+        lines.append(f"update of the critic at {tokens}: {sizes[False]} without, {sizes[True]} with it")
+    return lines

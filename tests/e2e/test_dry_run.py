@@ -1,0 +1,118 @@
+"""What a run would do, said without doing it; where memory runs out, the setting to lower; and help that loads nothing heavy."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+HEAVY = ("torch", "ray", "transformers", "numpy", "hydra")
+
+
+def overrides(toy: Path, model: str, output: Path, *more: str) -> list[str]:
+    return [
+        f"data.train_files={toy}/iterative_ranking/train.parquet", f"data.val_files={toy}/iterative_ranking/test.parquet",
+        f"actor_rollout_ref.model.path={model}", f"critic.model.path={model}", f"trainer.default_local_dir={output}",
+        "data.train_batch_size=8", "actor_rollout_ref.actor.ppo_mini_batch_size=4", "actor_rollout_ref.rollout.n=4",
+        "data.max_prompt_length=400", "data.max_response_length=16", "data.val_max_samples=9", "trainer.total_training_steps=2", "trainer.val_before_train=false", *more,
+    ]  # fmt: skip
+
+
+def call(*command: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, cwd=ROOT, check=False)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+def train(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+    return call("-m", "r1ranker.cli", "train", "--config-name", "quickstart", *arguments, code=code)
+
+
+def test_a_dry_run_says_what_would_run_and_starts_nothing(toy: Path, tiny_model: str, tmp_path: Path) -> None:
+    more = (
+        "algorithm.adv_estimator=gae", "actor_rollout_ref.actor.use_kl_loss=true", "trainer.executor=ray", "trainer.n_gpus_per_node=2",
+        "actor_rollout_ref.rollout.placement=separate", "actor_rollout_ref.rollout.n_workers=3",
+    )  # fmt: skip
+    printed = train("--dry-run", *overrides(toy, tiny_model, tmp_path / "run", *more)).stdout
+    for line in (
+        "actor, reference, critic", "3 with Ray", "8 a step, of ", "32 a step (4 a prompt), of 16 tokens at most", "2 a step, of 4 prompts",
+        "update of the actor", "update of the critic", "rollout process", "critic: Adam", "reference: weights", "activations", "logits",
+        "engine: cache", "gradient checkpointing",
+    ):  # fmt: skip
+        assert line in printed, line
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_refuses_what_training_refuses(toy: Path, tiny_model: str, tmp_path: Path) -> None:
+    for wrong, words in (
+        ("data.train_batch_size=96000", "data.train_batch_size: 96000"),
+        (f"data.train_files={tmp_path}/gone.parquet", "gone.parquet"),
+        (f"custom_reward_function.path={tmp_path}/gone.py", "gone.py"),
+    ):
+        error = train("--dry-run", *overrides(toy, tiny_model, tmp_path, wrong, "actor_rollout_ref.actor.ppo_mini_batch_size=8"), code=2).stderr  # fmt: skip
+        assert words in error
+        assert len(error.splitlines()) == 1
+
+
+OUT_OF_MEMORY = """
+import re, resource, sys
+from pathlib import Path
+from r1ranker.cli import main
+from r1ranker.rollout.hf import HFEngine
+from r1ranker.trainer.policy import Policy
+
+def limited(method):
+    def call(self, *arguments):
+        data = int(re.search(r"VmData:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+        resource.setrlimit(resource.RLIMIT_DATA, (data + 4 * 2**20, resource.RLIM_INFINITY))
+        return method(self, *arguments)
+    return call
+
+place, sys.argv[1:] = sys.argv[1], sys.argv[2:]
+owner, name = {"update": (Policy, "update"), "generation": (HFEngine, "session")}[place]
+setattr(owner, name, limited(getattr(owner, name)))
+main()
+"""
+
+
+@pytest.mark.parametrize(
+    ("place", "key", "words"),
+    [
+        ("update", "actor_rollout_ref.actor.ppo_max_token_len_per_gpu: found 16384", "the update of the actor ran out of memory"),
+        ("generation", "actor_rollout_ref.rollout.max_num_seqs: found 256", "generation ran out of memory"),
+    ],
+)  # fmt: skip
+def test_where_memory_runs_out_the_setting_to_lower_is_named(
+    place: str, key: str, words: str, toy: Path, tiny_model: str, tmp_path: Path
+) -> None:
+    script = tmp_path / "limited.py"
+    script.write_text(OUT_OF_MEMORY)
+    # so large that what earlier parts of the step gave back cannot hold it
+    large = ["data.train_batch_size=64", "actor_rollout_ref.actor.ppo_mini_batch_size=64"]
+    done = call(
+        str(script),
+        place,
+        "train",
+        "--config-name",
+        "quickstart",
+        *overrides(toy, tiny_model, tmp_path / "run", *large),
+        code=1,
+    )
+    error = done.stderr.splitlines()[-1]
+    assert error.startswith(f"error: step 1: {key}; {words}")
+    assert "device has " in error
+    assert "; try " in error
+    assert "no actor was saved yet" in error
+
+
+@pytest.mark.parametrize("arguments", [("--help",), ("train", "--help")])
+def test_help_loads_nothing_heavy(arguments: tuple[str, ...]) -> None:
+    script = (
+        "import sys; from r1ranker.cli import main; sys.argv = ['r1ranker', *sys.argv[1:]]\n"
+        "try: main()\nexcept SystemExit: pass\n"
+        f"print('loaded', [name for name in {HEAVY} if name in sys.modules])"
+    )
+    assert call("-c", script, *arguments).stdout.splitlines()[-1] == "loaded []"

@@ -1,0 +1,215 @@
+"""The transformers engine against transformers' own decoding: what is batched, shared and moved must not show."""
+
+from __future__ import annotations
+
+import copy
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
+
+from r1ranker.errors import UserError
+from r1ranker.rollout.constraint import PoolConstraint
+from r1ranker.rollout.engine import Completion, Request, SamplingParams
+from r1ranker.rollout.hf import HFEngine
+
+VOCABULARY, EOS = 97, 1
+TOKENIZER: Any = SimpleNamespace(eos_token_id=EOS, decode=lambda ids: f"<{ids[0]}>")
+
+
+def model_of(kv_heads: int = 2, seed: int = 0, **settings: Any) -> PreTrainedModel:
+    torch.manual_seed(seed)
+    config = Qwen2Config(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=kv_heads, max_position_embeddings=1024, initializer_range=0.2, bos_token_id=0,
+        eos_token_id=EOS, pad_token_id=0, **settings,
+    )  # fmt: skip
+    return Qwen2ForCausalLM(config).eval()
+
+
+def engine_of(model: PreTrainedModel, max_num_seqs: int = 256, stop: tuple[int, ...] = (EOS,)) -> HFEngine:
+    engine = HFEngine(copy.deepcopy(model), TOKENIZER, max_num_seqs)
+    engine._stop = set(stop)
+    return engine
+
+
+def requests(count: int, seed: int = 5) -> list[Request]:
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(1, 40, (count,), generator=generator).tolist()
+    return [
+        Request(torch.randint(2, VOCABULARY, (length,), generator=generator).tolist(), seed=place)
+        for place, length in enumerate(lengths)
+    ]
+
+
+def plain_logprobs(model: PreTrainedModel, request: Request, sample: Completion, temperature: float) -> torch.Tensor:
+    """Log-probabilities [T, V] at the places of a response, of one unpadded forward pass."""
+    ids = torch.tensor([[*request.token_ids, *sample.token_ids]])
+    with torch.no_grad():
+        logits = model(ids, use_cache=False).logits[0, len(request.token_ids) - 1 : -1]
+    return (logits / temperature).log_softmax(-1)
+
+
+def assert_logprobs_are_plain(
+    model: PreTrainedModel, asked: list[Request], found: list[list[Completion]], temperature: float = 1.0
+) -> None:
+    for request, samples in zip(asked, found, strict=True):
+        for sample in samples:
+            plain = plain_logprobs(model, request, sample, temperature)
+            expected = plain.gather(1, torch.tensor(sample.token_ids)[:, None])[:, 0]
+            torch.testing.assert_close(torch.tensor(sample.logprobs), expected, atol=1e-5, rtol=0)
+
+
+def tokens_of(found: list[list[Completion]]) -> list[list[list[int]]]:
+    return [[sample.token_ids for sample in samples] for samples in found]
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("n", [1, 8])
+def test_greedy_decoding_is_that_of_transformers(n: int, kv_heads: int) -> None:
+    model, asked = model_of(kv_heads), requests(7)
+    found = engine_of(model).generate(asked, SamplingParams(n=n, temperature=0, max_tokens=15))
+    for request, samples in zip(asked, found, strict=True):
+        ids = torch.tensor([list(request.token_ids)])
+        expected = model.generate(ids, max_new_tokens=15, do_sample=False)[0, ids.shape[1] :].tolist()
+        assert [sample.token_ids for sample in samples] == [expected] * n
+    assert_logprobs_are_plain(model, asked, found)
+
+
+@pytest.mark.parametrize("n", [1, 8])
+def test_log_probabilities_of_samples_are_those_of_a_plain_forward_pass(n: int) -> None:
+    model, asked = model_of(), requests(9)
+    params = SamplingParams(n=n, temperature=0.7, max_tokens=20)
+    found = engine_of(model, max_num_seqs=16, stop=tuple(range(12))).generate(asked, params)
+    assert_logprobs_are_plain(model, asked, found, 0.7)
+    assert len({len(sample.token_ids) for samples in found for sample in samples}) > 5
+
+
+@pytest.mark.parametrize("params", [SamplingParams(max_tokens=12), SamplingParams(n=3, max_tokens=12, top_p=0.9)])
+def test_responses_do_not_depend_on_what_else_is_in_the_batch(params: SamplingParams) -> None:
+    model, asked, stop = model_of(), requests(10), tuple(range(12))
+    together = engine_of(model, stop=stop).generate(asked, params)
+    narrow = engine_of(model, 3, stop).generate(asked, params)
+    middle = engine_of(model, 7, stop).generate(asked[::-1], params)[::-1]
+    apart = [engine_of(model, stop=stop).generate([request], params)[0] for request in asked]
+    assert tokens_of(together) == tokens_of(narrow) == tokens_of(middle) == tokens_of(apart)
+
+
+def test_a_session_lets_late_requests_in_and_hands_each_out_as_it_ends() -> None:
+    model, asked, stop = model_of(), requests(12), tuple(range(12))
+    params = SamplingParams(n=2, max_tokens=30)
+    expected = tokens_of(engine_of(model, stop=stop).generate(asked, params))
+    session = engine_of(model, 8, stop).session()
+    waiting = list(enumerate(asked))
+    for key, request in waiting[:6]:
+        session.add(key, request, params)
+    del waiting[:6]
+    found: dict[int, list[list[int]]] = {}
+    steps = 0
+    while done := session.step():
+        steps += 1
+        for key, samples in done:
+            found[key] = [sample.token_ids for sample in samples]
+            if waiting:
+                late, request = waiting.pop(0)
+                session.add(late, request, params)
+    assert found == dict(enumerate(expected))
+    assert steps > 4  # they ended at different times
+    assert session.step() == []
+
+
+def test_a_session_takes_requests_with_different_sampling() -> None:
+    model, asked = model_of(), requests(4)
+    kinds = [SamplingParams(temperature=0, max_tokens=4), SamplingParams(n=2, max_tokens=6)]
+    session = engine_of(model).session()
+    for key, request in enumerate(asked):
+        session.add(key, request, kinds[key % 2])
+    found: dict[int, list[Completion]] = {}
+    while done := session.step():
+        found.update(done)
+    for key, request in enumerate(asked):
+        alone = engine_of(model).generate([request], kinds[key % 2])
+        assert tokens_of([found[key]]) == tokens_of(alone)
+
+
+def test_a_prompt_is_computed_once_and_no_more_than_asked_for_are_under_way() -> None:
+    asked = requests(9)
+    asked.append(Request(asked[0].token_ids, seed=77))
+    passes: list[int] = []
+    engine = engine_of(model_of(), max_num_seqs=16, stop=())
+    engine.model.get_input_embeddings().register_forward_pre_hook(lambda _, ids: passes.append(ids[0].numel()))
+    found = engine.generate(asked, SamplingParams(n=4, max_tokens=10))
+    again = found[0] + found[9]
+    assert len({tuple(sample.token_ids) for sample in again}) == 8  # alike prompts, each with its own seed
+    prompts = sum(len(request.token_ids) for request in asked)
+    assert sum(passes) in (prompts + 10 * 4 * 9, prompts - len(asked[0].token_ids) + 10 * 4 * 9)
+    assert max(passes[1:10]) <= 16
+
+
+def test_end_of_sequence_stops_and_length_is_told_apart() -> None:
+    asked, params = requests(20), SamplingParams(n=4, max_tokens=25)
+    samples = [sample for of in engine_of(model_of()).generate(asked, params) for sample in of]
+    assert {sample.finish_reason for sample in samples} == {"stop", "length"}
+    for sample in samples:
+        assert EOS not in sample.token_ids[:-1]
+        assert (sample.finish_reason == "stop") == (sample.token_ids[-1] == EOS)
+        assert sample.finish_reason == "stop" or len(sample.token_ids) == 25
+        assert len(sample.token_ids) == len(sample.logprobs)
+        assert sample.allowed == []
+
+
+def test_one_token_alone() -> None:
+    model, asked = model_of(), requests(5)
+    found = engine_of(model, max_num_seqs=4).generate(asked, SamplingParams(n=2, max_tokens=1))
+    assert [[len(sample.token_ids) for sample in samples] for samples in found] == [[1, 1]] * 5
+    assert_logprobs_are_plain(model, asked, found)
+    assert engine_of(model).generate([], SamplingParams()) == []
+
+
+def test_responses_longer_than_the_room_that_was_made_first() -> None:
+    model, asked = model_of(), requests(3)
+    found = engine_of(model, max_num_seqs=5, stop=()).generate(asked, SamplingParams(n=2, max_tokens=300))
+    assert {len(sample.token_ids) for samples in found for sample in samples} == {300}
+    assert_logprobs_are_plain(model, asked, found)
+
+
+def test_under_a_constraint_log_probabilities_are_those_over_what_is_allowed() -> None:
+    model, prompts = model_of(), requests(6)
+    constraint = PoolConstraint(
+        more=((5, 6, 7, 2), (5, 9, 2), (30, 2)), last=((5, 6, 7, 3, EOS), (5, 9, 3, EOS), (30, 3, EOS)), begun=True
+    )
+    asked = [Request(one.token_ids, one.seed, constraint if place % 2 else None) for place, one in enumerate(prompts)]
+    found = engine_of(model, max_num_seqs=6).generate(asked, SamplingParams(n=3, max_tokens=12))
+    assert_logprobs_are_plain(model, asked[::2], found[::2])
+    for request, samples in zip(asked[1::2], found[1::2], strict=True):
+        for sample in samples:
+            plain = plain_logprobs(model, request, sample, 1.0)
+            assert sample.token_ids[-1] == EOS
+            assert sum(token in (2, 3) for token in sample.token_ids) == 3  # each candidate once
+            for place, (token, ids) in enumerate(zip(sample.token_ids, sample.allowed, strict=True)):
+                expected = plain[place, ids].log_softmax(0)[ids.index(token)]
+                assert sample.logprobs[place] == pytest.approx(float(expected), abs=1e-5)
+
+
+def test_new_weights_are_used_from_the_next_call_on() -> None:
+    old, new, asked = model_of(seed=0), model_of(seed=1), requests(3)
+    params = SamplingParams(n=2, max_tokens=10)
+    engine = engine_of(old)
+    before = engine.generate(asked, params)
+    engine.load_weights(new.named_parameters())
+    after = engine.generate(asked, params)
+    assert tokens_of(before) != tokens_of(after)
+    assert_logprobs_are_plain(new, asked, after)
+
+
+def test_a_sequence_beyond_a_sliding_window_is_refused() -> None:
+    model = model_of(use_sliding_window=True, sliding_window=20, max_window_layers=0)
+    asked = [Request([5] * 15, seed=0)]
+    found = engine_of(model, stop=()).generate(asked, SamplingParams(max_tokens=5))
+    assert_logprobs_are_plain(model, asked, found)
+    with pytest.raises(UserError, match="window of 20 tokens"):
+        engine_of(model, stop=()).generate(asked, SamplingParams(max_tokens=10))
+    with pytest.raises(UserError, match="window of 20 tokens"):
+        engine_of(model).generate([Request([5] * 30)], SamplingParams(max_tokens=1))

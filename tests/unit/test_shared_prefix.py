@@ -1,0 +1,211 @@
+"""A prompt computed once for all its responses: the same log-probabilities, values, losses and gradients as each by itself."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import (
+    CohereConfig,
+    CohereForCausalLM,
+    Gemma2Config,
+    Gemma2ForCausalLM,
+    GraniteConfig,
+    GraniteForCausalLM,
+    PreTrainedModel,
+)
+
+from r1ranker.model import policy_model
+from r1ranker.model.attention import PACKED, by_segment, register_packed
+from r1ranker.model.layout import RowLayout
+from r1ranker.model.loading import checkpoint_activations, load_causal_lm
+from r1ranker.model.policy_model import PolicyModel
+from r1ranker.model.prefix_attention import PrefixAttention
+from r1ranker.model.value import ValueModel
+from r1ranker.trainer.losses import LOSS_AGG_MODES, ClipRange, token_shares, value_loss
+from r1ranker.trainer.policy import PolicyLoss
+from r1ranker.trainer.trajectory import Trajectory, pack
+
+VOCABULARY = 300
+
+
+def groups_of(sizes: list[tuple[int, list[int]]], mode: str = "token-mean", seed: int = 0) -> list[Trajectory]:
+    """Groups given by the tokens of the prompt and of each response; every third response is constrained."""
+    random = np.random.default_rng(seed)
+    made = []
+    for group, (prompt_length, lengths) in enumerate(sizes):
+        prompt = random.integers(0, VOCABULARY, prompt_length).tolist()
+        for length in lengths:
+            response = random.integers(0, VOCABULARY, length).tolist()
+            constrained = len(made) % 3 == 0
+            made.append(
+                Trajectory(
+                    prompt_ids=list(prompt),
+                    response_ids=response,
+                    rollout_logprobs=random.normal(-1, 0.3, length),
+                    finish_reason="stop",
+                    group_id=group,
+                    allowed=[[token, (token + 1) % VOCABULARY, (token + 7) % VOCABULARY] for token in response]
+                    if constrained
+                    else [],
+                    advantages=random.normal(size=length),
+                    returns=random.normal(size=length),
+                    values=random.normal(size=length),
+                    old_logprobs=random.normal(-5.5, 0.2, length),
+                    ref_logprobs=random.normal(-5.5, 0.2, length),
+                )
+            )
+    for one, share in zip(made, token_shares([one.valid for one in made], mode), strict=True):
+        one.weights = share
+    return made
+
+
+LOSS = PolicyLoss(ClipRange(), entropy_coeff=0.01, kl_coef=0.1)
+
+
+def policy_pass(model: PreTrainedModel, batch: list[Trajectory], share: bool) -> tuple[Tensor, dict[str, Tensor]]:
+    """Log-probabilities, and every parameter's gradient of the loss."""
+    micro_batch = pack(batch, share)
+    places = micro_batch.predicting, micro_batch.targets, micro_batch.constrained, micro_batch.allowed
+    logprobs, entropy = PolicyModel(model)(*places, 0.8, True, True, **micro_batch.model_inputs())
+    model.zero_grad()
+    LOSS(micro_batch, logprobs, entropy)[0].backward()
+    return logprobs.detach(), {name: one.grad.clone() for name, one in model.named_parameters() if one.grad is not None}
+
+
+def assert_same(found: tuple[Tensor, dict[str, Tensor]], expected: tuple[Tensor, dict[str, Tensor]]) -> None:
+    torch.testing.assert_close(found[0], expected[0], atol=1e-5, rtol=0)
+    assert set(found[1]) == set(expected[1])
+    for name, gradient in expected[1].items():
+        torch.testing.assert_close(found[1][name], gradient, atol=1e-5, rtol=0, msg=name)
+
+
+sizes = st.lists(
+    st.tuples(st.integers(1, 40), st.lists(st.integers(1, 30), min_size=1, max_size=5)), min_size=1, max_size=4
+)
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model: str) -> PreTrainedModel:
+    return load_causal_lm(tiny_model, torch.float32, PACKED)
+
+
+@settings(max_examples=30)
+@given(sizes, st.sampled_from(LOSS_AGG_MODES))
+def test_sharing_changes_neither_losses_nor_gradients(
+    model: PreTrainedModel, sizes: list[tuple[int, list[int]]], mode: str
+) -> None:
+    batch = groups_of(sizes, mode)
+    assert_same(policy_pass(model, batch, True), policy_pass(model, batch, False))
+
+
+def test_groups_that_lie_apart_or_are_split_come_out_the_same(model: PreTrainedModel) -> None:
+    batch = groups_of([(20, [5, 1, 9, 4]), (7, [3]), (33, [2, 2, 8])])
+    mixed = [batch[index] for index in (0, 4, 1, 5, 2, 6, 3, 7)]
+    logprobs, gradients = policy_pass(model, mixed, True)
+    assert_same((logprobs, gradients), policy_pass(model, mixed, False))
+    split: dict[str, Tensor] = {}
+    for part in (batch[:2], batch[2:6], batch[6:]):
+        for name, gradient in policy_pass(model, part, True)[1].items():
+            split[name] = split.get(name, torch.zeros_like(gradient)) + gradient
+    assert_same((logprobs, split), (logprobs, gradients))
+
+
+def test_the_row_holds_a_prompt_once(model: PreTrainedModel) -> None:
+    batch = groups_of([(20, [5, 1, 9, 4]), (7, [3])])
+    assert pack(batch).input_ids.shape[1] == 20 + 4 + 0 + 8 + 3 + 7 + 2
+    assert pack(batch, share_prompts=False).input_ids.shape[1] == 4 * 20 + 15 + 7 + 2
+
+
+def test_sharing_works_with_checkpointed_activations(tiny_model: str, model: PreTrainedModel) -> None:
+    saving = load_causal_lm(tiny_model, torch.float32, PACKED)
+    checkpoint_activations(saving)
+    batch = groups_of([(20, [5, 1, 9, 4]), (7, [3])])
+    assert_same(policy_pass(saving, batch, True), policy_pass(model, batch, False))
+
+
+def test_values_and_their_gradients_are_the_same(tiny_model: str) -> None:
+    critic = ValueModel(load_causal_lm(tiny_model, torch.float32, PACKED))
+    torch.nn.init.normal_(critic.head.weight, std=0.1, generator=torch.Generator().manual_seed(0))
+    results = []
+    for share in (True, False):
+        batch = pack(groups_of([(20, [5, 1, 9, 4]), (7, [3]), (12, [6, 6])]), share)
+        values = critic(batch.predicting, **batch.model_inputs())
+        losses, _ = value_loss(values, batch.columns["values"], batch.columns["returns"], 0.5)
+        critic.zero_grad()
+        (batch.columns["weights"] * losses).sum().backward()
+        gradients = {name: one.grad.clone() for name, one in critic.named_parameters() if one.grad is not None}
+        results.append((values.detach(), gradients))
+    assert_same(*results)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("groups", [1, 2, 4])
+def test_attention_in_parts_is_that_of_each_sequence(dtype: torch.dtype, groups: int) -> None:
+    layout = RowLayout.of([17, 3, 4, 1, 5, 9, 2, 600, 70, 80], [-1, 0, 0, 0, -1, -1, 5, -1, 7, 7])
+    random = torch.Generator().manual_seed(0)
+    length = layout.bounds[-1]
+    inputs = [
+        torch.randn(1, length, heads, 8, dtype=dtype, generator=random).transpose(1, 2).requires_grad_()
+        for heads in (4, groups, groups)
+    ]
+    direction = torch.randn(1, 4, length, 8, dtype=dtype, generator=random)
+    found, expected = PrefixAttention.apply(*inputs, layout, 0.3), by_segment(*inputs, layout, 0.3)
+    atol = 1e-12 if dtype == torch.float64 else 2e-5
+    torch.testing.assert_close(found, expected, atol=atol, rtol=0)
+    for one, other in zip(
+        torch.autograd.grad(found, inputs, direction), torch.autograd.grad(expected, inputs, direction), strict=True
+    ):
+        torch.testing.assert_close(one, other, atol=atol, rtol=0)
+
+
+def test_key_places_give_a_kernel_what_each_segment_attends_to() -> None:
+    layout = RowLayout.of([3, 2, 1, 2], [-1, 0, 0, -1])
+    assert layout.key_places.tolist() == [0, 1, 2, 0, 1, 2, 3, 4, 0, 1, 2, 5, 6, 7]
+    assert layout.key_bounds.tolist() == [0, 3, 8, 12, 14]
+    assert layout.query_bounds.tolist() == [0, 3, 5, 6, 8]
+    assert (layout.longest_query, max(layout.lengths)) == (3, 5)
+
+
+def test_logits_in_chunks_change_nothing(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = groups_of([(20, [5, 1, 9, 4]), (7, [3]), (12, [6, 6])])
+    whole = policy_pass(model, batch, True)
+    calls = []
+    inner = PolicyModel._logits
+    monkeypatch.setattr(PolicyModel, "_logits", lambda self, states: calls.append(len(states)) or inner(self, states))
+    monkeypatch.setattr(policy_model, "LOGITS_BYTES", 4 * 4 * model.config.vocab_size)
+    assert_same(policy_pass(model, batch, True), whole)
+    assert max(calls) == 4
+    assert sum(calls) == 2 * 34, "each row once forward, once more backward"
+
+
+SHAPE = {
+    "vocab_size": 50, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2,
+    "num_key_value_heads": 1, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [
+        (GraniteForCausalLM, GraniteConfig(**SHAPE, logits_scaling=3.0)),
+        (CohereForCausalLM, CohereConfig(**SHAPE, logit_scale=0.3)),
+        (Gemma2ForCausalLM, Gemma2Config(**SHAPE, head_dim=8, final_logit_softcapping=2.0, attn_logit_softcapping=None)),
+    ],
+)  # fmt: skip
+def test_logits_are_finished_as_the_model_does(kind: type[PreTrainedModel], config: object) -> None:
+    register_packed()
+    torch.manual_seed(0)
+    plain = kind(config).eval()
+    for parameter in plain.parameters():
+        torch.nn.init.normal_(parameter, std=0.5)
+    ids = torch.tensor([[5, 9, 11, 30, 7]])
+    expected = plain(ids).logits[0].log_softmax(-1)[1:-1].gather(1, ids[0, 2:, None])[:, 0]
+    plain.set_attn_implementation(PACKED)
+    batch = pack([Trajectory([5, 9], [11, 30, 7], np.zeros(3), "stop", 0)])
+    places = batch.predicting, batch.targets, batch.constrained, batch.allowed
+    logprobs, _ = PolicyModel(plain)(*places, 1.0, False, False, **batch.model_inputs())
+    torch.testing.assert_close(logprobs, expected, atol=1e-5, rtol=0)
