@@ -30,22 +30,25 @@ def build(directory: str, hidden: int = 256, layers: int = 4, vocabulary: int = 
 
 
 def groups(count: int, prompt: int, response: int, n: int, vocabulary: int = 8192, seed: int = 0) -> list[Trajectory]:
-    """`count` groups of `n` random responses each, with random advantages, ready for an update."""
+    """`count` groups of `n` random responses each, ready for an update."""
     random = np.random.default_rng(seed)
     made = []
     for group in range(count):
         prompt_ids = random.integers(0, vocabulary, prompt).tolist()
         for _ in range(n):
-            made.append(
-                Trajectory(
-                    list(prompt_ids), random.integers(0, vocabulary, response).tolist(), random.normal(-9, 0.1, response), "length", group,
-                    advantages=random.normal(size=response), returns=random.normal(size=response),
-                    ref_logprobs=random.normal(-9, 0.1, response),
-                )
-            )  # fmt: skip
-    for one, share in zip(made, token_shares([one.valid for one in made], "token-mean"), strict=True):
+            response_ids = random.integers(0, vocabulary, response).tolist()
+            logprobs = random.normal(-9, 0.1, response)
+            made.append(Trajectory(list(prompt_ids), response_ids, logprobs, "length", group, ref_logprobs=logprobs))
+    return learnable(made, random)
+
+
+def learnable(trajectories: list[Trajectory], random: np.random.Generator) -> list[Trajectory]:
+    """The same with random advantages and returns, and shares in the loss."""
+    shares = token_shares([one.valid for one in trajectories], "token-mean")
+    for one, share in zip(trajectories, shares, strict=True):
+        one.advantages = one.returns = random.normal(size=len(one.response_ids))
         one.weights = share
-    return made
+    return trajectories
 
 
 class Peak:

@@ -1,85 +1,154 @@
-"""What a step keeps on each GPU and sends between them, from the sizes alone: the tables of docs/scaling.md.
+"""Seconds and memory of a step as batch, prompt, response, group, candidates and processes grow, with a fitted exponent each.
 
-python benchmarks/scaling.py
+python benchmarks/scaling.py [--runs 3] [--axes batch prompt ...]
+A step: generation, reference pass and update of a randomly initialised model (4 layers of width 256, one micro-batch of at most
+4,096 tokens at a time) on random prompts; one thing grows, the others stay. An exponent e says that cost goes with size^e between the
+smallest and the largest size, by least squares on logarithms. Each size runs in a process of its own: memory is its highest above
+what it holds after a step on a single short prompt.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from statistics import median
 
-GB = 1e9
+import numpy as np
+import torch
+from common import Peak, build, learnable
+
+from r1ranker.rollout.engine import Request, SamplingParams
+from r1ranker.trainer.balance import Budget
+from r1ranker.trainer.cluster import Cluster, started
+from r1ranker.trainer.config_load import load_config
+from r1ranker.trainer.dispatch import fill, generate, update
+from r1ranker.trainer.trajectory import Trajectory
+
+VOCABULARY = 8192
+TITLE, REST = 10, 100
+"""tokens of a candidate in a prompt, and of everything else"""
 
 
 @dataclass(frozen=True)
-class Model:
-    """A decoder of Qwen2.5's shape."""
+class Size:
+    """Of a step."""
 
-    name: str
-    parameters: float
-    layers: int
-    hidden: int
-    kv_heads: int
-    head_width: int
-    tensor_parallel: int
-    """GPUs that its engine spans here"""
-
-    @property
-    def cache_bytes_per_token(self) -> int:
-        """Keys and values in bfloat16."""
-        return 2 * 2 * self.layers * self.kv_heads * self.head_width
+    batch: int = 8
+    """prompts"""
+    prompt: int = 400
+    response: int = 32
+    group: int = 4
+    processes: int = 1
 
 
-MODELS = (
-    Model("3B", 3.09e9, 36, 2048, 2, 128, 1),
-    Model("7B", 7.62e9, 28, 3584, 4, 128, 1),
-    Model("32B", 32.8e9, 64, 5120, 8, 128, 4),
-)
-GPUS = (4, 8, 64)
-MICRO_BATCHES = 4
-"""micro-batches of an update on each GPU"""
+AXES: dict[str, list[Size]] = {
+    "batch": [Size(batch=batch) for batch in (4, 8, 16, 32, 64)],
+    "prompt": [Size(prompt=prompt) for prompt in (100, 200, 400, 800, 1600)],
+    "response": [Size(response=response) for response in (16, 32, 64, 128, 256)],
+    "group": [Size(group=group) for group in (2, 4, 8, 16, 32)],
+    "candidates": [Size(prompt=REST + TITLE * count) for count in (5, 10, 20, 40, 80)],
+    "processes": [Size(batch=16, processes=count) for count in (1, 2)],
+}
 
 
-def state_per_gpu(model: Model, gpus: int, critic: bool) -> float:
-    """Bytes of sharded float32 weights, gradients and two Adam moments of the actor and the critic, and of the reference."""
-    learners = 2 if critic else 1
-    return model.parameters * (16 * learners + 4) / gpus
+def step(cluster: Cluster, size: Size, seed: int) -> dict[str, float]:
+    """Seconds of each part of a step."""
+    random = np.random.default_rng(seed)
+    requests = [
+        Request(random.integers(300, VOCABULARY, size.prompt).tolist(), seed * 1000 + place)
+        for place in range(size.batch)
+    ]
+    timing, began = {}, time.perf_counter()
+    completions = generate(cluster, requests, SamplingParams(n=size.group, max_tokens=size.response))
+    timing["generation"], began = time.perf_counter() - began, time.perf_counter()
+    trajectories = learnable(
+        [
+            Trajectory(list(request.token_ids), one.token_ids, np.array(one.logprobs), one.finish_reason, group)
+            for group, (request, samples) in enumerate(zip(requests, completions, strict=True))
+            for one in samples
+        ],
+        random,
+    )
+    fill(cluster, trajectories, "ref_logprobs", Budget(4096), "logprobs", "reference")
+    timing["reference"], began = time.perf_counter() - began, time.perf_counter()
+    update(cluster, trajectories, Budget(4096), "update_policy")
+    timing["update"] = time.perf_counter() - began
+    return timing
 
 
-def engine_per_gpu(model: Model) -> float:
-    """Bytes of the engine's bfloat16 weights while it is awake."""
-    return 2 * model.parameters / model.tensor_parallel
+def measure(directory: str, size: Size, runs: int) -> dict[str, float]:
+    """Median seconds of each part, and MiB above what a small step holds (of this process, with one process)."""
+    config = load_config(
+        "quickstart",
+        [
+            "data.train_files=x", "data.val_files=x", f"actor_rollout_ref.model.path={directory}", "data.max_prompt_length=2048",
+            "actor_rollout_ref.actor.use_kl_loss=true", f"trainer.n_gpus_per_node={size.processes}",
+            f"trainer.executor={'local' if size.processes == 1 else 'ray'}",
+        ],
+    )  # fmt: skip
+    with started(config, runs) as cluster:
+        step(cluster, Size(1, 16, 4, 2), 0)
+        with Peak() as peak:
+            timings = [step(cluster, size, seed) for seed in range(runs + 1)][1:]
+    medians = {part: median(timing[part] for timing in timings) for part in timings[0]}
+    return medians | {"step": median(sum(timing.values()) for timing in timings), "MiB": peak.above[0] / 2**20}
 
 
-def update_per_gpu(model: Model, gpus: int) -> float:
-    """Bytes that a GPU receives in one update of one model: bfloat16 weights gathered twice and float32 gradients
-    reduced once, a micro-batch."""
-    return MICRO_BATCHES * model.parameters * (2 * 2 + 4) * (gpus - 1) / gpus
-
-
-def sync_per_gpu(model: Model, gpus: int) -> float:
-    """Bytes that a GPU receives when the float32 shards are gathered, parameter by parameter, for the engines."""
-    return 4 * model.parameters * (gpus - 1) / gpus
+def exponent(sizes: list[float], costs: list[float]) -> float:
+    """Slope of log cost over log size."""
+    return float(np.polyfit(np.log(sizes), np.log(costs), 1)[0])
 
 
 def main() -> None:
-    """Print both tables."""
-    print("| model | GPUs | sharded state a GPU, GRPO | with a critic | engine's weights a GPU | cache a token |")
-    print("| --- | --- | --- | --- | --- | --- |")
-    for model in MODELS:
-        for gpus in GPUS:
+    """Print a table an axis."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=3)
+    parser.add_argument("--axes", nargs="+", choices=AXES, default=list(AXES))
+    parser.add_argument("--size", nargs="+", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--model", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    torch.set_num_threads(os.cpu_count() or 1)
+    if options.size:
+        print(json.dumps(measure(options.model, replace(Size(*options.size)), options.runs)))
+        return
+    with tempfile.TemporaryDirectory() as directory:
+        build(directory, vocabulary=VOCABULARY)
+        for axis in options.axes:
             print(
-                f"| {model.name} | {gpus} | {state_per_gpu(model, gpus, False) / GB:.1f} GB | "
-                f"{state_per_gpu(model, gpus, True) / GB:.1f} GB | {engine_per_gpu(model) / GB:.1f} GB "
-                f"(over {model.tensor_parallel}) | {model.cache_bytes_per_token / 1024:.0f} KiB |"
+                f"\n| {axis} | generation s | reference s | update s | step s | MiB |\n| --- | --- | --- | --- | --- | --- |"
             )
-    print()
-    print("| model | GPUs | received a GPU in one update | in one sync |")
-    print("| --- | --- | --- | --- |")
-    for model in MODELS:
-        for gpus in GPUS:
-            print(
-                f"| {model.name} | {gpus} | {update_per_gpu(model, gpus) / GB:.0f} GB | {sync_per_gpu(model, gpus) / GB:.1f} GB |"
-            )
+            rows, values = [], []
+            for size in AXES[axis]:
+                numbers = [str(value) for value in vars(size).values()]
+                command = [
+                    sys.executable,
+                    __file__,
+                    "--model",
+                    directory,
+                    "--runs",
+                    str(options.runs),
+                    "--size",
+                    *numbers,
+                ]
+                printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+                row = json.loads(printed.strip().splitlines()[-1])
+                value = (size.prompt - REST) // TITLE if axis == "candidates" else getattr(size, axis)
+                rows.append(row)
+                values.append(float(value))
+                memory = f"{row['MiB']:.0f}" if size.processes == 1 else ""
+                cells = " | ".join(f"{row[part]:.2f}" for part in ("generation", "reference", "update", "step"))
+                print(f"| {value} | {cells} | {memory} |", flush=True)
+            fitted = [
+                exponent(values, [row[part] for row in rows]) for part in ("generation", "reference", "update", "step")
+            ]
+            memory = f"{exponent(values, [max(1.0, row['MiB']) for row in rows]):.2f}" if axis != "processes" else ""
+            print(f"| exponent | {' | '.join(f'{one:.2f}' for one in fitted)} | {memory} |")
 
 
 if __name__ == "__main__":

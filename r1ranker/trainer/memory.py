@@ -252,7 +252,8 @@ class MemoryModel:
         role = self.config.actor_rollout_ref
         if checkpointing is None:
             checkpointing = role.model.enable_gradient_checkpointing
-        head = self.width * self.actor.vocabulary * self.actor.hidden  # waits whole until all of the root's are there
+        # waits whole until all of the root's are there, and each chunk of logits and the input embedding add to it
+        head = 2 * self.width * self.actor.vocabulary * self.actor.hidden
         parts = {"logits": self.logits(tokens), "gradient of the output embedding": head}
         parts |= self._updating(
             "actor", self.actor, self.actor.parameters, tokens, checkpointing, role.actor.fsdp_config

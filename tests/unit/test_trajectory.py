@@ -24,14 +24,20 @@ def trajectory(prompt: list[int], response: list[int], allowed: list[list[int]] 
 
 def batch_of(sizes: list[tuple[int, list[int]]]) -> list[Trajectory]:
     """Groups: tokens of the prompt, and of each response."""
-    return [trajectory([group] * prompt, [7] * length) for group, (prompt, lengths) in enumerate(sizes) for length in lengths]
+    return [
+        trajectory([group] * prompt, [7] * length)
+        for group, (prompt, lengths) in enumerate(sizes)
+        for length in lengths
+    ]
 
 
 def row_tokens(batch: list[Trajectory], one: list[int], share: bool = True) -> int:
     return pack([batch[index] for index in one], share).input_ids.shape[1] if one else 0
 
 
-groups = st.lists(st.tuples(st.integers(1, 30), st.lists(st.integers(0, 20), min_size=1, max_size=6)), min_size=1, max_size=8)
+groups = st.lists(
+    st.tuples(st.integers(1, 30), st.lists(st.integers(0, 20), min_size=1, max_size=6)), min_size=1, max_size=8
+)
 
 
 @given(groups, st.integers(50, 200), st.one_of(st.none(), st.integers(1, 5)), st.integers(1, 3), st.booleans())
@@ -87,7 +93,9 @@ def test_dealing_gives_every_process_as_many_bins(loads: list[int], hands: int) 
 token_lists = st.lists(st.integers(0, 99), min_size=1, max_size=8)
 
 
-@given(st.lists(st.tuples(token_lists, st.lists(st.integers(0, 99), max_size=6)), min_size=1, max_size=6), st.booleans())
+@given(
+    st.lists(st.tuples(token_lists, st.lists(st.integers(0, 99), max_size=6)), min_size=1, max_size=6), st.booleans()
+)
 def test_a_packed_row_can_be_taken_apart_again(pairs: list[tuple[list[int], list[int]]], share: bool) -> None:
     pairs = [*pairs, (pairs[0][0], [5, 6, 7])]
     batch = pack([trajectory(prompt, response) for prompt, response in pairs], share)
