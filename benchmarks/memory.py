@@ -52,6 +52,8 @@ SETTINGS = {
     "GRPO, reference, vocabulary of 150,000": Setting(128, 2, 150000, 4, REFERENCE),
     "GRPO, reference, long rows": Setting(128, 6, 2000, 10, REFERENCE),
     "GRPO, reference, many weights": Setting(768, 6, 8000, 1, (*REFERENCE, *CHECKPOINTING)),
+    "GRPO, wider": Setting(512, 8, 8000, 3),
+    "GRPO, entropy in the loss": Setting(192, 4, 32000, 4, ("actor_rollout_ref.actor.entropy_coeff=0.01",)),
     "PPO": Setting(256, 6, 8000, 4, CRITIC),
     "PPO, checkpointing": Setting(384, 4, 8000, 4, (*CRITIC, *CHECKPOINTING)),
 }

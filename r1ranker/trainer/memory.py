@@ -25,15 +25,17 @@ CPU_BASE = 640 * 2**20
 """python, torch, transformers and their buffers in a process that has run once, before any model (measured)"""
 GPU_BASE = 2**30
 """CUDA's context, kernels and communication buffers; an assumption, not a measurement"""
-SCORE_COPIES = 3
-"""float32 arrays of a chunk's logits at once: logits, log-probabilities and probabilities"""
-LEARNING_ENTROPY_COPIES = 3
+SCORE_COPIES = 2
+"""float32 arrays of a chunk's logits at once: logits and log-probabilities"""
+ENTROPY_COPIES = 2
+"""more of them for entropies: probabilities, and their product with the log-probabilities"""
+LEARNING_ENTROPY_COPIES = 2
 """more of them where the entropy carries a gradient"""
 SAMPLING_BYTES = 16
 """a logit of one step of generation: the logit, its probability and what is computed on the way"""
 PREFILL_TOKENS = 4096
 """of one pass of the transformers engine over prompts"""
-HEAP_HOLES = 0.25
+HEAP_HOLES = 0.35
 """of what comes and goes in a pass on the CPU, held beyond it by the C library's heap, whose free blocks do not fit (measured)"""
 
 
@@ -252,8 +254,7 @@ class MemoryModel:
         role = self.config.actor_rollout_ref
         if checkpointing is None:
             checkpointing = role.model.enable_gradient_checkpointing
-        # waits whole until all of the root's are there, and each chunk of logits and the input embedding add to it
-        head = 2 * self.width * self.actor.vocabulary * self.actor.hidden
+        head = self.width * self.actor.vocabulary * self.actor.hidden  # waits whole until all of the root's are there
         parts = {"logits": self.logits(tokens), "gradient of the output embedding": head}
         parts |= self._updating(
             "actor", self.actor, self.actor.parameters, tokens, checkpointing, role.actor.fsdp_config
@@ -289,8 +290,9 @@ class MemoryModel:
         responses = sharing * data.max_response_length
         sampled = tokens * responses // (responses + data.max_prompt_length)
         scaled = self.on_gpu or self.config.actor_rollout_ref.rollout.temperature != 1
-        entropy = learning and self.config.actor_rollout_ref.actor.entropy_coeff != 0
-        copies = SCORE_COPIES + scaled + LEARNING_ENTROPY_COPIES * entropy
+        copies = SCORE_COPIES + scaled + learning * ENTROPY_COPIES
+        if learning and self.config.actor_rollout_ref.actor.entropy_coeff:
+            copies += LEARNING_ENTROPY_COPIES
         return copies * min(LOGITS_BYTES, MASTER * self.actor.vocabulary * sampled)
 
     def _with_holes(self, parts: Parts) -> Parts:

@@ -49,10 +49,10 @@ class Process:
         return str(ray.get_runtime_context().get_node_id())
 
     def join(self, address: str | None, size: int, beside: int = 1) -> None:
-        """Join the `size` processes that meet at `address` (None: there are none); `beside` of them share this machine."""
+        """Join the `size` processes that meet at `address` (None: there are none); `beside` processes work on this machine at once."""
         self.device = pick_device()
         keep_freed_memory()
-        if self.device.type == "cpu" and size > 1:
+        if self.device.type == "cpu" and self.config.trainer.executor == "ray":  # which allows one thread by itself
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // beside))
         torch.manual_seed(self.config.trainer.seed)
         join(address, self.rank, size, self.device)
@@ -123,7 +123,8 @@ class RolloutProcess(Process):
 
     def setup(self, address: str | None, size: int) -> None:
         """Join the others at `address` and start the engine. Collective."""
-        self.join(address, size, beside=size)
+        trainer = self.config.trainer
+        self.join(address, size, beside=size + (trainer.n_gpus_per_node if trainer.async_steps else 0))
         self.start_engine()
 
     def load_weights(self, queue: Any) -> None:

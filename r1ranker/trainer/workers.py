@@ -30,8 +30,9 @@ class Worker(Process):
     def setup(self, address: str | None, total_steps: int) -> None:
         """Join the other processes at `address` (None: there are none) and load the models. Collective."""
         config, world = self.config, self.config.world_size
-        self.join(address, world, beside=config.trainer.n_gpus_per_node)
         model, rollout = config.actor_rollout_ref.model, config.actor_rollout_ref.rollout
+        generating = rollout.n_workers if config.trainer.async_steps else 0
+        self.join(address, world, beside=config.trainer.n_gpus_per_node + generating)
         path = str(model.path)
         self.tokenizer = load_tokenizer(path)
         actor = config.actor_rollout_ref.actor
