@@ -1,6 +1,6 @@
 """The update pass with prompts computed once a group, against once a response: time, peak memory, and what arithmetic allows.
 
-python benchmarks/shared_prefix.py [--runs 5]
+python benchmarks/shared_prefix.py [--runs 5] [--prompts 100 400 1500]
 Groups of n responses of R tokens to a prompt of P, forward and backward through one model, sides alternated; each figure is a median.
 The ideal ratio of times is n(P+R)/(P+nR), that of the tokens. Memory is measured in a process of its own for each side.
 """
@@ -25,8 +25,8 @@ from r1ranker.trainer.losses import ClipRange
 from r1ranker.trainer.policy import Policy, PolicyLoss
 from r1ranker.trainer.process import join
 
-PROMPTS, RESPONSES, SIZES = (100, 400, 1500), (32, 128, 512), (1, 4, 8, 16)
-LEAST_TOKENS = 4096
+PROMPTS, RESPONSES, SIZES = (100, 400, 1500), (32, 128, 512), (1, 4, 16)
+LEAST_TOKENS = 2048
 """of a pass without sharing: small groups are measured several at once"""
 
 
@@ -75,6 +75,7 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=256)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--max_tokens", type=int, default=16384)
+    parser.add_argument("--prompts", type=int, nargs="+", default=PROMPTS, help="tokens, P")
     parser.add_argument("--memory", nargs=6, help=argparse.SUPPRESS)
     options = parser.parse_args()
     torch.set_num_threads(2)
@@ -88,7 +89,7 @@ def main() -> None:
         print(f"micro-batches of at most {options.max_tokens} tokens, medians of {options.runs} alternated runs")
         print("| P | R | n | plain s | shared s | ratio | ideal | share of the ideal | plain MiB | shared MiB |")
         print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
-        for prompt, response, n in product(PROMPTS, RESPONSES, SIZES):
+        for prompt, response, n in product(options.prompts, RESPONSES, SIZES):
             pairs = [
                 (plain.run(prompt, response, n), shared.run(prompt, response, n)) for _ in range(options.runs + 1)
             ][1:]  # the first warms up
