@@ -3,8 +3,8 @@
 python benchmarks/scaling.py [--runs 3] [--axes batch prompt ...]
 A step: generation, reference pass and update of a randomly initialised model (4 layers of width 256, one micro-batch of at most
 4,096 tokens at a time) on random prompts; one thing grows, the others stay. An exponent e says that cost goes with size^e between the
-smallest and the largest size, by least squares on logarithms. Each size runs in a process of its own: memory is its highest above
-what it holds after a step on a single short prompt.
+smallest and the largest size, by least squares on logarithms. Each size runs in a process of its own; memory is the highest of reference
+pass and update above what the process holds after a step on a single short prompt.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from statistics import median
 
 import numpy as np
 import torch
-from common import Peak, build, learnable
+from common import Peak, build, groups, learnable
 
 from r1ranker.rollout.engine import Request, SamplingParams
 from r1ranker.trainer.balance import Budget
@@ -66,7 +66,7 @@ def step(cluster: Cluster, size: Size, seed: int) -> dict[str, float]:
     ]
     timing, began = {}, time.perf_counter()
     completions = generate(cluster, requests, SamplingParams(n=size.group, max_tokens=size.response))
-    timing["generation"], began = time.perf_counter() - began, time.perf_counter()
+    timing["generation"] = time.perf_counter() - began
     trajectories = learnable(
         [
             Trajectory(list(request.token_ids), one.token_ids, np.array(one.logprobs), one.finish_reason, group)
@@ -75,15 +75,20 @@ def step(cluster: Cluster, size: Size, seed: int) -> dict[str, float]:
         ],
         random,
     )
+    return timing | passes(cluster, trajectories)
+
+
+def passes(cluster: Cluster, trajectories: list[Trajectory]) -> dict[str, float]:
+    """Seconds of the reference pass and the update."""
+    began = time.perf_counter()
     fill(cluster, trajectories, "ref_logprobs", Budget(4096), "logprobs", "reference")
-    timing["reference"], began = time.perf_counter() - began, time.perf_counter()
+    timing, began = {"reference": time.perf_counter() - began}, time.perf_counter()
     update(cluster, trajectories, Budget(4096), "update_policy")
-    timing["update"] = time.perf_counter() - began
-    return timing
+    return timing | {"update": time.perf_counter() - began}
 
 
 def measure(directory: str, size: Size, runs: int) -> dict[str, float]:
-    """Median seconds of each part, and MiB above what a small step holds (of this process, with one process)."""
+    """Median seconds of each part, and MiB of the passes (of this process, where it does the work)."""
     config = load_config(
         "quickstart",
         [
@@ -94,8 +99,9 @@ def measure(directory: str, size: Size, runs: int) -> dict[str, float]:
     )  # fmt: skip
     with started(config, runs) as cluster:
         step(cluster, Size(1, 16, 4, 2), 0)
-        with Peak() as peak:
-            timings = [step(cluster, size, seed) for seed in range(runs + 1)][1:]
+        with Peak() as peak:  # before anything large was generated, whose freed memory would be used again
+            passes(cluster, groups(size.batch, size.prompt, size.response, size.group))
+        timings = [step(cluster, size, seed) for seed in range(runs + 1)][1:]
     medians = {part: median(timing[part] for timing in timings) for part in timings[0]}
     return medians | {"step": median(sum(timing.values()) for timing in timings), "MiB": peak.above[0] / 2**20}
 
