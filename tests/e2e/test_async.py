@@ -145,7 +145,9 @@ def test_an_engine_that_dies_or_fails_while_it_hands_over_ends_the_run_with_its_
             self.engine.session = failing  # type: ignore[method-assign]
 
     monkeypatch.setattr(cluster_module, "RolloutProcess", Failing)
-    with pytest.raises(RunError, match=r"step 2: the rollout failed.*ArithmeticError: no such.*holds the actor of step 1"):
+    with pytest.raises(
+        RunError, match=r"step 2: the rollout failed.*ArithmeticError: no such.*holds the actor of step 1"
+    ):
         train(
             toy, tiny_model, tmp_path, *SEPARATE, "trainer.async_steps=1", "trainer.val_before_train=false", "trainer.save_freq=1",
         )  # fmt: skip
