@@ -38,13 +38,7 @@ def packed_attention(
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention of query [1, H, T, D] over key and value [1, G, T, D] as the segments of `layout` lie; returns [1, T, H, D]."""
-    if attention_mask is not None or dropout:
-        raise ValueError("packed attention takes neither a mask nor dropout")
-    if s_aux is not None or (sliding_window is not None and max(layout.lengths) > sliding_window):
-        raise UserError(
-            f"actor_rollout_ref.model.path: this model attends over a window of {sliding_window} tokens or with sinks, and a "
-            f"sequence has {max(layout.lengths)}; a model with full attention is wanted, or shorter sequences"
-        )
+    refuse_partial(attention_mask, dropout, sliding_window, s_aux, layout.longest, "actor_rollout_ref.model.path: ")
     kernel = _flash_kernel() if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) else None
     if kernel is not None:
         q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
@@ -53,6 +47,27 @@ def packed_attention(
         out: Tensor = PrefixAttention.apply(query, key, value, layout, scaling)
         return out.transpose(1, 2), None
     return by_segment(query, key, value, layout, scaling).transpose(1, 2), None
+
+
+def refuse_partial(
+    attention_mask: Tensor | None,
+    dropout: float,
+    sliding_window: int | None,
+    s_aux: Tensor | None,
+    longest: int,
+    where: str = "",
+) -> None:
+    """Refuse what attention over whole sequences of up to `longest` tokens cannot do.
+
+    Raises ValueError for a mask or dropout; UserError, begun with `where`, for sinks and a window that is shorter.
+    """
+    if attention_mask is not None or dropout:
+        raise ValueError("attention over packed rows takes neither a mask nor dropout")
+    if s_aux is not None or (sliding_window is not None and longest > sliding_window):
+        raise UserError(
+            f"{where}this model attends over a window of {sliding_window} tokens or with sinks, and a sequence has "
+            f"{longest}; a model with full attention is wanted, or shorter sequences"
+        )
 
 
 def by_segment(query: Tensor, key: Tensor, value: Tensor, layout: RowLayout, scale: float | None) -> Tensor:
@@ -87,18 +102,19 @@ def _flash_kernel() -> Callable[[Tensor, Tensor, Tensor, RowLayout, float | None
 
         def torch_kernel(q: Tensor, k: Tensor, v: Tensor, layout: RowLayout, scale: float | None) -> Tensor:
             keys, values = _keys(k, v, layout)
-            grouped = q.shape[1] != k.shape[1]
-            bounds, longest = (layout.query_bounds, layout.key_bounds), (layout.longest_query, max(layout.lengths))
             out: Any = varlen_attn(
-                q, keys, values, *bounds, *longest, scale=scale, window_size=(-1, 0), enable_gqa=grouped
-            )
+                q, keys, values, layout.query_bounds, layout.key_bounds, layout.longest_query, layout.longest,
+                scale=scale, window_size=(-1, 0), enable_gqa=q.shape[1] != k.shape[1],
+            )  # fmt: skip
             return out
 
         return torch_kernel
 
     def flash_kernel(q: Tensor, k: Tensor, v: Tensor, layout: RowLayout, scale: float | None) -> Tensor:
-        bounds, longest = (layout.query_bounds, layout.key_bounds), (layout.longest_query, max(layout.lengths))
-        return flash_attn_varlen_func(q, *_keys(k, v, layout), *bounds, *longest, softmax_scale=scale, causal=True)
+        return flash_attn_varlen_func(
+            q, *_keys(k, v, layout), layout.query_bounds, layout.key_bounds, layout.longest_query, layout.longest,
+            softmax_scale=scale, causal=True,
+        )  # fmt: skip
 
     return flash_kernel
 

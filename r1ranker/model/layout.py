@@ -64,6 +64,11 @@ class RowLayout:
         )
 
     @cached_property
+    def longest(self) -> int:
+        """Tokens that the longest sequence has with its prefix."""
+        return max(self.lengths)
+
+    @cached_property
     def longest_query(self) -> int:
         """Tokens of the longest segment."""
         return max(end - start for start, end in self.spans)

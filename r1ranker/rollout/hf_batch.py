@@ -17,7 +17,7 @@ from r1ranker.rollout.engine import Completion, Request, SamplingParams
 from r1ranker.rollout.hf_cache import Attend, Decode, Prefill, SlotStore
 from r1ranker.rollout.sampling import choose, uniform_stream
 
-_PREFILL_TOKENS = 4096
+PREFILL_TOKENS = 4096
 """of one forward pass over prompts"""
 _PROMPT_STEP = 128
 """tokens that the room for prompts is a multiple of, so that it does not grow with every longer one"""
@@ -317,7 +317,7 @@ def _chunks(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:
     """Bounds of runs of prompts that make up a forward pass each."""
     start = total = 0
     for place, length in enumerate(lengths):
-        if place > start and total + length > _PREFILL_TOKENS:
+        if place > start and total + length > PREFILL_TOKENS:
             yield start, place
             start, total = place, 0
         total += length

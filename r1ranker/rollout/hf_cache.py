@@ -14,8 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from r1ranker.errors import UserError
-from r1ranker.model.attention import packed_attention
+from r1ranker.model.attention import packed_attention, refuse_partial
 from r1ranker.model.layout import RowLayout
 
 GROUPED = "grouped"
@@ -85,7 +84,7 @@ class Prefill:
 
     @property
     def longest(self) -> int:
-        return max(self.layout.lengths)
+        return self.layout.longest
 
     def __call__(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         for stored, new in zip(self.prompts.of(_layer(module), key, value), (key, value), strict=True):
@@ -174,13 +173,7 @@ def grouped_attention(
 
     Raises UserError for a model with attention sinks, and where a sequence is longer than a model's sliding window.
     """
-    if attention_mask is not None or dropout:
-        raise ValueError("grouped attention takes neither a mask nor dropout")
-    if s_aux is not None or (sliding_window is not None and attend.longest > sliding_window):
-        raise UserError(
-            f"this model attends over a window of {sliding_window} tokens or with sinks, and a sequence has "
-            f"{attend.longest}; a model with full attention is wanted, or shorter sequences"
-        )
+    refuse_partial(attention_mask, dropout, sliding_window, s_aux, attend.longest)
     return attend(module, query, key, value, scaling), None
 
 

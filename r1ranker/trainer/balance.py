@@ -124,7 +124,7 @@ def _ways_to_split(costs: Sequence[float], processes: int) -> list[list[int]]:
     return ways
 
 
-def _tokens(trajectories: Sequence[Trajectory], piece: Piece) -> int:
+def family_tokens(trajectories: Sequence[Trajectory], piece: Piece) -> int:
     """Tokens of the row that a piece takes."""
     inputs = sum(max(0, len(trajectories[index].response_ids) - 1) for index in piece)
     return len(trajectories[piece[0]].prompt_ids) + inputs
@@ -146,7 +146,7 @@ def _split(trajectories: Sequence[Trajectory], family: Piece, parts: int, budget
             place = min((place for place in range(count) if len(pieces[place]) < most), key=lambda place: sizes[place])
             pieces[place].append(index)
             sizes[place] += 1 + len(trajectories[index].response_ids)
-        if all(len(piece) == 1 or _tokens(trajectories, piece) <= budget.max_tokens for piece in pieces):
+        if all(len(piece) == 1 or family_tokens(trajectories, piece) <= budget.max_tokens for piece in pieces):
             break
     return [sorted(piece) for piece in pieces]
 
@@ -155,7 +155,7 @@ def _plan(
     trajectories: Sequence[Trajectory], pieces: Sequence[Piece], processes: int, budget: Budget
 ) -> list[list[list[int]]]:
     """Pieces in as few bins a process as the budget allows: the dearest first, each into the cheapest bin with room."""
-    tokens = [_tokens(trajectories, piece) for piece in pieces]
+    tokens = [family_tokens(trajectories, piece) for piece in pieces]
     costs = [_cost(trajectories, piece, budget.cost) for piece in pieces]
     most = budget.max_sequences or len(trajectories)
     order = sorted(range(len(pieces)), key=lambda place: (-costs[place], place))

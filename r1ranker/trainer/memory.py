@@ -33,8 +33,6 @@ LEARNING_ENTROPY_COPIES = 2
 """more of them where the entropy carries a gradient"""
 SAMPLING_BYTES = 16
 """a logit of one step of generation: the logit, its probability and what is computed on the way"""
-PREFILL_TOKENS = 4096
-"""of one pass of the transformers engine over prompts"""
 HEAP_HOLES = 0.35
 """of what comes and goes in a pass on the CPU, held beyond it by the C library's heap, whose free blocks do not fit (measured)"""
 
@@ -219,6 +217,8 @@ class MemoryModel:
 
         Of a rollout process of its own where the placement is separate.
         """
+        from r1ranker.rollout.hf_batch import PREFILL_TOKENS
+
         config, rollout = self.config, self.config.actor_rollout_ref.rollout
         colocated = rollout.placement == "colocated"
         base = {"python and torch": GPU_BASE if self.on_gpu else CPU_BASE}

@@ -14,6 +14,7 @@ import torch
 
 from r1ranker.device import device_memory
 from r1ranker.errors import RunError
+from r1ranker.trainer.balance import family_tokens
 from r1ranker.trainer.config import Config
 from r1ranker.trainer.memory import MemoryModel, total
 from r1ranker.trainer.trajectory import Trajectory, families_of
@@ -183,9 +184,7 @@ def of_generation(model: MemoryModel, shortage: Shortage) -> str:
 def row_tokens(trajectories: Sequence[Trajectory], share_prompts: bool) -> int:
     """Tokens of the row that trajectories are packed into: a shared prompt once, and no last sampled token."""
     families = families_of([one.prompt_ids for one in trajectories], share_prompts)
-    return sum(len(trajectories[family[0]].prompt_ids) for family in families) + sum(
-        max(0, len(one.response_ids) - 1) for one in trajectories
-    )
+    return sum(family_tokens(trajectories, family) for family in families)
 
 
 def in_units(size: int) -> str:
