@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
+import glob
 import os
 import shutil
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,11 +33,12 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     try:
         yield temporary
         flush(temporary)
-        if target.is_dir() and temporary.is_dir():
-            # a directory cannot be replaced in one step: the old one is moved aside first
-            target.rename(holder / "replaced")
-        os.replace(temporary, target)
-        _flush_directory(target.parent)
+        if not (target.is_dir() and temporary.is_dir() and _exchange(temporary, target)):
+            if target.is_dir() and temporary.is_dir():
+                # where the system cannot exchange two directories, the old one is moved aside first
+                target.rename(holder / "replaced")
+            os.replace(temporary, target)
+        flush_directory(target.parent)
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error.strerror})") from error
     finally:
@@ -43,6 +47,20 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
         shutil.rmtree(holder, ignore_errors=True)
         if not target.exists():
             _remove_empty(made)
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Have two directories change places in one step, so that a kill leaves one of them in each; False where that cannot be."""
+    rename = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
+    here, exchange = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of linux/fcntl.h and linux/fs.h
+    return rename is not None and rename(here, os.fsencode(first), here, os.fsencode(second), exchange) == 0
+
+
+def clear_leftovers(directory: Path, names: Iterable[str]) -> None:
+    """Delete what processes that were killed while they wrote `names` left in `directory`; nobody else may be writing there."""
+    for name in names:
+        for holder in directory.glob(f".{glob.escape(name)}.*"):
+            shutil.rmtree(holder, ignore_errors=True)
 
 
 @contextmanager
@@ -81,7 +99,8 @@ def flush(path: Path) -> None:
             os.fsync(handle.fileno())
 
 
-def _flush_directory(directory: Path) -> None:
+def flush_directory(directory: Path) -> None:
+    """Have the disk take which names a directory holds."""
     handle = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,4 +1,4 @@
-"""The command line: r1ranker prepare | init-model | sft | train | eval | compare | report | experiment. Heavy imports wait until a command needs them."""
+"""The command line: r1ranker prepare | init-model | sft | train | eval | compare | report | experiment | replay. Heavy imports wait until a command needs them."""
 
 from __future__ import annotations
 
@@ -122,22 +122,24 @@ def sft(
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def train(
     context: typer.Context,
-    config_name: Annotated[str, typer.Option(help="a file of configs/ without .yaml")] = "published",
-    config_path: Annotated[str | None, typer.Option(help="another directory of configs")] = None,
+    config_name: Annotated[
+        str | None, typer.Option(help="a file of configs/ without .yaml [published; of a run's directory: its own]")
+    ] = None,
+    config_path: Annotated[str | None, typer.Option(help="another directory of configs, or a run's directory")] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="check everything, print what would run and the memory it needs, and end")
     ] = False,
 ) -> None:
     """Train with PPO, GRPO, RLOO or REINFORCE++: r1ranker train [--config-name NAME] key=value ..."""
-    from r1ranker.trainer.config_load import load_config
+    from r1ranker.trainer.config_load import load_config, own_config
 
-    config = load_config(config_name, context.args, config_path)
+    config = load_config(config_name or own_config(config_path) or "published", context.args, config_path)
     if dry_run:
         from r1ranker.trainer.dry_run import dry_run as describe
 
         describe(config)
         return
-    from r1ranker.trainer.loop import fit
+    from r1ranker.trainer.fit import fit
 
     typer.echo(f"trained actor: {fit(config)}")
 
@@ -190,6 +192,18 @@ def experiment_command(
     from r1ranker.experiment import load_experiment, run_experiment
 
     run_experiment(load_experiment(name, overrides or []), Path(output or f"checkpoints/{Path(name).stem}"))
+
+
+@app.command("replay")
+def replay_command(
+    file: Annotated[str, typer.Argument(help="step_N.jsonl of a run's bad_steps/")],
+    model: Annotated[str, typer.Option(help="model directory or hub id; the run's own")],
+) -> None:
+    """Compute a bad step's samples anew, and show which of their numbers are not finite."""
+    from r1ranker.trainer.replay import replay
+
+    for line in replay(file, model):
+        typer.echo(line)
 
 
 @app.command("compare")

@@ -64,6 +64,17 @@ def peak_memory_gib(device: torch.device) -> float:
     return torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else 0.0
 
 
+def accelerator_random_state() -> torch.Tensor | None:
+    """State [bytes] of the current GPU's random generator; None without one."""
+    return torch.cuda.get_rng_state() if has_gpu() else None
+
+
+def set_accelerator_random_state(state: torch.Tensor) -> None:
+    """Put the current GPU's random generator where `state` was taken; nothing without a GPU."""
+    if has_gpu():
+        torch.cuda.set_rng_state(state)
+
+
 def device_memory(device: torch.device) -> tuple[int, int]:
     """(free, total) bytes of a GPU; on the CPU those of this machine that the container and `ulimit` leave this process.
 

@@ -20,6 +20,14 @@ class RunError(Exception):
     """A run that could not go on for a cause outside the input: one line, no traceback, exit code 1."""
 
 
+class LostWorker(RunError):
+    """A process of a run died or no longer answers; started again, it can go on from the last state."""
+
+
+class Terminated(SystemExit):
+    """A signal asked this process to end; nothing on the way may take it for an error of its own."""
+
+
 def nearest(name: str, known: Iterable[str], least: float = 0.5) -> str:
     """` (did you mean 'x'?)` for the known name closest to `name`, or an empty string where none is `least` alike."""
     matches = get_close_matches(name, sorted(known), n=1, cutoff=least)
@@ -66,4 +74,4 @@ def exit_on_user_error(command: Callable[[], None]) -> None:
 
 
 def _unwind(number: int, frame: object) -> None:
-    sys.exit(128 + number)
+    raise Terminated(128 + number)

@@ -194,7 +194,7 @@ def _data(experiment: Experiment, output: Path) -> str:
 def _train(experiment: Experiment, label: str, arm: Arm, bench: str, output: Path, console: Console) -> tuple[str, str]:
     """The model before and the actor after training."""
     from r1ranker.trainer.config_load import load_config
-    from r1ranker.trainer.loop import fit
+    from r1ranker.trainer.fit import fit
 
     here = output / label
     rows = output / "data"
@@ -208,23 +208,20 @@ def _train(experiment: Experiment, label: str, arm: Arm, bench: str, output: Pat
             )
     # arms of the same model and tasks begin with the same one
     base = _base(experiment, arm, rows, output, here if arm.train or arm.model else output)
-    actor = here / "actor"
-    if not actor.is_dir():
-        console.rule(label)
-        directory = rows / f"{arm.mode}_ranking"
-        given = [
-            f"data.train_files={directory / 'train.parquet'}",
-            f"data.val_files={directory / 'test.parquet'}",
-            f"data.think={str(experiment.think).lower()}",
-            f"data.seed={experiment.seed}",
-            f"actor_rollout_ref.model.path={base}",
-            f"actor_rollout_ref.rollout.constrain={experiment.constrain}",
-            *([] if experiment.steps is None else [f"trainer.total_training_steps={experiment.steps}"]),
-            f"trainer.experiment_name={label}",
-            f"trainer.default_local_dir={here}",
-        ]
-        fit(load_config(experiment.config, [*given, *arm.overrides]))
-    return base, str(actor)
+    console.rule(label)
+    directory = rows / f"{arm.mode}_ranking"
+    given = [
+        f"data.train_files={directory / 'train.parquet'}",
+        f"data.val_files={directory / 'test.parquet'}",
+        f"data.think={str(experiment.think).lower()}",
+        f"data.seed={experiment.seed}",
+        f"actor_rollout_ref.model.path={base}",
+        f"actor_rollout_ref.rollout.constrain={experiment.constrain}",
+        *([] if experiment.steps is None else [f"trainer.total_training_steps={experiment.steps}"]),
+        f"trainer.experiment_name={label}",
+        f"trainer.default_local_dir={here}",
+    ]
+    return base, fit(load_config(experiment.config, [*given, *arm.overrides]))  # one that is done is only named
 
 
 def _base(experiment: Experiment, arm: Arm, rows: Path, output: Path, here: Path) -> str:

@@ -37,7 +37,7 @@ def run(output: Path, steps: int, sft_steps: int, size: int) -> None:
     from r1ranker.evaluation.table import compare_table
     from r1ranker.model.init import init_model
     from r1ranker.trainer.config_load import load_config
-    from r1ranker.trainer.loop import fit
+    from r1ranker.trainer.fit import fit
     from r1ranker.trainer.sft import SFTSettings, fine_tune
 
     console = Console()
@@ -63,6 +63,7 @@ def run(output: Path, steps: int, sft_steps: int, size: int) -> None:
             f"trainer.total_training_steps={steps}",
             f"trainer.experiment_name={mode}",
             f"trainer.default_local_dir={output / mode}",
+            "trainer.resume_mode=disable",  # the model it begins with is made anew as well
         ]
         actors[mode] = fit(load_config("quickstart", overrides))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -90,7 +91,10 @@ def training_row(
 
 
 class RowWriter:
-    """Rows to a parquet file, a batch at a time; `count` says how many there were."""
+    """Rows to a parquet file, a batch at a time; `count` says how many there were.
+
+    Raises UserError, naming the row, for text that is none: half a surrogate pair has no place in UTF-8.
+    """
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self.count = 0
@@ -105,16 +109,32 @@ class RowWriter:
             self._write()
 
     def _write(self) -> None:
-        self._writer.write_table(pa.Table.from_pylist(self._buffer, schema=self._schema))
+        try:
+            table = pa.Table.from_pylist(self._buffer, schema=self._schema)
+        except UnicodeEncodeError as error:
+            row = self.count - len(self._buffer) + next(i for i, one in enumerate(self._buffer) if _is_no_text(one))
+            around = error.object[max(0, error.start - 20) : error.start + 20]
+            raise UserError(f"row {row}: found {around!a}, half a surrogate pair; text is wanted") from error
+        self._writer.write_table(table)
         self._buffer = []
 
     def __enter__(self) -> RowWriter:
         return self
 
     def __exit__(self, *error: object) -> None:
-        if self._buffer and error[0] is None:
-            self._write()
-        self._writer.close()
+        try:
+            if self._buffer and error[0] is None:
+                self._write()
+        finally:
+            self._writer.close()
+
+
+def _is_no_text(row: dict[str, Any]) -> bool:
+    try:
+        json.dumps(row, ensure_ascii=False, default=str).encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def write_rows(rows: Iterable[dict[str, Any]], path: str, schema: pa.Schema | None = None) -> int:

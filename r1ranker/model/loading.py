@@ -40,7 +40,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     """The tokenizer of a model directory or hub id; it must know an end-of-sequence token."""
     check_model_directory(path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path)
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path}: the tokenizer cannot be loaded ({_first_line(error)})") from error
     if tokenizer.eos_token_id is None:
@@ -54,9 +54,14 @@ def load_causal_lm(path: str, dtype: torch.dtype, attention: str) -> PreTrainedM
     register_packed()
     quiet()
     try:
-        config = AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
-            path, config=config, dtype=dtype, attn_implementation=attention, use_safetensors=True
+            path,
+            config=config,
+            dtype=dtype,
+            attn_implementation=attention,
+            use_safetensors=True,
+            trust_remote_code=False,
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(f"{path}: the model cannot be loaded ({_first_line(error)})") from error

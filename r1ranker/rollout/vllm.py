@@ -45,6 +45,7 @@ class VLLMEngine:
         self._token_text = cache(lambda token: str(self.tokenizer.decode([token])))
         self.llm: vllm.LLM = vllm.LLM(
             directory,
+            trust_remote_code=False,
             dtype=str(compute_dtype(device)).removeprefix("torch."),
             max_model_len=self._max_model_len,
             max_num_seqs=settings.max_num_seqs,
@@ -203,7 +204,7 @@ def _repack_tied_head(model: Any) -> None:
 def _positions(directory: str) -> int | None:
     from transformers import AutoConfig
 
-    return getattr(AutoConfig.from_pretrained(directory), "max_position_embeddings", None)
+    return getattr(AutoConfig.from_pretrained(directory, trust_remote_code=False), "max_position_embeddings", None)
 
 
 def _environment() -> None:

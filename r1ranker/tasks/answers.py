@@ -192,12 +192,8 @@ def parse_answer(
 
 def _last_block(text: str) -> str | None:
     """What stands between the last <answer> that is closed and the first </answer> behind it."""
-    start = len(text)
-    while (start := text.rfind("<answer>", 0, start)) >= 0:
-        end = text.find("</answer>", start)
-        if end >= 0:
-            return text[start + len("<answer>") : end]
-    return None
+    start = text.rfind("<answer>", 0, max(0, text.rfind("</answer>")))  # one behind the last </answer> is not closed
+    return None if start < 0 else text[start + len("<answer>") : text.find("</answer>", start)]
 
 
 def _between(text: str, start: int, opening: str, closing: str) -> str:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
+import torch.distributed as dist
+
 from r1ranker.device import has_gpu
-from r1ranker.errors import RunError, UserError
+from r1ranker.errors import LostWorker, RunError, UserError
 from r1ranker.trainer.config import Config
 from r1ranker.trainer.process import Process, RolloutProcess
 from r1ranker.trainer.workers import Worker
@@ -75,6 +78,7 @@ class RayWorkers:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         self._ray = ray
+        self._timeout = config.trainer.timeout
         self.size = nodes * per_node
         gpus = 1 if has_gpu() else 0
         bundle = {"CPU": 1.0} | ({"GPU": 1.0} if gpus else {})
@@ -95,10 +99,10 @@ class RayWorkers:
 
     def meet(self) -> str | None:
         """An address where the processes can meet; None for one alone."""
-        return self._get([self._actors[0].rendezvous.remote()])[0] if self.size > 1 else None
+        return self._get([self._actors[0].rendezvous.remote()], "rendezvous")[0] if self.size > 1 else None
 
     def each(self, method: str, arguments: Sequence[Sequence[Any]]) -> list[Any]:
-        return self._get(self.begin(method, arguments))
+        return self._get(self.begin(method, arguments), method)
 
     def begin(self, method: str, arguments: Sequence[Sequence[Any]]) -> list[Any]:
         """Call `method` on every process without waiting for it."""
@@ -109,41 +113,56 @@ class RayWorkers:
             getattr(actor, method).options(num_returns="streaming").remote(*own)
             for actor, own in zip(self._actors, arguments, strict=True)
         ]
-        return self._items({generator: rank for rank, generator in enumerate(generators)})
+        return self._items({generator: rank for rank, generator in enumerate(generators)}, method)
 
-    def _items(self, ranks: dict[Any, int]) -> Iterator[tuple[int, Any]]:
+    def _items(self, ranks: dict[Any, int], method: str) -> Iterator[tuple[int, Any]]:
         """What the generators yield, each item as soon as it is there."""
         while ranks:
-            ready: Any = self._ray.wait(list(ranks), num_returns=1)[0][0]
+            found, _ = self._ray.wait(list(ranks), num_returns=1, timeout=self._timeout)
+            if not found:
+                raise self._unanswered(method, list(ranks.values()))
+            ready: Any = found[0]
             try:
                 reference = next(ready)
             except StopIteration:
                 del ranks[ready]
                 continue
-            with self._said():
+            with self._said(method):
                 item = self._ray.get(reference)
             yield ranks[ready], item
 
-    def _get(self, references: list[Any]) -> list[Any]:
-        with self._said():
+    def _get(self, references: list[Any], method: str) -> list[Any]:
+        until = time.monotonic() + self._timeout
+        with self._said(method):
             waiting = list(references)
             while waiting:  # whoever fails first says why; the others may wait for it
-                done, waiting = self._ray.wait(waiting, num_returns=1)
+                done, waiting = self._ray.wait(waiting, num_returns=1, timeout=max(0.0, until - time.monotonic()))
+                if not done:
+                    raise self._unanswered(method, [references.index(one) for one in waiting])
                 self._ray.get(done)
             return list(self._ray.get(references))
 
+    def _unanswered(self, method: str, ranks: Sequence[int]) -> LostWorker:
+        numbers = ", ".join(map(str, sorted(ranks)))
+        return LostWorker(
+            f"{method}: no answer from process {numbers} within trainer.timeout = {self._timeout:g} seconds"
+        )
+
     @contextmanager
-    def _said(self) -> Iterator[None]:
-        """A process's own UserError or RunError is raised as such, its death as a RunError."""
+    def _said(self, method: str) -> Iterator[None]:
+        """A process's own UserError or RunError is raised as such; its death, or a collective that broke off, as LostWorker."""
         try:
             yield
         except self._ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, UserError | RunError):
                 raise type(error.cause)(str(error.cause)) from None
+            if broke_off(error.cause):
+                raise LostWorker(
+                    f"{method}: a collective of the processes broke off ({_first_line(error.cause)})"
+                ) from None
             raise
         except self._ray.exceptions.RayActorError as error:
-            first = str(error).strip().split("\n")[0]
-            raise RunError(f"a process of the run died ({first})") from None
+            raise LostWorker(f"a process of the run died in {method} ({_first_line(error)})") from None
 
     def close(self) -> None:
         """End the processes and give their places back."""
@@ -153,6 +172,19 @@ class RayWorkers:
             self._ray.kill(actor)
         for group in self._groups:
             self._ray.util.remove_placement_group(group)
+
+
+def broke_off(error: BaseException) -> bool:
+    """Whether a process says that it lost the others in a collective, or waited too long for them."""
+    text = str(error)
+    lost = any(
+        words in text for words in ("Connection closed by peer", "Connection reset by peer", "Timed out waiting")
+    )
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and lost)
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().split("\n")[0]
 
 
 class RayCluster(RayWorkers):
@@ -189,7 +221,7 @@ class RayCluster(RayWorkers):
             call_all(self, "sync_weights")
         else:
             loading = self._apart.begin("load_weights", [(queue,) for queue in self._queues])
-            self._get(loading + self.begin("export_weights", [(self._queues,)] * self.size))
+            self._get(loading + self.begin("export_weights", [(self._queues,)] * self.size), "sync_weights")
 
     def close(self) -> None:
         super().close()
@@ -201,12 +233,13 @@ class RayCluster(RayWorkers):
 
 
 @contextmanager
-def started(config: Config, total_steps: int) -> Iterator[Cluster]:
-    """The cluster that `config` asks for, closed at the end. A Ray that was not running is started and stopped."""
+def ray_running(config: Config) -> Iterator[None]:
+    """Ray, where `config` asks for it; one that was not running is started and stopped."""
     if config.trainer.executor == "local":
-        yield LocalCluster(config, total_steps)
+        yield
         return
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # of calls that are given up: one cause is said
     import ray
 
     own = not ray.is_initialized()
@@ -217,17 +250,28 @@ def started(config: Config, total_steps: int) -> Iterator[Cluster]:
         apart = rollout.n_workers if rollout.placement == "separate" else 0
         # processes on the CPU share its cores: Ray is told of as many as there are processes
         ray.init(
+            address="local",  # and not one that someone else has started here, which would refuse what follows
             num_cpus=max(config.world_size + apart, os.cpu_count() or 1),
             include_dashboard=False,
             logging_level=logging.ERROR,
             log_to_driver=True,
         )
-    cluster: RayCluster | None = None
     try:
-        cluster = RayCluster(config, total_steps)
-        yield cluster
+        yield
     finally:
-        if cluster is not None:
-            cluster.close()
         if own:
             ray.shutdown()
+
+
+@contextmanager
+def started(config: Config, total_steps: int) -> Iterator[Cluster]:
+    """The cluster that `config` asks for, closed at the end. A Ray that was not running is started and stopped."""
+    if config.trainer.executor == "local":
+        yield LocalCluster(config, total_steps)
+        return
+    with ray_running(config):
+        cluster = RayCluster(config, total_steps)
+        try:
+            yield cluster
+        finally:
+            cluster.close()

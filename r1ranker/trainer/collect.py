@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import asdict
+from typing import Any
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -12,8 +15,8 @@ from r1ranker.rollout.constraint import build_constraint
 from r1ranker.rollout.engine import Completion, Request
 from r1ranker.trainer.config import Config
 from r1ranker.trainer.metrics import reward_parts, timed
-from r1ranker.trainer.reward_pool import Pending, RewardPool
-from r1ranker.trainer.scoring import response_text
+from r1ranker.trainer.reward_pool import RewardPool
+from r1ranker.trainer.scoring import Failure, Outcome, refuse_too_many, response_text
 from r1ranker.trainer.trajectory import Trajectory
 
 
@@ -27,18 +30,23 @@ class Sampling:
         tokenizer: PreTrainedTokenizerBase,
         rewards: RewardPool,
         policy_version: int,
+        max_failure_rate: float = 0.0,
     ) -> None:
         """`arriving`: (place of a prompt, its completions), as `dispatch.stream` has them."""
         self._prompts, self._arriving = prompts, arriving
         self._tokenizer, self._rewards = tokenizer, rewards
-        self._policy_version = policy_version
+        self.policy_version = policy_version
         self._completions: list[list[Completion]] = [[] for _ in prompts]
-        self._pending: list[list[Pending]] = [[] for _ in prompts]
+        self._pending: list[list[Future[Outcome]]] = [[] for _ in prompts]
+        self._max_failure_rate = max_failure_rate
+        self.failures: list[Failure] = []
+        """of rewards so far"""
 
     def receive(self, timing: dict[str, float]) -> None:
         """Wait until every response is complete, and hand each to the reward as it comes.
 
-        Adds to `timing` the seconds waited for responses (gen) and spent on their rewards meanwhile (reward).
+        Adds to `timing` the seconds waited for responses (gen) and spent on their rewards meanwhile (reward). Raises
+        UserError as soon as more rewards have failed than may.
         """
         while True:
             with timed(timing, "gen"):
@@ -55,15 +63,41 @@ class Sampling:
                     )
                     for sample in samples
                 ]
+                for pending in self._pending[place]:
+                    pending.add_done_callback(self._note_failure)
+                refuse_too_many(self.failures, len(samples) * len(self._prompts), self._max_failure_rate)
 
-    def breakdowns(self, timing: dict[str, float]) -> list[dict[str, float]]:
-        """Score and parts of each response, those of a prompt one after another; waits for what is not computed yet."""
+    def state(self) -> dict[str, Any]:
+        """Its responses, once they are received, as JSON takes them."""
+        completions = [[asdict(sample) for sample in samples] for samples in self._completions]
+        return {"policy_version": self.policy_version, "completions": completions}
+
+    def _note_failure(self, done: Future[Outcome]) -> None:
+        if not done.cancelled() and done.exception() is None and isinstance(failure := done.result(), Failure):
+            self.failures.append(failure)
+
+    def breakdowns(self, timing: dict[str, float]) -> list[Outcome]:
+        """Score and parts of each response, or why it has none, those of a prompt one after another; waits for what is not computed yet.
+
+        Raises UserError where more rewards have failed than may.
+        """
         with timed(timing, "reward"):
-            return [pending() for own in self._pending for pending in own]
+            outcomes = [pending.result() for own in self._pending for pending in own]
+        self.failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
+        refuse_too_many(self.failures, len(outcomes), self._max_failure_rate)
+        return outcomes
 
     def trajectories(self, timing: dict[str, float]) -> tuple[list[Trajectory], dict[str, float]]:
-        """Scored trajectories, whose group is the prompt's place in the batch, and the means of their rewards' parts."""
+        """Scored trajectories, whose group is the prompt's place in the batch, and the means of their rewards' parts.
+
+        A response whose reward failed is left out: it is in no loss, no denominator and none of its group's statistics.
+        """
         breakdowns = self.breakdowns(timing)
+        samples = [
+            (group, prompt, sample)
+            for group, (prompt, samples) in enumerate(zip(self._prompts, self._completions, strict=True))
+            for sample in samples
+        ]
         trajectories = [
             Trajectory(
                 prompt_ids=list(prompt.token_ids),
@@ -71,15 +105,25 @@ class Sampling:
                 rollout_logprobs=np.array(sample.logprobs, dtype=np.float64),
                 finish_reason=sample.finish_reason,
                 group_id=group,
-                policy_version=self._policy_version,
+                policy_version=self.policy_version,
                 allowed=sample.allowed,
+                score=parts["score"],
             )
-            for group, (prompt, samples) in enumerate(zip(self._prompts, self._completions, strict=True))
-            for sample in samples
+            for (group, prompt, sample), parts in zip(samples, breakdowns, strict=True)
+            if not isinstance(parts, Failure)
         ]
-        for trajectory, parts in zip(trajectories, breakdowns, strict=True):
-            trajectory.score = parts["score"]
-        return trajectories, reward_parts(breakdowns)
+        return trajectories, reward_metrics(breakdowns)
+
+
+def reward_metrics(breakdowns: Sequence[Outcome]) -> dict[str, float]:
+    """Means of the parts of a batch's rewards, and the share of those that failed."""
+    kept = [parts for parts in breakdowns if not isinstance(parts, Failure)]
+    return reward_parts(kept) | {"reward/failure_rate": 1 - len(kept) / max(1, len(breakdowns))}
+
+
+def restored(state: Mapping[str, Any]) -> Iterator[tuple[int, list[Completion]]]:
+    """What `Sampling.state` holds, as if it were arriving."""
+    return ((place, [Completion(**one) for one in samples]) for place, samples in enumerate(state["completions"]))
 
 
 def requests_of(

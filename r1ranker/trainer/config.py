@@ -235,6 +235,10 @@ class RewardFunctionConfig:
 class RewardConfig:
     num_workers: int = 0
     """processes that compute rewards while generation goes on; 0: the driver does"""
+    timeout: float | None = None
+    """seconds that a call may take, where num_workers is over 0; null: as long as it takes"""
+    max_failure_rate: float = 0.05
+    """share of a batch's rewards that may fail and be left out; over it the run ends. 0: at the first"""
 
 
 @dataclass
@@ -250,13 +254,25 @@ class TrainerConfig:
     """null: as total_epochs gives; else the smaller of the two ends the run"""
     async_steps: int = 0
     """1: the next batch is sampled with the weights before an update while the update is made; 0: after it"""
+    on_bad_step: str = "skip"
+    """skip | stop: what follows a step with numbers that are not finite, of which no update is made"""
     critic_warmup: int = 0
     """steps in which only the critic learns"""
     val_before_train: bool = True
     test_freq: int = 100
     """steps between validations; -1: none"""
     save_freq: int = 100
-    """steps between saves of the actor; -1: only at the end"""
+    """steps between saves of the training state and the actor; -1: only at the end"""
+    resume_mode: str = "auto"
+    """auto: go on from the newest whole state of the run's directory; disable: begin anew; or the directory of a state"""
+    max_actor_ckpt_to_keep: int | None = 2
+    """states that stay, the newest ones; null: all"""
+    best_metric: str | None = None
+    """a metric of validation, such as val-core/Rec-Movie/reward/mean: the actor with the highest is kept under best/"""
+    max_restarts: int = 3
+    """how often a run whose Ray processes die or hang starts them again and goes on from its last state"""
+    timeout: float = 3600.0
+    """seconds that a call to a process, or a collective of them, may take"""
     project_name: str = "Ranking-FM"
     experiment_name: str = "ranking"
     default_local_dir: str | None = None

@@ -22,6 +22,7 @@ def check(config: Config) -> None:
     _check_sizes(config)
     _check_rollout(config)
     _check_async(config)
+    _check_reward(config)
     _check_required(config)
 
 
@@ -42,6 +43,7 @@ def _check_choices(config: Config) -> None:
         _one_of("algorithm.rollout_correction.rollout_is", config.algorithm.rollout_correction.rollout_is, LEVELS)
     _one_of("actor_rollout_ref.rollout.constrain", rollout.constrain, ("none", "candidates"))
     _one_of("critic.loss_agg_mode", config.critic.loss_agg_mode, LOSS_AGG_MODES)
+    _one_of("trainer.on_bad_step", config.trainer.on_bad_step, ("skip", "stop"))
     _one_of("trainer.executor", config.trainer.executor, ("ray", "local"))
     for optim, where in ((actor.optim, "actor_rollout_ref.actor.optim"), (config.critic.optim, "critic.optim")):
         _one_of(f"{where}.lr_scheduler_type", optim.lr_scheduler_type, ("constant", "cosine"))
@@ -78,6 +80,7 @@ def _check_ranges(config: Config) -> None:
         )
     at_least_zero = {
         "trainer.seed": trainer.seed,
+        "trainer.max_restarts": trainer.max_restarts,
         "data.seed": config.data.seed,
         "reward.num_workers": config.reward.num_workers,
     }
@@ -87,6 +90,7 @@ def _check_ranges(config: Config) -> None:
     optional = {
         "data.val_batch_size": config.data.val_batch_size,
         "critic.ppo_epochs": config.critic.ppo_epochs,
+        "trainer.max_actor_ckpt_to_keep": trainer.max_actor_ckpt_to_keep,
         "data.val_max_samples": None if config.data.val_max_samples == -1 else config.data.val_max_samples,
     }
     for key, some in optional.items():
@@ -114,6 +118,7 @@ def _check_ranges(config: Config) -> None:
             f"actor_rollout_ref.rollout.temperature: found {rollout.temperature}; training samples, so a number over 0 is wanted"
         )
     positive = {
+        "trainer.timeout": trainer.timeout,
         "actor_rollout_ref.actor.grad_clip": actor.grad_clip,
         "actor_rollout_ref.actor.clip_ratio": actor.clip_ratio,
         "actor_rollout_ref.actor.clip_ratio_low": actor.clip_ratio_low,
@@ -253,6 +258,21 @@ def _check_async(config: Config) -> None:
         )
 
 
+def _check_reward(config: Config) -> None:
+    reward = config.reward
+    if not 0 <= reward.max_failure_rate < 1:
+        raise UserError(
+            f"reward.max_failure_rate: found {reward.max_failure_rate}; a share from 0 to under 1 is wanted"
+        )
+    if reward.timeout is not None and not 0 < reward.timeout < float("inf"):
+        raise UserError(f"reward.timeout: found {reward.timeout}; seconds over 0, or null, are wanted")
+    if reward.timeout is not None and not reward.num_workers:
+        raise UserError(
+            f"reward.timeout: found {reward.timeout:g} and reward.num_workers 0; a call is ended with its process, so at "
+            "least one is wanted"
+        )
+
+
 def _check_required(config: Config) -> None:
     required: dict[str, Any] = {
         "actor_rollout_ref.model.path": config.actor_rollout_ref.model.path,
@@ -266,6 +286,16 @@ def _check_required(config: Config) -> None:
             raise UserError(f"{key}: found nothing; a path is wanted{because}")
     if config.trainer.test_freq > 0 and not config.data.val_files:
         raise UserError("data.val_files: found nothing; a path is wanted where trainer.test_freq is over 0")
+    if config.trainer.best_metric and not config.trainer.test_freq > 0:
+        raise UserError(
+            f"trainer.test_freq: found {config.trainer.test_freq}; trainer.best_metric is looked at after validations, so a "
+            "number over 0 is wanted"
+        )
+    if config.trainer.best_metric and not config.trainer.best_metric.startswith("val-"):
+        raise UserError(
+            f"trainer.best_metric: found {config.trainer.best_metric!r}; a metric of validation such as "
+            "val-core/Rec-Movie/reward/mean is wanted"
+        )
     if config.trainer.val_before_train and not config.data.val_files:
         raise UserError("data.val_files: found nothing; a path is wanted where trainer.val_before_train is true")
 

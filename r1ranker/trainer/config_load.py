@@ -50,6 +50,11 @@ def load_config(name: str, overrides: Sequence[str] = (), config_path: str | Non
     return typed(composed, f"{directory}/{name}.yaml")
 
 
+def own_config(directory: str | None) -> str | None:
+    """Name of the config that a run wrote into its directory; None where there is none."""
+    return "config" if directory and (Path(directory) / "config.yaml").is_file() else None
+
+
 def typed(values: DictConfig, where: str) -> Config:
     """`values` as a checked Config."""
     known = set(_keys(OmegaConf.structured(Config)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -14,7 +15,7 @@ from r1ranker.model.value import ValueModel
 from r1ranker.trainer.losses import value_loss
 from r1ranker.trainer.optimisation import Optimisation
 from r1ranker.trainer.policy import Bins, split_by_response
-from r1ranker.trainer.trajectory import MicroBatch, Trajectory, pack
+from r1ranker.trainer.trajectory import MicroBatch, Trajectory, pack, responses_of
 
 
 class Critic:
@@ -44,7 +45,7 @@ class Critic:
         return [split_by_response(self.forward(self.packed(trajectories)), trajectories) for trajectories in bins]
 
     def update(self, bins: Bins, optimisation: Optimisation) -> dict[str, float]:
-        """One optimizer step on a mini-batch; returns sums of the metrics over tokens."""
+        """One optimizer step on a mini-batch, or none, as of the policy; returns sums of the metrics over tokens."""
         totals = {"critic/vf_loss": 0.0, "critic/vf_clipfrac": 0.0}
         for trajectories in bins:
             batch = self.packed(trajectories)
@@ -56,4 +57,17 @@ class Critic:
             (part * self._execution.world_size).backward()
             totals["critic/vf_loss"] += part.item()
             totals["critic/vf_clipfrac"] += clipped[weights > 0].sum().item()
-        return totals | {"critic/grad_norm": optimisation.step()}
+        return totals | {"critic/grad_norm": optimisation.step(math.isfinite(totals["critic/vf_loss"]))}
+
+    @torch.no_grad()
+    def losses(self, bins: Bins) -> list[list[float]]:
+        """Each trajectory's own part of the loss, of each bin."""
+        results = []
+        for trajectories in bins:
+            batch = self.packed(trajectories)
+            losses, _ = value_loss(
+                self.forward(batch), batch.columns["values"], batch.columns["returns"], self._clip_range
+            )
+            weighted = batch.columns["weights"] * losses
+            results.append([weighted[own].sum().item() for own, _ in responses_of(batch, trajectories)])
+        return results

@@ -1,77 +1,42 @@
-"""fit(): the whole algorithm, a step of it a line."""
+"""Run: the whole algorithm, a step of it a line."""
 
 from __future__ import annotations
 
-import os
+import json
 import time
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from r1ranker.data.loader import PromptLoader, load_prompts, spread_over_tasks
+from r1ranker.data.manifest import checksum
 from r1ranker.data.prompts import Prompt
 from r1ranker.device import has_gpu
-from r1ranker.errors import RunError, UserError
+from r1ranker.errors import UserError, nearest
 from r1ranker.model.loading import load_tokenizer
 from r1ranker.rollout.engine import Request, SamplingParams
 from r1ranker.trainer import dispatch
+from r1ranker.trainer.bad_steps import BadSteps, NotFinite, refuse_not_finite
 from r1ranker.trainer.balance import Budget
-from r1ranker.trainer.cluster import Cluster, call_all, started
-from r1ranker.trainer.collect import Sampling, requests_of
+from r1ranker.trainer.cluster import Cluster, call_all
+from r1ranker.trainer.collect import Sampling, requests_of, restored
 from r1ranker.trainer.config import Config
 from r1ranker.trainer.config_checks import file_list
+from r1ranker.trainer.config_load import as_dict
 from r1ranker.trainer.correction import correct
 from r1ranker.trainer.estimation import put_advantages, with_gradient
 from r1ranker.trainer.kl_control import KLController
 from r1ranker.trainer.losses import token_shares
 from r1ranker.trainer.metrics import batch_metrics, mean_over_updates, timed, validation_metrics
+from r1ranker.trainer.random_state import random_states, restore_random_states
+from r1ranker.trainer.record import versions
 from r1ranker.trainer.reward_pool import RewardPool
-from r1ranker.trainer.tracking import Tracking
+from r1ranker.trainer.scoring import Outcome, told
+from r1ranker.trainer.state import State
 from r1ranker.trainer.trajectory import Trajectory
-
-
-def fit(config: Config) -> str:
-    """Train as `config` says; returns the directory of the trained actor.
-
-    Raises UserError for input that cannot be used, before any worker is started where that can be known, and RunError
-    for a run that broke down, naming the step and the last actor saved.
-    """
-    if config.trainer.executor == "ray":
-        _make_paths_absolute(config)
-    run = Run(config)
-    with (
-        closing(run.rewards),
-        started(config, run.total_steps) as cluster,
-        Tracking(config, run.total_steps) as tracking,
-    ):
-        for note in run.notes:
-            tracking.say(note)
-        step = 0
-        try:
-            metrics = run.validate(cluster) if config.trainer.val_before_train else {}
-            if metrics:
-                tracking.log(metrics, 0)
-            for step in range(1, run.total_steps + 1):
-                metrics = run.step(cluster, step)
-                if _due(step, config.trainer.test_freq, run.total_steps):
-                    metrics |= run.validate(cluster)
-                if _due(step, config.trainer.save_freq, run.total_steps) or step == run.total_steps:
-                    metrics |= run.save(cluster, step)
-                tracking.log(metrics, step)
-        except RunError as error:
-            kept = f"{run.actor_dir} holds the actor of step {run.saved}" if run.saved else "no actor was saved yet"
-            raise RunError(f"step {step}: {error}; {kept}") from error
-    return run.actor_dir
-
-
-def _make_paths_absolute(config: Config) -> None:
-    """Processes of an attached Ray cluster have another working directory."""
-    config.trainer.default_local_dir = os.path.abspath(config.output_dir)
-    for model in (config.actor_rollout_ref.model, config.critic.model):
-        if model.path and os.path.isdir(model.path):
-            model.path = os.path.abspath(model.path)
 
 
 class Run:
@@ -79,8 +44,11 @@ class Run:
 
     def __init__(self, config: Config) -> None:
         self.config = config
-        self.rewards = RewardPool(config.custom_reward_function, config.reward.num_workers)
+        self.rewards = RewardPool(config.custom_reward_function, config.reward.num_workers, config.reward.timeout)
+        self.say: Callable[[str], None] = print
+        """takes a line for the reader"""
         self.tokenizer = load_tokenizer(str(config.actor_rollout_ref.model.path))
+        self.bad_steps = BadSteps(config, self.tokenizer)
         if config.needs_critic:
             critic = load_tokenizer(str(config.critic.model.path))
             if critic.get_vocab() != self.tokenizer.get_vocab():
@@ -105,8 +73,13 @@ class Run:
         self.updates = 0
         self.ahead: Sampling | None = None
         """the next step's batch, where trainer.async_steps has it sampled while this one is trained on"""
+        self._before_ahead: dict[str, Any] = {}
+        """where the loader stood before that batch was dealt"""
+        self.best: float | None = None
+        """the highest trainer.best_metric so far"""
         self.saved = 0
         self.actor_dir = str(Path(config.output_dir) / "actor")
+        self.data_checksums = {path: checksum(Path(path)) for path in file_list(data.train_files, "data.train_files")}
 
     def _load(self, files: object, key: str) -> Sequence[Prompt]:
         data = self.config.data
@@ -134,12 +107,15 @@ class Run:
         is_ahead = self.config.trainer.async_steps and step < self.total_steps
         self.ahead = self.sample(cluster, step + 1) if is_ahead else None
         trajectories, metrics = sampling.trajectories(timing)
+        self._tell(f"step {step}", sampling, len(trajectories) + len(sampling.failures))
         metrics["training/policy_lag"] = float(np.mean([self.updates - one.policy_version for one in trajectories]))
-        self.prepare(cluster, trajectories, timing)
-        with timed(timing, "adv"):
-            metrics |= put_advantages(trajectories, self.config.algorithm, self.kl_control)
-            metrics |= self.correct(trajectories)
-        metrics |= self.update(cluster, trajectories, step, timing)
+        try:
+            metrics |= self.learn(cluster, trajectories, step, timing)
+            self.bad_steps.passed()
+            metrics["training/bad_step"] = 0.0
+        except NotFinite as found:
+            self.say(f"step {step}: {self.bad_steps.met(found, step)}")
+            metrics["training/bad_step"] = 1.0
         if self.ahead is not None:
             self.ahead.receive(timing)  # all of it is sampled with the weights from before this update
         with timed(timing, "sync_weights"):
@@ -149,10 +125,24 @@ class Run:
             "perf/max_memory_allocated_gb": max(rate["perf/max_memory_allocated_gb"] for rate in rates)
         }
         metrics |= batch_metrics(trajectories, self.config.data.max_prompt_length, self.config.data.max_response_length)
+        if metrics["training/bad_step"]:
+            metrics = {name: value for name, value in metrics.items() if np.isfinite(value)}
         timing["step"] = time.perf_counter() - started_at
         metrics["perf/throughput"] = metrics["perf/total_num_tokens"] / timing["step"] / cluster.size
         metrics |= {"training/global_step": step, "training/epoch": (step - 1) // self.loader.steps_per_epoch}
         return metrics | {f"timing_s/{name}": seconds for name, seconds in timing.items()}
+
+    def learn(
+        self, cluster: Cluster, trajectories: list[Trajectory], step: int, timing: dict[str, float]
+    ) -> dict[str, float]:
+        """Estimate and update. Raises NotFinite, before the update in question, where a number is not."""
+        self.prepare(cluster, trajectories, timing)
+        refuse_not_finite(trajectories, ("old_logprobs", "ref_logprobs", "values"))
+        with timed(timing, "adv"):
+            metrics = put_advantages(trajectories, self.config.algorithm, self.kl_control)
+            metrics |= self.correct(trajectories)
+        refuse_not_finite(trajectories, ("advantages", "returns"))
+        return metrics | self.update(cluster, trajectories, step, timing)
 
     def sample(self, cluster: Cluster, step: int) -> Sampling:
         """The next batch, n responses a prompt, under way."""
@@ -160,6 +150,7 @@ class Run:
         params = SamplingParams(
             n=rollout.n, temperature=rollout.temperature, max_tokens=self.config.data.max_response_length
         )
+        self._before_ahead = self.loader.state()
         prompts = self.loader.next()
         return self._begin(cluster, prompts, requests_of(self.config, self.tokenizer, prompts, step), params)
 
@@ -168,7 +159,13 @@ class Run:
     ) -> Sampling:
         size = self.config.actor_rollout_ref.rollout.tensor_model_parallel_size
         arriving = dispatch.stream(cluster, requests, params, size)
-        return Sampling(prompts, arriving, self.tokenizer, self.rewards, self.updates)
+        most = self.config.reward.max_failure_rate
+        return Sampling(prompts, arriving, self.tokenizer, self.rewards, self.updates, most)
+
+    def _tell(self, where: str, sampling: Sampling, responses: int) -> None:
+        """Say which rewards of a batch failed."""
+        for line in told(sampling.failures, responses):
+            self.say(f"{where}: {line}")
 
     def prepare(self, cluster: Cluster, trajectories: list[Trajectory], timing: dict[str, float]) -> None:
         """Reference log-probabilities, values and old log-probabilities, each only where it is needed."""
@@ -262,6 +259,7 @@ class Run:
         groups = sorted({trajectory.group_id for trajectory in trajectories})
         order = np.random.default_rng([self.config.trainer.seed, step])
         parts: list[dict[str, float]] = []
+        model = "actor" if method == "update_policy" else "critic"
         for _ in range(epochs):
             dealt = order.permutation(groups) if self.config.actor_rollout_ref.actor.shuffle else np.array(groups)
             for start in range(0, len(dealt), mini_batch):
@@ -273,20 +271,27 @@ class Run:
                     trajectory.weights = share
                 if method == "update_policy":
                     batch = with_gradient(batch, self.config.actor_rollout_ref.actor)
-                parts.append(dispatch.update(cluster, batch, budget, method))
+                part = dispatch.update(cluster, batch, budget, method)
+                if not np.isfinite(part[f"{model}/grad_norm"]):
+                    dispatch.fill(cluster, batch, "loss", budget, "losses", "critic" if model == "critic" else "policy")
+                    offending = [one for one in batch if one.loss is not None and not np.isfinite(one.loss)]
+                    raise NotFinite(f"the {model}'s loss or gradient is not finite", batch, offending)
+                parts.append(part)
+                self.updates += method == "update_policy"
         metrics = mean_over_updates(parts)
         if method == "update_policy":
-            self.updates += len(parts)
             # only the first update is by the policy that sampled: later ones differ for a good reason
             metrics["rollout/logprob_diff_mean"] = parts[0]["rollout/logprob_diff"]
             metrics["rollout/logprob_diff_max"] = parts[0]["rollout/logprob_diff_max"]
             metrics["rollout/kl"] = parts[0]["rollout/kl"]
-            metrics["actor/skipped_updates"] = float(sum(not np.isfinite(part["actor/grad_norm"]) for part in parts))
             del metrics["rollout/logprob_diff"]
         return metrics
 
-    def validate(self, cluster: Cluster) -> dict[str, float]:
-        """Mean reward and parts of each task on the validation rows, decoded as rollout.val_kwargs says."""
+    def validate(self, cluster: Cluster, step: int) -> dict[str, float]:
+        """Mean reward and parts of each task on the validation rows, decoded as rollout.val_kwargs says.
+
+        The actor is kept under best/ where trainer.best_metric is higher than ever.
+        """
         timing: dict[str, float] = {}
         rollout = self.config.actor_rollout_ref.rollout
         val = rollout.val_kwargs
@@ -296,7 +301,7 @@ class Run:
             top_k=val.top_k,
             max_tokens=self.config.data.max_response_length,
         )
-        breakdowns: list[dict[str, float]] = []
+        breakdowns: list[Outcome] = []
         size = self.config.data.val_batch_size or len(self.validation)
         requests = requests_of(self.config, self.tokenizer, self.validation, step=0)
         with timed(timing, "testing"):
@@ -305,12 +310,26 @@ class Run:
                 sampling = self._begin(cluster, self.validation[chosen], requests[chosen], params)
                 sampling.receive({})
                 breakdowns += sampling.breakdowns({})
+                self._tell("validation", sampling, len(requests[chosen]))
         metrics = validation_metrics([prompt.task for prompt in self.validation], breakdowns)
+        wanted = self.config.trainer.best_metric
+        if wanted is not None:
+            if wanted not in metrics:
+                raise UserError(f"trainer.best_metric: no {wanted!r}{nearest(wanted, metrics)} in a validation")
+            if self.best is None or metrics[wanted] > self.best:
+                self.best = metrics[wanted]
+                self._export(cluster, step, str(Path(self.config.output_dir) / "best"))
         return metrics | {"timing_s/testing": timing["testing"]}
 
     def save(self, cluster: Cluster, step: int) -> dict[str, float]:
         """Write the actor as a Hugging Face directory with what is needed to rank with it."""
         timing: dict[str, float] = {}
+        with timed(timing, "save_checkpoint"):
+            self._export(cluster, step, self.actor_dir)
+        self.saved = step
+        return {"timing_s/save_checkpoint": timing["save_checkpoint"]}
+
+    def _export(self, cluster: Cluster, step: int, directory: str) -> None:
         first = self.loader.prompts[0]
         about = {
             "strategy": first.mode,
@@ -320,10 +339,46 @@ class Run:
             "max_response_length": self.config.data.max_response_length,
             "step": step,
         }
-        with timed(timing, "save_checkpoint"):
-            call_all(cluster, "save_policy", self.actor_dir, about)
-        self.saved = step
-        return {"timing_s/save_checkpoint": timing["save_checkpoint"]}
+        call_all(cluster, "save_policy", directory, about)
+
+    def state(self, step: int) -> dict[str, Any]:
+        """The driver's part of a training state after `step`."""
+        return {
+            "step": step,
+            "updates": self.updates,
+            "bad_steps": self.bad_steps.in_a_row,
+            "kl_coef": self.kl_control.value,
+            "loader": self._before_ahead if self.ahead is not None else self.loader.state(),
+            "ahead": None if self.ahead is None else self.ahead.state(),
+            "best": self.best,
+            "random": random_states(),
+            "data": self.data_checksums,
+            "config": as_dict(self.config),
+            "versions": versions(),
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from where `state` was taken; raises UserError where other rows would be dealt."""
+        self.updates, self.kl_control.value, self.best = state["updates"], state["kl_coef"], state["best"]
+        self.bad_steps.in_a_row = state["bad_steps"]
+        self.loader.restore(state["loader"])
+        if state["ahead"] is not None:
+            arriving, version = restored(state["ahead"]), state["ahead"]["policy_version"]
+            self._before_ahead = state["loader"]
+            most = self.config.reward.max_failure_rate
+            self.ahead = Sampling(self.loader.next(), arriving, self.tokenizer, self.rewards, version, most)
+        with suppress(OSError, ValueError, KeyError):
+            self.saved = int(json.loads((Path(self.actor_dir) / "r1ranker.json").read_text(encoding="utf-8"))["step"])
+        changed = [f"{name} {before} -> {versions().get(name)}" for name, before in state["versions"].items() if versions().get(name) != before]  # fmt: skip
+        if changed:
+            self.notes.append(f"other versions than where the run was left: {', '.join(changed)}")
+
+    def load(self, cluster: Cluster, state: State) -> None:
+        """Bring every process to where `state` was taken."""
+        call_all(cluster, "load_state", str(state.directory))
+        cluster.sync_weights()
+        call_all(cluster, "restore_random", str(state.directory))
+        restore_random_states(state.driver["random"])
 
     def _actor_budget(self) -> Budget:
         actor = self.config.actor_rollout_ref.actor
@@ -339,7 +394,3 @@ class Run:
             critic.use_dynamic_bsz,
             critic.model.path,
         )
-
-
-def _due(step: int, every: int, last: int) -> bool:
-    return every > 0 and (step % every == 0 or step == last)

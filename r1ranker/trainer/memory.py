@@ -101,7 +101,7 @@ def shape_of(path: str) -> ModelShape:
     from r1ranker.errors import UserError
 
     try:
-        return ModelShape.from_config(AutoConfig.from_pretrained(path))
+        return ModelShape.from_config(AutoConfig.from_pretrained(path, trust_remote_code=False))
     except (OSError, ValueError, KeyError, AttributeError) as error:
         first = str(error).strip().split("\n")[0]
         raise UserError(f"{path}: config.json of a model shaped like Qwen2 or Llama is wanted ({first})") from error

@@ -11,17 +11,20 @@ from typing import Any
 import numpy as np
 
 from r1ranker.trainer.advantages import explained_variance, group_statistics
+from r1ranker.trainer.scoring import Failure
 from r1ranker.trainer.trajectory import Trajectory
 
 METRIC_NAMES = (
     "training/global_step",
     "training/epoch",
     "training/policy_lag",
+    "training/bad_step",
     "critic/{score,rewards,advantages,returns,values}/{mean,max,min}",
     "critic/{vf_explained_var,vf_loss,vf_clipfrac,grad_norm,lr,zero_signal_groups}",
     "reward/{part}/mean",
+    "reward/failure_rate",
     "{prompt_length,response_length}/{mean,max,min,clip_ratio}",
-    "actor/{pg_loss,pg_clipfrac,ppo_kl,entropy,kl_loss,kl_coef,reward_kl_penalty,grad_norm,lr,skipped_updates}",
+    "actor/{pg_loss,pg_clipfrac,ppo_kl,entropy,kl_loss,kl_coef,reward_kl_penalty,grad_norm,lr}",
     "rollout/{logprob_diff_mean,logprob_diff_max,kl,dropped_tokens}",
     "rollout_corr/{rollout_is_mean,rollout_is_max,rollout_is_min,rollout_is_truncated}",
     "timing_s/{gen,reward,old_log_prob,ref,values,adv,update_critic,update_actor,sync_weights,testing,save_checkpoint,step}",
@@ -96,11 +99,12 @@ def reward_parts(breakdowns: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     }
 
 
-def validation_metrics(tasks: Sequence[str], breakdowns: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Mean score and parts of each task's validation rows."""
+def validation_metrics(tasks: Sequence[str], breakdowns: Sequence[Mapping[str, Any] | Failure]) -> dict[str, float]:
+    """Mean score and parts of each task's validation rows; those whose reward failed are left out."""
     metrics: dict[str, float] = {}
     for task in dict.fromkeys(tasks):
-        rows = [parts for own, parts in zip(tasks, breakdowns, strict=True) if own == task]
+        own_rows = [parts for own, parts in zip(tasks, breakdowns, strict=True) if own == task]
+        rows = [parts for parts in own_rows if not isinstance(parts, Failure)]
         for name, value in reward_parts(rows).items():
             part = name.split("/")[1]
             metrics[f"val-core/{task}/reward/mean" if part == "score" else f"val-aux/{task}/{part}/mean"] = value

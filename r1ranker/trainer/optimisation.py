@@ -41,10 +41,23 @@ class Optimisation:
         """The learning rate in force."""
         return float(self.optimizer.param_groups[0]["lr"])
 
-    def step(self) -> float:
-        """Clip, update, clear the gradients; returns their norm before clipping. A norm that is not finite: no update."""
+    def restore(self, steps: int) -> None:
+        """Put the schedule where it stands after `steps` training steps."""
+        self.schedule.last_epoch = steps
+        rates = [
+            base * factor(steps) for base, factor in zip(self.schedule.base_lrs, self.schedule.lr_lambdas, strict=True)
+        ]
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate
+
+    def step(self, is_finite: bool = True) -> float:
+        """Clip, update, clear the gradients; returns their norm before clipping.
+
+        Where the norm, or this or another process's loss (`is_finite`) is not finite, neither weights nor moments are
+        touched, and what is returned is not finite.
+        """
         gradients = [parameter.grad for parameter in self._parameters if parameter.grad is not None]
-        norm = total_norm(gradients)
+        norm = total_norm(gradients, is_finite)
         if math.isfinite(norm):
             if norm > self._grad_clip:
                 for gradient in gradients:
@@ -54,12 +67,17 @@ class Optimisation:
         return norm
 
 
-def total_norm(gradients: Sequence[Tensor]) -> float:
-    """Euclidean norm over all gradients and all shards of them, summed in float64 so that sharding leaves it as it is."""
+def total_norm(gradients: Sequence[Tensor], is_finite: bool = True) -> float:
+    """Euclidean norm over all gradients and all shards of them, summed in float64 so that sharding leaves it as it is.
+
+    NaN where it is not finite, or `is_finite` is false in any process: all of them have to know.
+    """
     if not gradients:
-        return 0.0
+        return 0.0 if is_finite else math.nan
     own = [gradient.to_local() if isinstance(gradient, DTensor) else gradient for gradient in gradients]
     squares = torch.stack([torch.linalg.vector_norm(shard, dtype=torch.float64).square() for shard in own]).sum()
+    if not is_finite:
+        squares = squares * math.nan
     if any(isinstance(gradient, DTensor) for gradient in gradients):
         distributed.all_reduce(squares)
     return math.sqrt(float(squares)) if torch.isfinite(squares) else math.nan

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,7 +16,7 @@ from r1ranker.model.policy_model import PolicyModel
 from r1ranker.trainer.config import ActorConfig
 from r1ranker.trainer.losses import ClipRange, kl_estimate, policy_loss
 from r1ranker.trainer.optimisation import Optimisation
-from r1ranker.trainer.trajectory import MicroBatch, Trajectory, pack
+from r1ranker.trainer.trajectory import MicroBatch, Trajectory, pack, responses_of
 
 Bins = Sequence[Sequence[Trajectory]]
 """trajectories of each micro-batch; an empty one keeps this process in step with the others"""
@@ -101,15 +102,15 @@ class Policy:
         return results
 
     def accumulate(self, bins: Bins, loss: PolicyLoss) -> dict[str, float]:
-        """Add the gradient of a mini-batch's loss, micro-batch by micro-batch; returns sums of the metrics over tokens."""
-        totals: dict[str, float] = {}
+        """Add the gradient of a mini-batch's loss, micro-batch by micro-batch; returns it, and sums of the metrics over tokens."""
+        totals = {"loss": 0.0}
         for trajectories in bins:
             batch = self.packed(trajectories)
             logprobs, entropy = self.forward(batch, with_entropy=True, entropy_learns=loss.entropy_coeff != 0)
             value, sums = loss(batch, logprobs, entropy)
             # FSDP averages gradients over processes; the shares in the loss are already global
             (value * self._execution.world_size).backward()
-            sums |= mismatch(batch, logprobs.detach())
+            sums |= mismatch(batch, logprobs.detach()) | {"loss": value.item()}
             for name, number in sums.items():
                 totals[name] = (
                     max(totals.get(name, 0.0), number) if name.endswith("_max") else totals.get(name, 0.0) + number
@@ -117,9 +118,24 @@ class Policy:
         return totals
 
     def update(self, bins: Bins, loss: PolicyLoss, optimisation: Optimisation) -> dict[str, float]:
-        """One optimizer step on a mini-batch."""
+        """One optimizer step on a mini-batch; none where its loss or gradient is not finite, and then the norm is not."""
         totals = self.accumulate(bins, loss)
-        return totals | {"actor/grad_norm": optimisation.step()}
+        return totals | {"actor/grad_norm": optimisation.step(math.isfinite(totals.pop("loss")))}
+
+    @torch.no_grad()
+    def losses(self, bins: Bins, loss: PolicyLoss) -> list[list[float]]:
+        """Each trajectory's own part of the loss, of each bin."""
+        results = []
+        for trajectories in bins:
+            batch = self.packed(trajectories)
+            logprobs, entropy = self.forward(batch, with_entropy=True)
+            results.append(
+                [
+                    loss(part, logprobs[own], None if entropy is None else entropy[own])[0].item()
+                    for own, part in responses_of(batch, trajectories)
+                ]
+            )
+        return results
 
 
 def mismatch(batch: MicroBatch, logprobs: Tensor) -> dict[str, float]:

@@ -17,6 +17,7 @@ from r1ranker.rollout.engine import Completion, Engine, EngineSettings, Request,
 from r1ranker.rollout.start import start_engine
 from r1ranker.trainer.config import Config
 from r1ranker.trainer.out_of_memory import refuse_shortage
+from r1ranker.trainer.random_state import seed_everything
 
 BUCKET_BYTES = 64 * 2**20
 """of weights that travel together to rollout processes of their own"""
@@ -54,8 +55,8 @@ class Process:
         keep_freed_memory()
         if self.device.type == "cpu" and self.config.trainer.executor == "ray":  # which allows one thread by itself
             torch.set_num_threads(max(1, (os.cpu_count() or 1) // beside))
-        torch.manual_seed(self.config.trainer.seed)
-        join(address, self.rank, size, self.device)
+        seed_everything(self.config.trainer.seed)
+        join(address, self.rank, size, self.device, self.config.trainer.timeout)
 
     def start_engine(self) -> None:
         """Start the rollout engine on the actor's model. Collective."""
@@ -143,13 +144,14 @@ class RolloutProcess(Process):
                 yield name, torch.from_numpy(weight.copy())  # Ray's own memory is read-only
 
 
-def join(address: str | None, rank: int, size: int, device: torch.device) -> None:
-    """Initialise the process group of `size` processes; alone, an earlier one of this process is used again."""
+def join(address: str | None, rank: int, size: int, device: torch.device, timeout: float) -> None:
+    """Initialise the process group of `size` processes, whose collectives take `timeout` seconds at most; alone, an earlier one of this process is used again."""
     # vLLM reads its place among the processes from here; each process sees its own GPU as the first
     port = (address or "tcp://alone:0").rpartition(":")[2]
     os.environ.update(RANK=str(rank), LOCAL_RANK="0", WORLD_SIZE=str(size), MASTER_PORT=port)
     backend = collective_backend(device)
     if size > 1:
-        dist.init_process_group(backend, init_method=address, rank=rank, world_size=size, timeout=timedelta(minutes=30))
+        limit = timedelta(seconds=timeout)
+        dist.init_process_group(backend, init_method=address, rank=rank, world_size=size, timeout=limit)
     elif not dist.is_initialized():
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,13 +15,14 @@ from transformers import PreTrainedTokenizerBase
 from r1ranker.data.sft import read_sft_rows
 from r1ranker.data.tokenise import encode_chat, plain_ids
 from r1ranker.device import compute_dtype, pick_device
-from r1ranker.errors import UserError
+from r1ranker.errors import RunError, UserError
 from r1ranker.model.execution import Execution
 from r1ranker.model.fsdp import full_parameters
 from r1ranker.model.init import save_hf
 from r1ranker.model.loading import load_causal_lm, load_tokenizer
+from r1ranker.trainer.bad_steps import MOST_IN_A_ROW
 from r1ranker.trainer.balance import Budget, arrange
-from r1ranker.trainer.config import OptimConfig
+from r1ranker.trainer.config import OptimConfig, TrainerConfig
 from r1ranker.trainer.losses import token_shares
 from r1ranker.trainer.optimisation import Optimisation
 from r1ranker.trainer.policy import Policy
@@ -64,7 +66,8 @@ def fine_tune(
 ) -> list[float]:
     """Fine-tune the model on (prompt, completion) parquet and write it to `output_dir`; returns the loss (nats) of each step.
 
-    Raises UserError for unreadable data or model, and for an example longer than a micro-batch.
+    Raises UserError for unreadable data or model, and for an example longer than a micro-batch. A loss or gradient that is
+    not finite changes nothing; many in a row are a RunError.
     """
     settings = settings or SFTSettings()
     tokenizer = load_tokenizer(model_path)
@@ -76,7 +79,7 @@ def fine_tune(
         )
     device = pick_device()
     torch.manual_seed(settings.seed)
-    join(None, 0, 1, device)
+    join(None, 0, 1, device, TrainerConfig().timeout)
     policy = Policy(model_path, device, temperature=1.0, execution=Execution())
     optim = OptimConfig(
         lr=settings.lr, lr_warmup_steps=settings.warmup_steps, lr_scheduler_type="cosine", min_lr_ratio=0.1
@@ -95,6 +98,8 @@ def fine_tune(
             batch = [examples[index] for index in waiting[: settings.batch_size]]
             waiting = waiting[settings.batch_size :]
             losses.append(_step(policy, optimisation, batch, settings.max_tokens))
+            if len(losses) >= MOST_IN_A_ROW and not np.isfinite(losses[-MOST_IN_A_ROW:]).any():
+                raise RunError(f"step {len(losses)}: the loss of {MOST_IN_A_ROW} steps in a row was not finite")
             optimisation.schedule.step()
             progress.update(bar, advance=1, loss=losses[-1])
     model = load_causal_lm(model_path, dtype=compute_dtype(torch.device("cpu")), attention="sdpa")
@@ -118,5 +123,5 @@ def _step(policy: Policy, optimisation: Optimisation, examples: Sequence[Traject
         loss = -(batch.columns["weights"] * logprobs).sum()
         loss.backward()
         total += loss.item()
-    optimisation.step()
+    optimisation.step(math.isfinite(total))
     return total

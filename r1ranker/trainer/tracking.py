@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+import secrets
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -11,7 +13,9 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from r1ranker.atomic import atomic_path
 from r1ranker.errors import UserError
+from r1ranker.tasks.text import one_line
 from r1ranker.trainer.config import Config
 from r1ranker.trainer.config_load import as_dict
 
@@ -25,13 +29,17 @@ class Logger(Protocol):
 
 
 class JsonLines:
-    """metrics.jsonl in the run's directory, a line a step."""
+    """metrics.jsonl in the run's directory, a line a step; a run that goes on after `resumed` steps keeps the lines up to there."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, resumed: int | None = None) -> None:
         directory = Path(config.output_dir)
+        file = directory / "metrics.jsonl"
         try:
             directory.mkdir(parents=True, exist_ok=True)
-            self._file = (directory / "metrics.jsonl").open("w", encoding="utf-8")
+            if resumed is not None and file.exists():
+                with atomic_path(file) as temporary:
+                    temporary.write_text("".join(_lines_up_to(resumed, file)), encoding="utf-8")
+            self._file = file.open("w" if resumed is None else "a", encoding="utf-8")
         except OSError as error:
             raise UserError(
                 f"trainer.default_local_dir: {directory}: {error.strerror}; a writable directory is wanted"
@@ -40,18 +48,37 @@ class JsonLines:
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         self._file.write(json.dumps({"step": step, **metrics}) + "\n")
         self._file.flush()
+        os.fsync(self._file.fileno())  # a state may only be whole once its step's line is there
 
     def close(self) -> None:
         self._file.close()
 
 
-class Wandb:
-    """Weights & Biases; WANDB_MODE=offline needs no account."""
+def _lines_up_to(step: int, file: Path) -> Iterator[str]:
+    """Whole lines of steps up to `step`: a kill can tear the last one."""
+    with file.open(encoding="utf-8", errors="replace") as lines:
+        for line in lines:
+            try:
+                if json.loads(line)["step"] <= step:
+                    yield line
+            except (ValueError, KeyError, TypeError):
+                continue
 
-    def __init__(self, config: Config) -> None:
+
+class Wandb:
+    """Weights & Biases; WANDB_MODE=offline needs no account. A run that goes on keeps its identifier."""
+
+    def __init__(self, config: Config, resumed: int | None = None) -> None:
         import wandb
 
+        file = Path(config.output_dir) / "wandb" / "run_id"
+        known = file.read_text(encoding="utf-8").strip() if resumed is not None and file.is_file() else ""
+        identifier = known or secrets.token_hex(4)
+        with atomic_path(file) as temporary:
+            temporary.write_text(identifier, encoding="utf-8")
         self._run = wandb.init(
+            id=identifier,
+            resume="allow",
             project=config.trainer.project_name,
             name=config.trainer.experiment_name,
             dir=config.output_dir,
@@ -66,12 +93,13 @@ class Wandb:
 
 
 class Tensorboard:
-    """Event files under tensorboard/ in the run's directory."""
+    """Event files under tensorboard/ in the run's directory; steps that are taken again replace those of before."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, resumed: int | None = None) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        self._writer = SummaryWriter(str(Path(config.output_dir) / "tensorboard"))
+        purged = None if resumed is None else resumed + 1
+        self._writer = SummaryWriter(str(Path(config.output_dir) / "tensorboard"), purge_step=purged)
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         for name, value in metrics.items():
@@ -113,7 +141,8 @@ class ConsoleLog:
 class Tracking:
     """All loggers of a run and its progress bar, as one context."""
 
-    def __init__(self, config: Config, total_steps: int) -> None:
+    def __init__(self, config: Config, total_steps: int, resumed: int | None = None) -> None:
+        """`resumed`: the steps after which the run goes on; None where it begins."""
         self._console = Console()
         self._progress = Progress(
             TextColumn("{task.description}"),
@@ -126,17 +155,19 @@ class Tracking:
             refresh_per_second=2,
             disable=not self._console.is_terminal,
         )
-        self._loggers: list[Logger] = [JsonLines(config), ConsoleLog(self._console, max(1, total_steps // 10))]
+        self._loggers: list[Logger] = [JsonLines(config, resumed), ConsoleLog(self._console, max(1, total_steps // 10))]
         if "wandb" in config.trainer.logger:
-            self._loggers.append(Wandb(config))
+            self._loggers.append(Wandb(config, resumed))
         if "tensorboard" in config.trainer.logger:
-            self._loggers.append(Tensorboard(config))
-        self._bar = self._progress.add_task(config.trainer.experiment_name, total=total_steps, reward=0.0)
+            self._loggers.append(Tensorboard(config, resumed))
+        self._bar = self._progress.add_task(
+            config.trainer.experiment_name, total=total_steps, completed=resumed or 0, reward=0.0
+        )
         self._running_reward: float | None = None
 
     def say(self, text: str) -> None:
-        """A line of text for the reader."""
-        self._console.print(text, highlight=False)
+        """A line of text for the reader, who may have written parts of it."""
+        self._console.print(one_line(text), highlight=False, markup=False, emoji=False, soft_wrap=True)
 
     def log(self, metrics: Mapping[str, Any], step: int) -> None:
         """Hand a step's metrics to every logger and move the bar."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -45,6 +45,8 @@ class Trajectory:
     """[L]"""
     weights: np.ndarray | None = None
     """[L], share of each token in the loss of its mini-batch; 0 for tokens that take no part"""
+    loss: float | None = None
+    """its own part of the loss; known only of a mini-batch whose loss or gradient was not finite"""
 
     def __len__(self) -> int:
         return len(self.prompt_ids) + len(self.response_ids)
@@ -83,7 +85,7 @@ class MicroBatch:
         return {"input_ids": self.input_ids, "position_ids": self.position_ids, "layout": self.layout}
 
 
-_COLUMNS = ("rollout_logprobs", "old_logprobs", "ref_logprobs", "values", "advantages", "returns", "weights")
+COLUMNS = ("rollout_logprobs", "old_logprobs", "ref_logprobs", "values", "advantages", "returns", "weights")
 
 
 def families_of(prompts: Sequence[Sequence[int]], share: bool = True) -> list[list[int]]:
@@ -135,7 +137,7 @@ def pack(trajectories: Sequence[Trajectory], share_prompts: bool = True) -> Micr
                 predicting[index] = np.array([start + len(prompt) - 1, *range(place, place + len(response))])
     allowed = [ids for one in trajectories for ids in one.allowed or [[] for _ in one.response_ids]]
     columns = {}
-    for name in _COLUMNS:
+    for name in COLUMNS:
         arrays = [getattr(trajectory, name) for trajectory in trajectories]
         if all(array is not None for array in arrays):
             columns[name] = torch.from_numpy(np.concatenate(arrays)).float()
@@ -153,6 +155,15 @@ def pack(trajectories: Sequence[Trajectory], share_prompts: bool = True) -> Micr
     )
 
 
+def responses_of(batch: MicroBatch, trajectories: Sequence[Trajectory]) -> Iterator[tuple[slice, MicroBatch]]:
+    """For each of the trajectories a batch was packed from: its tokens among the R, and the batch with their columns alone."""
+    start = 0
+    for trajectory in trajectories:
+        own = slice(start, start + len(trajectory.response_ids))
+        yield own, replace(batch, columns={name: column[own] for name, column in batch.columns.items()})
+        start = own.stop
+
+
 def _filler() -> MicroBatch:
     empty = torch.zeros(0, dtype=torch.long)
     constrained, ids = pad_allowed([])
@@ -164,7 +175,7 @@ def _filler() -> MicroBatch:
         targets=empty,
         constrained=constrained,
         allowed=ids,
-        columns={name: torch.zeros(0) for name in _COLUMNS},
+        columns={name: torch.zeros(0) for name in COLUMNS},
         is_filler=True,
     )
 

@@ -22,6 +22,7 @@ from r1ranker.trainer.optimisation import Optimisation
 from r1ranker.trainer.out_of_memory import explained
 from r1ranker.trainer.policy import Bins, Policy, PolicyLoss
 from r1ranker.trainer.process import BUCKET_BYTES, BUCKET_TIMEOUT, Process
+from r1ranker.trainer.shards import Learner, PartWriter, read_part, restore_part_random
 
 
 class Worker(Process):
@@ -85,6 +86,14 @@ class Worker(Process):
         assert self.critic is not None
         return self.critic.update(bins, self.critic_optimisation)
 
+    @explained
+    def losses(self, bins: Bins, of: Literal["policy", "critic"]) -> list[list[float]]:
+        """Each trajectory's own part of the loss, of each bin. Collective."""
+        if of == "policy":
+            return self.policy.losses(bins, self.policy_loss)
+        assert self.critic is not None
+        return self.critic.losses(bins)
+
     def end_step(self, actor_updated: bool = True) -> dict[str, float]:
         """Move the schedules on by one training step; returns the learning rates that were in force.
 
@@ -142,6 +151,28 @@ class Worker(Process):
             self.policy.language_model.save_pretrained(temporary, state_dict=state)
             self.tokenizer.save_pretrained(temporary)
             (Path(temporary) / "r1ranker.json").write_text(json.dumps(about, indent=2) + "\n")
+
+    def save_state(self, directory: str) -> None:
+        """Begin to write this process's part of a training state; the weights may change as soon as this returns."""
+        self._part = PartWriter(directory, self.rank, self._learners())
+
+    def state_result(self, wait: bool) -> dict[str, Any] | str | None:
+        """What became of the part begun last, as PartWriter.result has it."""
+        return self._part.result(wait)
+
+    def load_state(self, directory: str) -> None:
+        """Go on from a training state that any number of processes wrote."""
+        read_part(directory, self.rank, self._learners())
+
+    def restore_random(self, directory: str) -> None:
+        """Put this process's random generators where they stood in a training state."""
+        restore_part_random(directory, self.rank)
+
+    def _learners(self) -> dict[str, Learner]:
+        learners: dict[str, Learner] = {"actor": (self.policy.language_model, self.policy_optimisation)}
+        if self.critic is not None:
+            learners["critic"] = self.critic.module, self.critic_optimisation
+        return learners
 
     def gradients(self, bins: Bins) -> dict[str, np.ndarray]:
         """Gradient of the policy's loss by parameter name, gathered, without a step. Collective; for checks."""

@@ -6,14 +6,24 @@ import json
 from pathlib import Path
 
 import numpy as np
+from safetensors.numpy import load_file
 from transformers import PreTrainedTokenizerBase
 
 from r1ranker.data.loader import load_prompts
 from r1ranker.rollout.constraint import build_constraint
 from r1ranker.rollout.engine import Completion, Request
 from r1ranker.trainer.config_load import load_config
-from r1ranker.trainer.loop import fit
+from r1ranker.trainer.fit import fit
 from r1ranker.trainer.trajectory import Trajectory
+
+SMALL = (
+    "data.train_batch_size=4", "actor_rollout_ref.actor.ppo_mini_batch_size=4", "actor_rollout_ref.rollout.n=2",
+    "trainer.total_training_steps=6", "trainer.save_freq=1", "trainer.val_before_train=false",
+)  # fmt: skip
+PPO = (
+    "algorithm.adv_estimator=gae", "algorithm.use_kl_in_reward=true", "algorithm.kl_ctrl.type=adaptive", "trainer.critic_warmup=1",
+    "actor_rollout_ref.actor.optim.lr=1e-2",
+)  # fmt: skip
 
 
 def train(toy: Path, model: str, output: Path, *overrides: str, mode: str = "iterative") -> tuple[str, list[dict]]:
@@ -70,3 +80,27 @@ def trajectories_of(requests: list[Request], completions: list[list[Completion]]
         for group, (request, samples) in enumerate(zip(requests, completions, strict=True))
         for sample in samples
     ]
+
+
+def overrides_of(toy: Path, model: str, output: Path, *more: str) -> list[str]:
+    return [
+        f"data.train_files={toy}/iterative_ranking/train.parquet", f"data.val_files={toy}/iterative_ranking/test.parquet",
+        f"actor_rollout_ref.model.path={model}", f"critic.model.path={model}", f"trainer.default_local_dir={output}",
+        "data.val_max_samples=9", *SMALL, *more,
+    ]  # fmt: skip
+
+
+def weights(directory: Path) -> dict[str, np.ndarray]:
+    return load_file(directory / "model.safetensors")
+
+
+def figures(directory: Path) -> list[dict[str, float]]:
+    """Lines of metrics.jsonl without clocks."""
+    lines = [json.loads(line) for line in (directory / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if not k.startswith(("timing", "perf"))} for line in lines]
+
+
+def assert_same_run(found: Path, expected: Path) -> None:
+    assert figures(found) == figures(expected)
+    for name, value in weights(expected / "actor").items():
+        np.testing.assert_array_equal(weights(found / "actor")[name], value)

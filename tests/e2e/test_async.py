@@ -129,7 +129,9 @@ def test_an_engine_that_dies_or_fails_while_it_hands_over_ends_the_run_with_its_
 
     monkeypatch.setattr(cluster_module, "RolloutProcess", Dying)
     with pytest.raises(RunError, match=r"step 1: a process of the run died.*no actor was saved"):
-        train(toy, tiny_model, tmp_path, *SEPARATE, "trainer.async_steps=1", "trainer.val_before_train=false")
+        train(
+            toy, tiny_model, tmp_path, *SEPARATE, "trainer.async_steps=1", "trainer.val_before_train=false", "trainer.max_restarts=0",
+        )  # fmt: skip
 
     class Failing(RolloutProcess):
         def start_engine(self) -> None:

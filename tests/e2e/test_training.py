@@ -54,7 +54,7 @@ def test_every_kind_of_run_writes_known_finite_metrics_and_a_model_that_ranks(
             assert np.isfinite(value), metric
     last = lines[-1]
     assert last["rollout/logprob_diff_max"] < 1e-4
-    assert last["actor/skipped_updates"] == last["rollout/dropped_tokens"] == 0
+    assert last["training/bad_step"] == last["rollout/dropped_tokens"] == 0
     assert ("critic/values/mean" in last) == (name == "ppo")
     assert ("actor/kl_loss" in last) == (name == "free answers")
     assert ("actor/reward_kl_penalty" in last) == (name in ("ppo", "reinforce++"))
@@ -75,6 +75,8 @@ def test_known_names_are_known_and_others_are_not() -> None:
         "actor/pg_loss",
         "val-core/Rec-Movie/reward/mean",
         "reward/task/mean",
+        "reward/failure_rate",
+        "training/bad_step",
         "timing_s/gen",
     ):
         assert known_name(name), METRIC_NAMES
@@ -211,4 +213,4 @@ def test_a_process_that_dies_ends_the_run_and_is_named(
 
     monkeypatch.setattr(cluster_module, "Worker", Dying)
     with pytest.raises(RunError, match=r"step 1: a process of the run died.*no actor was saved"):
-        train(toy, tiny_model, tmp_path, "trainer.executor=ray")
+        train(toy, tiny_model, tmp_path, "trainer.executor=ray", "trainer.max_restarts=0")

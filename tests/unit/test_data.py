@@ -18,7 +18,15 @@ from hypothesis import strategies as st
 
 from r1ranker.data.generate import generate
 from r1ranker.data.loader import PromptLoader, load_prompts, spread_over_tasks
-from r1ranker.data.parquet import read_training_rows, reworded, row_format, row_mode, row_to_example, training_row
+from r1ranker.data.parquet import (
+    read_training_rows,
+    reworded,
+    row_format,
+    row_mode,
+    row_to_example,
+    training_row,
+    write_rows,
+)
 from r1ranker.data.prompts import Prompt
 from r1ranker.data.sft import read_sft_rows
 from r1ranker.data.sources.ranking_bench import read_ranking_bench
@@ -266,3 +274,11 @@ def test_a_failed_preparation_changes_neither_file(toy: Path, tmp_path: Path) ->
     with pytest.raises(UserError, match=r"no (train|test) rows of the tasks Passage-11"):
         generate(source, str(tmp_path), "direct", tasks=["Passage-11"])
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
+def test_half_a_surrogate_pair_is_named_with_its_row_and_nothing_is_written(tmp_path: Path) -> None:
+    rows = [{"id": "fine", "names": ["a"]}, {"id": "x", "names": ["b", "c\ud800d"]}]
+    schema = pa.schema([("id", pa.string()), ("names", pa.list_(pa.string()))])
+    with pytest.raises(UserError, match=r"row 1: found 'c\\ud800d', half a surrogate pair; text is wanted"):
+        write_rows(rows, str(tmp_path / "rows.parquet"), schema)
+    assert not list(tmp_path.iterdir())

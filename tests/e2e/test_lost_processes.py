@@ -1,0 +1,111 @@
+"""Processes of a run that die or hang: they are started again and nothing is different, or the run ends in a line."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from runs import PPO, SMALL, assert_same_run, figures, overrides_of, train
+from safetensors.numpy import load_file
+
+from r1ranker.errors import RunError, UserError
+from r1ranker.trainer import cluster as cluster_module
+from r1ranker.trainer.cluster import call_all, started
+from r1ranker.trainer.config_load import load_config
+from r1ranker.trainer.process import RolloutProcess
+from r1ranker.trainer.workers import Worker
+
+RAY = ("trainer.executor=ray", "trainer.total_training_steps=3")
+
+
+def test_a_process_that_is_killed_in_a_step_is_started_again_and_nothing_is_different(
+    toy: Path, tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Dying(Worker):
+        """The second process is killed once, in the second update, while the first waits for it in a collective."""
+
+        def update_policy(self, bins: Any) -> dict[str, float]:
+            self.updates = getattr(self, "updates", 0) + 1
+            once = Path(self.config.output_dir) / "died"
+            if self.rank == 1 and self.updates == 2 and not once.exists():
+                once.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().update_policy(bins)
+
+    two = (*SMALL, *RAY, "trainer.n_gpus_per_node=2")
+    train(toy, tiny_model, tmp_path / "alone", *two)
+    monkeypatch.setattr(cluster_module, "Worker", Dying)
+    train(toy, tiny_model, tmp_path / "run", *two)
+    assert (tmp_path / "run" / "died").exists()
+    assert "step 2: " in (said := capsys.readouterr().err)
+    assert "starting the processes again (1 of 3)" in said
+    assert_same_run(tmp_path / "run", tmp_path / "alone")
+    # one process reads what two have written
+    config = ["trainer.total_training_steps=4"]
+    monkeypatch.undo()
+    train(toy, tiny_model, tmp_path / "run", *SMALL, *config)
+    assert [line["step"] for line in figures(tmp_path / "run")] == [1, 2, 3, 4]
+
+
+def test_any_number_of_processes_reads_a_state_of_any_other(toy: Path, tiny_model: str, tmp_path: Path) -> None:
+    train(toy, tiny_model, tmp_path, *SMALL, *PPO, "trainer.total_training_steps=2")
+    kept = load_file(tmp_path / "state" / "step_2" / "rank_00000.safetensors")
+    many = ("trainer.executor=ray", "trainer.n_gpus_per_node=3")
+    with started(load_config("quickstart", overrides_of(toy, tiny_model, tmp_path, *PPO, *many)), 2) as cluster:
+        call_all(cluster, "load_state", str(tmp_path / "state" / "step_2"))
+        (tmp_path / "three").mkdir()
+        call_all(cluster, "save_state", str(tmp_path / "three"))
+        assert all(isinstance(part, dict) for part in call_all(cluster, "state_result", True))
+    parts = [load_file(file) for file in sorted((tmp_path / "three").glob("*.safetensors"))]
+    assert len(parts) == 3
+    for name, value in kept.items():
+        whole = parts[0][name] if value.ndim == 0 else np.concatenate([part[name] for part in parts])
+        np.testing.assert_array_equal(whole, value)
+    other = load_config("quickstart", overrides_of(toy, tiny_model, tmp_path))
+    with started(other, 2) as cluster, pytest.raises(UserError, match=r"holds no actor/.*the state of another model"):
+        call_all(cluster, "load_state", str(tmp_path / "nothing"))
+
+
+def test_a_process_that_hangs_is_named_with_its_method(
+    toy: Path, tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Hanging(Worker):
+        def end_step(self, actor_updated: bool = True) -> dict[str, float]:
+            signal.pause()
+            return {}
+
+    monkeypatch.setattr(cluster_module, "Worker", Hanging)
+    wanted = r"step 1: end_step: no answer from process 0 within trainer.timeout = 45 seconds; no actor was saved"
+    with pytest.raises(RunError, match=wanted):
+        train(toy, tiny_model, tmp_path, *SMALL, *RAY, "trainer.timeout=45", "trainer.max_restarts=0")
+
+
+def test_a_batch_sampled_ahead_is_kept_and_an_engine_that_dies_is_started_again(
+    toy: Path, tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class DyingEngine(RolloutProcess):
+        def generate(self, *arguments: Any) -> Iterator[Any]:
+            self.calls = getattr(self, "calls", 0) + 1
+            once = Path(self.config.output_dir) / "died"
+            if self.calls == 3 and not once.exists():
+                once.touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield from super().generate(*arguments)
+
+    apart = (
+        *SMALL,
+        *RAY,
+        "actor_rollout_ref.rollout.placement=separate",
+        "trainer.async_steps=1",
+        "trainer.total_training_steps=4",
+    )
+    train(toy, tiny_model, tmp_path / "alone", *apart)
+    monkeypatch.setattr(cluster_module, "RolloutProcess", DyingEngine)
+    train(toy, tiny_model, tmp_path / "run", *apart)
+    assert (tmp_path / "run" / "died").exists()
+    assert_same_run(tmp_path / "run", tmp_path / "alone")

@@ -1,0 +1,319 @@
+"""Runs that are killed, stopped, damaged or moved go on as if nothing had been, and say so where they cannot."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from runs import PPO, SMALL, assert_same_run, figures, overrides_of, train, weights
+from safetensors.numpy import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from r1ranker.errors import RunError, UserError
+from r1ranker.trainer.loop import Run
+
+ONE_TASK = (
+    "{Rec-Movie: 0.2, Rec-Music: 0, Rec-Game: 0, Router-Performance: 0, Router-Balance: 0, Router-Cost: 0, "
+    "Passage-5: 0, Passage-7: 0, Passage-9: 0}"
+)
+
+
+def driver(directory: Path, step: int) -> dict[str, Any]:
+    """What the driver kept of a step, without what may differ between directories."""
+    found = json.loads((directory / "state" / f"step_{step}" / "driver.json").read_text())
+    return {key: found[key] for key in ("step", "updates", "kl_coef", "loader", "best", "random")}
+
+
+def states(directory: Path) -> list[str]:
+    return sorted(path.name for path in (directory / "state").iterdir())
+
+
+@pytest.fixture(scope="module")
+def undisturbed(toy: Path, tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of six steps."""
+    directory = tmp_path_factory.mktemp("undisturbed")
+    train(toy, tiny_model, directory, *SMALL)
+    return directory
+
+
+@pytest.fixture
+def left_at_four(toy: Path, tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The directory of the same run, ended by SIGTERM in its fourth step."""
+    stop_in(monkeypatch, 4)
+    with pytest.raises(SystemExit):
+        train(toy, tiny_model, tmp_path / "run", *SMALL)
+    monkeypatch.undo()
+    return tmp_path / "run"
+
+
+def stop_in(monkeypatch: pytest.MonkeyPatch, at: int, number: int = signal.SIGTERM) -> None:
+    """Have the process sent a signal as it begins step `at`."""
+    step = Run.step
+
+    def stopping(self: Run, cluster: Any, now: int) -> dict[str, float]:
+        if now == at:
+            os.kill(os.getpid(), number)
+        return step(self, cluster, now)
+
+    monkeypatch.setattr(Run, "step", stopping)
+
+
+def run_killed(spec: dict[str, Any]) -> dict[str, Any]:
+    """killed_run.py's last line."""
+    called = [sys.executable, str(Path(__file__).parent / "killed_run.py"), json.dumps(spec)]
+    done = subprocess.run(
+        called, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return dict(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_a_run_killed_at_any_moment_ends_as_one_that_was_left_alone(toy: Path, tiny_model: str, tmp_path: Path) -> None:
+    more = (
+        *PPO, "trainer.total_training_steps=40", "trainer.test_freq=7", "trainer.val_before_train=true",
+        "trainer.best_metric=val-core/Rec-Movie/reward/mean", f"data.task_weights={ONE_TASK}",
+    )  # fmt: skip
+    seen = {}
+    for name, kills in (("alone", 0), ("killed", 24)):
+        output = tmp_path / name
+        spec = {
+            "overrides": overrides_of(toy, tiny_model, output, *more),
+            "output": str(output),
+            "log": str(tmp_path / f"{name}.log"),
+        }
+        seen[name] = run_killed(spec | {"kills": kills, "seed": 5})
+    log = (tmp_path / "killed.log").read_text()
+    assert seen["alone"]["code"] == seen["killed"]["code"] == 0, log
+    assert seen["killed"]["kills"] == 24, log  # each came before the end
+    assert seen["killed"]["in a save"] >= 4
+    assert [line["step"] for line in figures(tmp_path / "killed")] == list(range(41))
+    assert_same_run(tmp_path / "killed", tmp_path / "alone")
+    assert driver(tmp_path / "killed", 40) == driver(tmp_path / "alone", 40)
+    assert driver(tmp_path / "alone", 40)["loader"]["epoch"] == 3
+    assert driver(tmp_path / "alone", 40)["kl_coef"] != 0.001
+    for name, value in load_file(tmp_path / "alone" / "state" / "step_40" / "rank_00000.safetensors").items():
+        found = load_file(tmp_path / "killed" / "state" / "step_40" / "rank_00000.safetensors")
+        np.testing.assert_array_equal(found[name], value)
+    for name, value in weights(tmp_path / "alone" / "best").items():
+        np.testing.assert_array_equal(weights(tmp_path / "killed" / "best")[name], value)
+    assert states(tmp_path / "killed") == ["step_39", "step_40"]
+    assert not [path.name for path in (tmp_path / "killed").iterdir() if path.name.startswith(".")]
+    for kept in ("actor", "best"):
+        AutoModelForCausalLM.from_pretrained(tmp_path / "killed" / kept)
+        AutoTokenizer.from_pretrained(tmp_path / "killed" / kept)
+    # nothing in a state needs unpickling
+    assert {path.suffix for path in (tmp_path / "killed" / "state" / "step_40").iterdir()} == {".json", ".safetensors"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_the_run_after_the_step_with_its_state_saved(
+    number: int, undisturbed: Path, toy: Path, tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = signal.getsignal(number)
+    stop_in(monkeypatch, 3, number)
+    with pytest.raises(KeyboardInterrupt if number == signal.SIGINT else SystemExit) as ended:
+        train(toy, tiny_model, tmp_path, *SMALL, "trainer.save_freq=-1")
+    assert getattr(ended.value, "code", 143) == 143
+    assert signal.getsignal(number) is before
+    assert states(tmp_path) == ["step_3"]
+    monkeypatch.undo()
+    train(toy, tiny_model, tmp_path, *SMALL)
+    assert_same_run(tmp_path, undisturbed)
+
+
+def test_a_run_that_is_done_is_done_and_can_be_made_longer(
+    undisturbed: Path, toy: Path, tiny_model: str, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(undisturbed, run)
+    before = {path: path.stat().st_mtime_ns for path in run.rglob("*")}
+    train(toy, tiny_model, run, *SMALL)
+    assert {path: path.stat().st_mtime_ns for path in run.rglob("*")} == before
+    shutil.rmtree(run / "actor")
+    train(toy, tiny_model, run, *SMALL)
+    assert_same_run(run, undisturbed)
+    train(toy, tiny_model, run, *SMALL, "trainer.total_training_steps=8")
+    assert [line["step"] for line in figures(run)] == list(range(1, 9))
+    assert json.loads((run / "run.json").read_text())["resumed_from"].endswith("state/step_6")
+
+
+def test_a_run_begun_anew_keeps_the_old_states_until_it_has_one(
+    undisturbed: Path, left_at_four: Path, toy: Path, tiny_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    anew = (*SMALL, "trainer.resume_mode=disable", "trainer.save_freq=3")
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "step", lambda *arguments: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(toy, tiny_model, left_at_four, *anew)
+    aside = left_at_four / "state_before"
+    assert sorted(path.name for path in aside.iterdir()) == ["step_3", "step_4"]
+    train(toy, tiny_model, left_at_four, *anew)
+    assert states(left_at_four) == ["step_3", "step_6"]
+    assert not aside.exists()
+    assert_same_run(left_at_four, undisturbed)
+
+
+def test_a_run_goes_on_from_a_state_that_is_named(
+    undisturbed: Path, left_at_four: Path, toy: Path, tiny_model: str, tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    train(toy, tiny_model, other, *SMALL, f"trainer.resume_mode={left_at_four}/state/step_3")
+    for name, value in weights(undisturbed / "actor").items():
+        np.testing.assert_array_equal(weights(other / "actor")[name], value)
+    assert figures(other) == figures(undisturbed)[3:]
+    train(toy, tiny_model, left_at_four, *SMALL, f"trainer.resume_mode={left_at_four}/state/step_3")  # one of its own
+    assert_same_run(left_at_four, undisturbed)
+
+
+def test_a_damaged_state_is_passed_over(
+    undisturbed: Path, left_at_four: Path, toy: Path, tiny_model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shard = left_at_four / "state" / "step_4" / "rank_00000.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 16
+    shard.write_bytes(content)
+    train(toy, tiny_model, left_at_four, *SMALL)
+    said = " ".join(capsys.readouterr().out.split())
+    assert "its checksum is not the one that was written: damaged; going on from step_3" in said
+    assert_same_run(left_at_four, undisturbed)
+    assert states(left_at_four) == ["step_5", "step_6"]
+
+
+def test_a_torn_line_of_metrics_is_dropped(undisturbed: Path, left_at_four: Path, toy: Path, tiny_model: str) -> None:
+    with (left_at_four / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 5, "critic/score/mean": 0.25}\n{"step": 6, "critic/sc')
+    train(toy, tiny_model, left_at_four, *SMALL)
+    assert_same_run(left_at_four, undisturbed)
+
+
+def test_tensorboard_shows_each_step_once(
+    toy: Path, tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    logged = (*SMALL, "trainer.logger=[tensorboard]", "trainer.save_freq=3")
+    with monkeypatch.context() as patched:
+        step = Run.step
+        patched.setattr(Run, "step", lambda self, cluster, now: step(self, cluster, now) if now < 6 else 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            train(toy, tiny_model, tmp_path, *logged)
+    train(toy, tiny_model, tmp_path, *logged)
+    shown = EventAccumulator(str(tmp_path / "tensorboard")).Reload().Scalars("critic/score/mean")
+    assert [point.step for point in shown] == [1, 2, 3, 4, 5, 6]
+
+
+def test_two_runs_do_not_share_a_directory(
+    toy: Path, tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Run, "step", lambda *arguments: train(toy, tiny_model, tmp_path, *SMALL))
+    with pytest.raises(UserError, match="another process is writing there"):
+        train(toy, tiny_model, tmp_path, *SMALL)
+
+
+def test_a_best_metric_that_there_is_not_is_named(toy: Path, tiny_model: str, tmp_path: Path) -> None:
+    wanted = (
+        r"trainer.best_metric: no 'val-core/Rec-Movie/reward/men' \(did you mean 'val-core/Rec-Movie/reward/mean'\?\)"
+    )
+    with pytest.raises(UserError, match=wanted):
+        train(
+            toy,
+            tiny_model,
+            tmp_path,
+            *SMALL,
+            "trainer.test_freq=1",
+            "trainer.best_metric=val-core/Rec-Movie/reward/men",
+        )
+    with pytest.raises(UserError, match=r"trainer.test_freq: found -1; trainer.best_metric is looked at"):
+        train(toy, tiny_model, tmp_path, *SMALL, "trainer.best_metric=val-core/Rec-Movie/reward/mean")
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system that holds two states of the tiny model, and not three."""
+    disk = tmp_path / "run" / "state"
+    disk.mkdir(parents=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=5500k", "none", str(disk)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("no small file system can be mounted here: that takes root's rights")
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_a_full_disk_is_named_and_older_states_stay(
+    small_disk: Path, undisturbed: Path, toy: Path, tiny_model: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = small_disk.parent
+    wanted = r"step 6: the state of step 6 could not be saved \(.*state: .*No space left on device.*\); step_2 is the last whole one"
+    with pytest.raises(RunError, match=wanted) as told:
+        train(toy, tiny_model, run, *SMALL)
+    assert "\n" not in str(told.value)
+    said = " ".join(capsys.readouterr().out.split())
+    for step in (3, 4, 5):  # the run went on
+        assert f"the state of step {step} could not be saved" in said
+    assert states(run) == ["step_1", "step_2"]
+    subprocess.run(["mount", "-o", "remount,size=50m", str(small_disk)], check=True)
+    train(toy, tiny_model, run, *SMALL)
+    assert "going on after step 2" in " ".join(capsys.readouterr().out.split())
+    assert_same_run(run, undisturbed)
+
+
+def test_directories_that_may_not_be_written_or_read_are_named(toy: Path, tiny_model: str) -> None:
+    if os.geteuid():
+        pytest.skip("takes root's rights to become another user")
+    nobody = 65534
+    place = Path(tempfile.mkdtemp(prefix="r1ranker-test-"))
+    try:
+        for name, source in (("toy", toy), ("model", Path(tiny_model))):
+            shutil.copytree(source, place / name)
+        train(place / "toy", str(place / "model"), place / "done", *SMALL)
+        (place / "run" / "state").mkdir(parents=True)
+        for path in [place, *place.rglob("*")]:
+            path.chmod(0o755 if path.is_dir() else 0o644)
+        os.chown(place / "run", nobody, nobody)
+        log = place / "log"
+        more = (f"data.cache_dir={place}/run/cache",)
+        spec = {
+            "overrides": overrides_of(place / "toy", str(place / "model"), place / "run", *more),
+            "output": str(place / "run"), "log": str(log), "uid": nobody,
+            "before": [f"trainer.default_local_dir={place}/before", f"data.cache_dir={place}/cache", "trainer.total_training_steps=1"],
+        }  # fmt: skip
+        assert run_killed(spec)["code"] == 1
+        text = " ".join(log.read_text().split())
+        assert (
+            f"RunError: step 6: the state of step 6 could not be saved ({place}/run/state: Permission denied)" in text
+        )
+        assert (place / "run" / "actor" / "model.safetensors").is_file()
+        # a state that can be read alone serves; the newest one, which cannot be read, is passed over
+        (place / "run" / "state").rmdir()
+        shutil.copytree(place / "done" / "state", place / "run" / "state")
+        os.chown(place / "run" / "state", nobody, nobody)
+        (place / "run" / "state" / "step_6" / "rank_00000.safetensors").chmod(0)
+        log.unlink()
+        shutil.rmtree(place / "before")
+        assert run_killed(spec)["code"] == 1
+        text = " ".join(log.read_text().split())
+        assert (
+            f"UserError: {place}/run/state/step_6: cannot be moved to {place}/run/state_before (Permission denied)"
+            in text
+        )
+        os.chown(place / "run" / "state" / "step_6", nobody, nobody)
+        log.unlink()
+        shutil.rmtree(place / "before")
+        assert run_killed(spec)["code"] == 0, log.read_text()
+        text = " ".join(log.read_text().split())
+        assert "step_6/rank_00000.safetensors: cannot be read (Permission denied); going on from step_5" in text
+        for name, value in weights(place / "done" / "actor").items():
+            np.testing.assert_array_equal(weights(place / "run" / "actor")[name], value)
+    finally:
+        shutil.rmtree(place)
