@@ -47,7 +47,8 @@ def main() -> None:
         "--baselines", action="store_true", help="all orders that need no language model, not only three"
     )
     parser.add_argument(
-        "--interactions", help="with --baselines: a directory with RecBole's files, to count popularity in"
+        "--interactions",
+        help="with --baselines: a directory with RecBole's files, or one .inter file, to count popularity in",
     )
     parser.add_argument("--trec_dir", help="also write TREC run and qrels files here")
     options = parser.parse_args()

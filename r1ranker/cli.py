@@ -45,7 +45,11 @@ def prepare(
         list[str] | None, typer.Option(help="raw: items of a user's history (20), or TASK=N for one task")
     ] = None,
     candidates: Annotated[int, typer.Option(help="raw and trec: of a request")] = 20,
-    users: Annotated[int, typer.Option(help="raw: of a recommendation task")] = 657,
+    users: Annotated[int, typer.Option(help="raw: of a recommendation task; 0: all")] = 657,
+    positions: Annotated[int, typer.Option(help="raw: requests a user at most, spread over its history")] = 1,
+    recbole: Annotated[
+        list[str] | None, typer.Option(help="raw: TASK=NAME of another RecBole data set, such as Rec-Movie=ml-100k")
+    ] = None,
     template: Annotated[str | None, typer.Option(help="own data: a YAML file with the task's words")] = None,
     shuffle: Annotated[bool, typer.Option(help="own data: deal each pool's order anew")] = False,
     queries: Annotated[str | None, typer.Option(help="trec: id<tab>text")] = None,
@@ -67,7 +71,7 @@ def prepare(
     prepare_data(
         PrepareOptions(
             source, output, answer_style, think, task, seed, test_share, cold_start, tokenizer, max_prompt_length,
-            size, history or (), candidates, users, template, shuffle, trec,
+            size, history or (), candidates, users, positions, recbole or (), template, shuffle, trec,
         )
     )  # fmt: skip
 

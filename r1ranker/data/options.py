@@ -41,6 +41,9 @@ class PrepareOptions:
     """raw: N for all tasks, TASK=N for one"""
     candidates: int = 20
     users: int = 657
+    positions: int = 1
+    recbole: Sequence[str] = ()
+    """TASK=NAME"""
     template: str | None = None
     shuffle: bool = False
     trec: TrecFiles | None = None
@@ -51,6 +54,8 @@ _USES: dict[str, tuple[str, tuple[Kind, ...]]] = {
     "history": ("--history", ("raw",)),
     "candidates": ("--candidates", ("raw", "trec")),
     "users": ("--users", ("raw",)),
+    "positions": ("--positions", ("raw",)),
+    "recbole": ("--recbole", ("raw",)),
     "test_share": ("--test-share", ("raw", "own", "trec")),
     "template": ("--template", ("own", "trec")),
     "shuffle": ("--shuffle", ("own", "trec")),
@@ -99,7 +104,8 @@ def check_options(options: PrepareOptions, kind: Kind) -> None:
         ("--size", options.size, 1),
         ("--seed", options.seed, 0),
         ("--candidates", options.candidates, 2),
-        ("--users", options.users, 1),
+        ("--users", options.users, 0),
+        ("--positions", options.positions, 1),
         ("--max-prompt-length", options.max_prompt_length, 1),
     ):
         at_least(name, value, least)
@@ -122,7 +128,7 @@ def check_options(options: PrepareOptions, kind: Kind) -> None:
 
 def _check_raw(changed: set[str], tasks: Sequence[str]) -> None:
     """Some options are of the recommendation tasks alone; passages come split."""
-    for field in ("history", "candidates", "users"):
+    for field in ("history", "candidates", "users", "positions", "recbole"):
         if field in changed and not set(tasks) & set(ATOMIC):
             raise UserError(f"{_USES[field][0]}: of no use with {', '.join(tasks)}; a recommendation task has one")
     if "test_share" in changed and set(tasks) <= set(SIZES):

@@ -77,7 +77,10 @@ def _directory(options: PrepareOptions, mode: Mode) -> str:
 def _sources(options: PrepareOptions, kind: Kind) -> tuple[dict[str, Source], list[str]]:
     """What the data set is built from, by group, with a line on each."""
     if kind == "raw":
-        settings = raw_settings(options.history, options.candidates, options.users, options.seed, options.tasks)
+        settings = raw_settings(
+            options.history, options.candidates, options.users, options.seed, options.tasks, options.positions,
+            options.recbole,
+        )  # fmt: skip
         return raw_sources(options.source, options.tasks, settings)
     return _user_sources(options) if options.trec is None else _trec_sources(options, options.trec)
 
@@ -103,9 +106,15 @@ def _build(found: tuple[dict[str, Source], list[str]], options: PrepareOptions, 
 
 
 def raw_settings(
-    history: Sequence[str], candidates: int, users: int, seed: int, tasks: Sequence[str] | None = None
+    history: Sequence[str],
+    candidates: int,
+    users: int,
+    seed: int,
+    tasks: Sequence[str] | None = None,
+    positions: int = 1,
+    recbole: Sequence[str] = (),
 ) -> RawSettings:
-    """Settings of raw sources; `history` holds N for all recommendation tasks and TASK=N for one of `tasks`."""
+    """Settings of raw sources; `history` holds N for all recommendation tasks and TASK=N for one of `tasks`, `recbole` TASK=NAME."""
     shared, histories = RecommendationSettings().history, {}
     for entry in history:
         task, equals, number = entry.rpartition("=")
@@ -113,15 +122,26 @@ def raw_settings(
             raise UserError(f"--history: found {entry!r}; a number, or TASK=number, is wanted")
         if not equals:
             shared = int(number)
-        elif get_task(task).scenario != "recommendation":
-            raise UserError(f"--history: {task} has no history")
-        elif tasks and task not in tasks:
-            raise UserError(f"--history: {task} is not among the tasks named, {', '.join(tasks)}")
         else:
+            _check_recommendation("--history", task, tasks)
             histories[task] = int(number)
-    return RawSettings(
-        RecommendationSettings(shared, candidates, users, seed), histories, PassageSettings(seed=seed), seed
-    )
+    names = {}
+    for entry in recbole:
+        task, _, name = entry.partition("=")
+        if not re.fullmatch(r"\w[\w.-]{0,99}", name):
+            raise UserError(f"--recbole: found {entry!r}; TASK=NAME is wanted, such as Rec-Movie=ml-100k")
+        _check_recommendation("--recbole", task, tasks)
+        names[task] = name
+    recommendation = RecommendationSettings(shared, candidates, users, seed, positions)
+    return RawSettings(recommendation, histories, names, PassageSettings(seed=seed), seed)
+
+
+def _check_recommendation(option: str, task: str, tasks: Sequence[str] | None) -> None:
+    """Raise UserError unless `task` is one of the recommendation tasks that are built."""
+    if get_task(task).scenario != "recommendation":
+        raise UserError(f"{option}: {task} has no history")
+    if tasks and task not in tasks:
+        raise UserError(f"{option}: {task} is not among the tasks named, {', '.join(tasks)}")
 
 
 def build_and_show(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from r1ranker.data.sources.passage import SIZES, PassageSettings, passage_files, read_passages
@@ -15,7 +15,7 @@ from r1ranker.errors import UserError
 from r1ranker.tasks.catalog import TASK_NAMES
 
 ATOMIC = {"Rec-Movie": "ml-1m", "Rec-Music": "Amazon_CDs_and_Vinyl", "Rec-Game": "Amazon_Video_Games"}
-"""task -> the name of its RecBole data set"""
+"""task -> the name of its RecBole data set, where no other is named"""
 ROUTER = ("router_data.csv", "router_data.csv.gz")
 DESCRIPTIONS = ("llm_descriptions.json", "LLM_Descriptions.json")
 LICENCES = {
@@ -34,14 +34,14 @@ class RawSettings:
     recommendation: RecommendationSettings = field(default_factory=RecommendationSettings)
     histories: Mapping[str, int] = field(default_factory=dict)
     """task -> a history of its own length"""
+    recbole: Mapping[str, str] = field(default_factory=dict)
+    """task -> another RecBole data set than the published one"""
     passage: PassageSettings = field(default_factory=PassageSettings)
     seed: int = 42
 
     def of(self, task: str) -> RecommendationSettings:
         """Those of a recommendation task."""
-        shared = self.recommendation
-        history = self.histories.get(task, shared.history)
-        return RecommendationSettings(history, shared.candidates, shared.users, shared.seed)
+        return replace(self.recommendation, history=self.histories.get(task, self.recommendation.history))
 
 
 def raw_sources(
@@ -55,10 +55,11 @@ def raw_sources(
     sources: dict[str, Source] = {}
     lines = []
     for task in (name for name in wanted if name in ATOMIC):
-        name = ATOMIC[task]
-        inter, item = atomic_files(directory, task)
+        name = settings.recbole.get(task, ATOMIC[task])
+        inter, item = atomic_files(directory, task, name)
         sources[task] = recommendation_source(task, inter, item, settings.of(task))
-        lines.append(f"{task}: {name}.inter, {name}.item. {LICENCES[task]}")
+        terms = LICENCES[task] if name == ATOMIC[task] else "Under its own terms"
+        lines.append(f"{task}: {name}.inter, {name}.item. {terms}")
     if any(name in OBJECTIVES for name in wanted):
         file = _find(directory, ROUTER, "Router")
         described = _found(directory, DESCRIPTIONS)
@@ -72,16 +73,30 @@ def raw_sources(
     return sources, lines
 
 
-def atomic_files(directory: str, task: str) -> tuple[str, str]:
-    """The .inter and .item file of a recommendation task, anywhere under `directory`; raises UserError naming a missing one."""
-    inter, item = (_find(directory, [f"{ATOMIC[task]}.{suffix}"], task) for suffix in ("inter", "item"))
+def atomic_files(directory: str, task: str, name: str | None = None) -> tuple[str, str]:
+    """The .inter and .item file of a recommendation task, anywhere under `directory`; raises UserError naming a missing one.
+
+    `name`: of the RecBole data set, the published one where it is None. `directory` may also be a .inter file itself,
+    with its .item file beside it.
+    """
+    if directory.endswith(".inter") and Path(directory).is_file():
+        return directory, str(Path(directory).with_suffix(".item"))
+    name = name or ATOMIC[task]
+    files = [_found(directory, [f"{name}.{suffix}"]) for suffix in ("inter", "item")]
+    if None in files:
+        missing = f"{name}.{'inter' if files[0] is None else 'item'}"
+        others = sorted({path.stem for path in Path(directory).rglob("*.inter")} - {name})
+        raise UserError(
+            f"{directory}: no {missing}; it is wanted for {task} (or name other tasks by --task"
+            + (f", or --recbole {task}=NAME for one of {', '.join(others[:8])})" if others else ")")
+        )
+    inter, item = map(str, files)
     return inter, item
 
 
 def is_raw(directory: str) -> bool:
     """Whether a raw source of any task lies under `directory`."""
-    names = [f"{name}.inter" for name in ATOMIC.values()] + list(ROUTER)
-    return _found(directory, names) is not None or _passage_directory(directory) is not None
+    return _found(directory, ["*.inter", *ROUTER]) is not None or _passage_directory(directory) is not None
 
 
 def recommendation_source(task: str, inter: str, item: str, settings: RecommendationSettings) -> Source:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-from r1ranker.errors import UserError
+from r1ranker.errors import UserError, note
+from r1ranker.evaluation import sasrec
 from r1ranker.evaluation.collaborative import BPR, CoOccurrence, Popularity
 from r1ranker.evaluation.lexical import BM25, TfIdfCosine
 from r1ranker.evaluation.metrics import expected_metrics, metrics_of_ranking
 from r1ranker.evaluation.neighbours import NearestQueries
 from r1ranker.evaluation.scored import ScoredOrder
+from r1ranker.evaluation.sequences import sequences_of
 from r1ranker.tasks.catalog import get_task
 from r1ranker.tasks.example import RankingExample
 
@@ -46,8 +48,9 @@ class MostFrequentLabel(ScoredOrder):
 def baselines_for(training: Sequence[RankingExample], task: str) -> list[ScoredOrder]:
     """The baselines that suit a task, fitted on its rows among `training` (of the direct configuration).
 
-    BM25 and TF-IDF for every task; the nearest queries for routing; popularity, co-occurrence and BPR where rows have
-    histories. Raises UserError for a task that there is not, and where there is no row of it.
+    BM25 and TF-IDF for every task; the nearest queries for routing; popularity, co-occurrence, BPR and, where its library
+    is installed, SASRec where rows have histories. Raises UserError for a task that there is not, and where there is no
+    row of it.
     """
     rows = [example for example in training if example.task == task]
     if not rows:
@@ -57,5 +60,10 @@ def baselines_for(training: Sequence[RankingExample], task: str) -> list[ScoredO
         fitted.append(NearestQueries(rows))
     with_history = [example for example in rows if example.history]
     if with_history:
-        fitted += [Popularity.of_rows(with_history), CoOccurrence(with_history), BPR(with_history)]
+        sequences = sequences_of(with_history)
+        fitted += [Popularity.of_sequences(sequences), CoOccurrence(sequences), BPR(sequences)]
+        if sasrec.is_installed():
+            fitted.append(sasrec.SASRec(sequences, max(len(example.history) for example in with_history)))
+        else:
+            note("SASRec is left out: cornac is not installed (pip install 'r1ranker[baselines]')")
     return fitted

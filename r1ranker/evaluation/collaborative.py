@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -14,19 +13,8 @@ from r1ranker.data.sources.recommendation import read_interactions, read_titles
 from r1ranker.data.tally import TaskTally
 from r1ranker.errors import UserError
 from r1ranker.evaluation.scored import ScoredOrder
-from r1ranker.tasks.answers import normalise
+from r1ranker.evaluation.sequences import Items, item_of
 from r1ranker.tasks.example import RankingExample
-from r1ranker.tasks.text import one_line
-
-
-def item_of(title: str) -> str:
-    """What tells an item apart: its title as answers are compared, after what the reader of raw sources does to it."""
-    return normalise(one_line(html.unescape(title)))
-
-
-def items_of(example: RankingExample) -> list[str]:
-    """The items that the user of a training row took, each once: its history and its positive."""
-    return list(dict.fromkeys(map(item_of, (*example.history, example.positive))))
 
 
 class Popularity(ScoredOrder):
@@ -38,17 +26,17 @@ class Popularity(ScoredOrder):
         self._taken = taken
 
     @classmethod
-    def of_rows(cls, training: Sequence[RankingExample]) -> Popularity:
-        """By the number of training rows whose history or positive an item is."""
-        return cls(Counter(item for example in training for item in items_of(example)))
+    def of_sequences(cls, sequences: Sequence[Items]) -> Popularity:
+        """By the number of users of training rows (see `sequences_of`) who took an item."""
+        return cls(Counter(item for items in sequences for item in items))
 
     @classmethod
     def of_interactions(cls, inter: str, item: str, test: Sequence[RankingExample]) -> Popularity:
         """By the number of interactions in RecBole's atomic files, items of one title taken together.
 
-        Of a user of a test row only the history shown counts: the target and all that follows is left out. A test row
-        has no user's id, so its user is found by the history, and whoever else began with the same items is cut as
-        well. Interactions of other users count whenever they were, also after the test row's own time.
+        Of a user of a test row only what it had when the first of its histories ended counts: that history's target and
+        all that follows is left out. A test row has no user's id, so its user is found by the history, and whoever else
+        took the same items in a row is cut as well. Interactions of other users count whenever they were, also after the test row's own time.
         Raises UserError where the files hold no user of one of the test rows, whose target would then be counted.
         """
         titles = read_titles(item, TaskTally())
@@ -63,9 +51,14 @@ class Popularity(ScoredOrder):
         for start, end in pairwise(bounds):
             forms = [form for form in (form_of[code] for code in read.item[order[start:end]]) if form is not None]
             first = list(dict.fromkeys(forms))  # a reader may have left out what a user took again
-            begun = shown.intersection(tuple(one[:length]) for one in (forms, first) for length in lengths)
-            found |= begun
-            taken.update(forms[: min(map(len, begun), default=None)])
+            ends = []
+            for one, length in ((one, length) for one in (forms, first) for length in lengths):
+                for end_of_history in range(length, len(one) + 1):
+                    window = tuple(one[end_of_history - length : end_of_history])
+                    if window in shown:
+                        found.add(window)
+                        ends.append(end_of_history)
+            taken.update(forms[: min(ends, default=None)])
         if len(found) < len(shown):
             raise UserError(
                 f"{inter}: no user has the history of {len(shown) - len(found)} of {len(shown)} test rows, "
@@ -79,22 +72,25 @@ class Popularity(ScoredOrder):
 
 
 class CoOccurrence(ScoredOrder):
-    """Candidates by how many training rows hold both them and an item of the history, summed over the history."""
+    """Candidates by how many users of training rows took both them and an item of the history, summed over the history."""
 
     name = "co-occurrence"
 
-    def __init__(self, training: Sequence[RankingExample]) -> None:
-        self._rows: dict[str, set[int]] = {}
-        for row, example in enumerate(training):
-            for item in items_of(example):
-                self._rows.setdefault(item, set()).add(row)
+    def __init__(self, sequences: Sequence[Items]) -> None:
+        """`sequences`: of the training rows, see `sequences_of`."""
+        self._users: dict[str, set[int]] = {}
+        for user, items in enumerate(sequences):
+            for item in items:
+                self._users.setdefault(item, set()).add(user)
 
     def scores(self, example: RankingExample) -> list[float]:
-        """The number of (training row, item of the history) that each candidate comes together with."""
-        together: Counter[int] = Counter()  # training row -> items it shares with the history
+        """The number of (user, item of the history) that each candidate comes together with."""
+        together: Counter[int] = Counter()  # user -> items shared with the history
         for item in set(map(item_of, example.history)):
-            together.update(self._rows.get(item, ()))
-        return [float(sum(together[row] for row in self._rows.get(item_of(name), ()))) for name in example.candidates]
+            together.update(self._users.get(item, ()))
+        return [
+            float(sum(together[user] for user in self._users.get(item_of(name), ()))) for name in example.candidates
+        ]
 
 
 class BPR(ScoredOrder):
@@ -106,18 +102,17 @@ class BPR(ScoredOrder):
 
     name = "BPR"
 
-    def __init__(
-        self, training: Sequence[RankingExample], factors: int = 16, iterations: int = 100, seed: int = 0
-    ) -> None:
+    def __init__(self, sequences: Sequence[Items], factors: int = 16, iterations: int = 100, seed: int = 0) -> None:
+        """`sequences`: of the training rows, see `sequences_of`."""
         from implicit.cpu.bpr import BayesianPersonalizedRanking
         from scipy.sparse import csr_matrix
 
-        taken = [items_of(example) for example in training]
-        self._place = {item: place for place, item in enumerate(sorted({item for items in taken for item in items}))}
-        columns = [self._place[item] for items in taken for item in items]
-        users = np.repeat(np.arange(len(taken)), [len(items) for items in taken])
+        names = sorted({item for items in sequences for item in items})
+        self._place = {item: place for place, item in enumerate(names)}
+        columns = [self._place[item] for items in sequences for item in items]
+        users = np.repeat(np.arange(len(sequences)), [len(items) for items in sequences])
         matrix = csr_matrix(
-            (np.ones(len(columns), dtype=np.float32), (users, columns)), shape=(len(taken), len(self._place))
+            (np.ones(len(columns), dtype=np.float32), (users, columns)), shape=(len(sequences), len(self._place))
         )
         model = BayesianPersonalizedRanking(
             factors=factors, learning_rate=0.05, regularization=0.01, iterations=iterations, num_threads=1,

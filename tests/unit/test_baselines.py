@@ -6,6 +6,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,13 @@ import pytest
 from r1ranker.data.raw import ATOMIC
 from r1ranker.data.sources.ranking_bench import Split, read_ranking_bench
 from r1ranker.errors import UserError
+from r1ranker.evaluation import sasrec
 from r1ranker.evaluation.baselines import MostFrequentLabel, baselines_for, random_order
 from r1ranker.evaluation.collaborative import BPR, CoOccurrence, Popularity
 from r1ranker.evaluation.lexical import BM25, TfIdfCosine
 from r1ranker.evaluation.neighbours import NearestQueries
 from r1ranker.evaluation.scored import ScoredOrder
+from r1ranker.evaluation.sequences import sequences_of
 from r1ranker.tasks.catalog import TASK_NAMES, Task, register_task
 from r1ranker.tasks.example import RankingExample
 
@@ -88,9 +91,9 @@ def test_words_are_those_of_the_history_and_the_titles_where_there_is_no_query()
     assert BM25().scores(own)[1] == 0 < BM25().scores(own)[0]
 
 
-def test_popularity_counts_a_row_once() -> None:
+def test_popularity_counts_an_item_of_a_row_once() -> None:
     training = [watched("aab", "c"), watched("ad", "b"), watched("A", "a")]
-    popularity = Popularity.of_rows(training)
+    popularity = Popularity.of_sequences(sequences_of(training))
     assert popularity.scores(watched("x", "a", "abcde")) == [3, 2, 1, 1, 0]  # 'A' is 'a' to a reader
     assert popularity(watched("x", "c", "abcde"), (3,))["mrr"] == pytest.approx((1 / 3 + 1 / 4) / 2)
 
@@ -123,13 +126,16 @@ def test_popularity_of_interactions_leaves_out_what_test_users_did_after_their_h
         0,
     ]  # z: the shorter counts
     assert Popularity.of_interactions(*files, []).scores(test) == [5, 4, 3, 1, 1, 1]
+    later = RankingExample("Rec-Movie", ("Film d",), "Film d", history=("Film b", "Film c"))  # of u, as is `test`
+    assert Popularity.of_interactions(*files, [later]).scores(test) == [5, 4, 3, 0, 1, 1]
+    assert Popularity.of_interactions(*files, [later, test]).scores(test) == [4, 4, 1, 0, 1, 0]
     with pytest.raises(UserError, match=r"films\.inter: no user has the history of 1 of 2 test rows"):
         Popularity.of_interactions(*files, [test, watched("xy", "z")])
 
 
 def test_co_occurrence_counts_rows_that_hold_both() -> None:
     training = [watched("ab", "c"), watched("ac", "d"), watched("be", "d"), watched("a", "c")]
-    rank = CoOccurrence(training)
+    rank = CoOccurrence(sequences_of(training))
     # a and c: three rows, b and c: one; a and d: one, b and d: one; b and e: one
     assert rank.scores(watched("abz", "c", "cdef")) == [4, 2, 1, 0]
     assert rank.scores(watched("aabz", "c", "cdef")) == [4, 2, 1, 0]
@@ -146,7 +152,7 @@ def clusters(rows: int, seed: int) -> list[RankingExample]:
 
 
 def test_bpr_puts_items_of_the_same_kind_first() -> None:
-    rank = BPR(clusters(60, 0), seed=1)
+    rank = BPR(sequences_of(clusters(60, 0)), seed=1)
     for example in clusters(20, 1):
         kind = "abcdefgh" if example.history[0] in "abcdefgh" else "ijklmnop"
         scores = dict(zip(example.candidates, rank.scores(example), strict=True))
@@ -157,11 +163,13 @@ def test_bpr_puts_items_of_the_same_kind_first() -> None:
 
 def test_bpr_repeats_itself_and_knows_only_items_of_training() -> None:
     example = watched("ab", "c", "cdefz")
-    first, again, other = (BPR(clusters(30, 0), seed=seed).scores(example) for seed in (1, 1, 2))
+    first, again, other = (BPR(sequences_of(clusters(30, 0)), seed=seed).scores(example) for seed in (1, 1, 2))
     assert first == again
     assert first != other
     assert first[-1] == -math.inf < min(first[:-1])
-    stranger = BPR(clusters(30, 0), seed=1).scores(watched("yz", "c", "cdef"))  # nothing is known: the items' bias
+    stranger = BPR(sequences_of(clusters(30, 0)), seed=1).scores(
+        watched("yz", "c", "cdef")
+    )  # nothing is known: the items' bias
     assert all(map(math.isfinite, stranger))
 
 
@@ -209,14 +217,16 @@ def test_graded_neighbours_give_the_mean_grade() -> None:
     assert NearestQueries(training, 2).scores(routed("city", "large")) == [1.5, 3.0, 0.0]
 
 
-def test_each_scenario_has_the_baselines_that_suit_it() -> None:
+def test_each_scenario_has_the_baselines_that_suit_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sasrec, "SASRec", partial(sasrec.SASRec, steps=5))
     register_task(Task("Mine", "own", "item", "items", "how well it answers", "{{ query }}", (3,)))
     rows = [
         *clusters(5, 0), routed("a city", "small"), passages("red fox"),
         RankingExample("Mine", ("one thing", "another"), "another", request="which thing"),
     ]  # fmt: skip
+    sequential = {"SASRec"} if sasrec.is_installed() else set()
     expected = {
-        "Rec-Movie": {"BM25", "TF-IDF", "popularity", "co-occurrence", "BPR"},
+        "Rec-Movie": {"BM25", "TF-IDF", "popularity", "co-occurrence", "BPR"} | sequential,
         "Router-Cost": {"BM25", "TF-IDF", "nearest queries"},
         "Passage-5": {"BM25", "TF-IDF"},
         "Mine": {"BM25", "TF-IDF"},
@@ -273,7 +283,7 @@ def test_popularity_on_the_real_data(
         return 100 * float(np.mean([rank(example, (3,))["mrr"] for example in test]))
 
     rank = Popularity.of_interactions(inter, item, test)
-    assert mrr(Popularity.of_rows(training)) == pytest.approx(of_rows, abs=0.006)
+    assert mrr(Popularity.of_sequences(sequences_of(training))) == pytest.approx(of_rows, abs=0.006)
     assert mrr(rank) == pytest.approx(of_interactions, abs=0.006)
     assert mrr(rank) == pytest.approx(known, abs=1.7)
     # with their targets counted again, which would be a leak, popularity only rises

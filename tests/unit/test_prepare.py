@@ -47,6 +47,8 @@ USELESS: list[tuple[str, dict[str, Any], str]] = [
     (PLANTS, {"trec": FILES}, "--queries, --collection, --run and --qrels: of no use with a file of one's own"),
     (PLANTS, {"history": ["3"]}, "--history: of no use with a file of one's own; raw sources is wanted"),
     (PLANTS, {"users": 3}, "--users: of no use"),
+    (PLANTS, {"positions": 3}, "--positions: of no use"),
+    (PLANTS, {"recbole": ["Rec-Movie=ml-100k"]}, "--recbole: of no use"),
     (PLANTS, {"size": 9}, "--size: of no use"),
     (PLANTS, {"candidates": 3}, "--candidates: of no use with a file of one's own; raw sources or TREC files"),
     (PLANTS, {"max_prompt_length": 9}, "--max-prompt-length: of no use without --tokenizer"),

@@ -30,6 +30,7 @@ from r1ranker.errors import UserError
 from r1ranker.model.loading import load_tokenizer
 from r1ranker.tasks.answers import normalise
 from r1ranker.tasks.catalog import TASK_NAMES, get_task
+from r1ranker.tasks.example import RankingExample
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +159,82 @@ def test_users_are_drawn_by_the_seed_and_keep_their_pool_whoever_else_there_is(r
     assert read(10) == few
     assert set(read(10, seed=7)) != set(few)
     assert all(many[user] == example for user, example in few.items())
+
+
+def test_positions_spread_over_a_users_sequence_and_the_first_is_the_one_of_a_single_position(raw: Path) -> None:
+    name = ATOMIC["Rec-Game"]
+    files = (str(raw / "rec" / f"{name}.inter"), str(raw / "rec" / f"{name}.item"))
+
+    def read(history: int, positions: int) -> dict[str, list[RankingExample]]:
+        settings = RecommendationSettings(history, candidates=5, users=0, positions=positions)
+        found: dict[str, list[RankingExample]] = {}
+        for user, example in read_recommendation("Rec-Game", *files, settings, TaskTally()):
+            found.setdefault(user, []).append(example)
+        return found
+
+    one, four, every = read(8, 1), read(8, 4), read(8, 1000)
+    assert one == {user: rows[:1] for user, rows in four.items()} == {user: rows[:1] for user, rows in every.items()}
+    for user, rows in every.items():
+        sequence = [*rows[0].history, *(row.positive for row in rows)]  # all that the user took
+        assert len(set(sequence)) == len(sequence) > 8
+        targets = [sequence.index(row.positive) for row in four[user]]
+        assert len(targets) == min(4, len(rows))
+        gaps = np.diff([*targets, len(sequence)])
+        assert targets[0] == 8
+        assert gaps.max() - gaps.min() <= 1
+        for row in four[user]:
+            place = sequence.index(row.positive)
+            assert list(row.history) == sequence[place - 8 : place]
+            assert {*row.candidates} & {*sequence} == {row.positive}
+    assert len({row.candidates for rows in four.values() for row in rows}) == sum(map(len, four.values()))
+
+
+def test_all_rows_of_a_user_are_on_one_side(real_raw: Path, tmp_path: Path) -> None:
+    """On ml-100k, whose timestamps order each user's films; users are told from the files, as rows carry no id."""
+    options = PrepareOptions(
+        str(real_raw), str(tmp_path), tasks=["Rec-Movie"], users=150, positions=4, recbole=["Rec-Movie=ml-100k"]
+    )
+    prepare(options)
+    inter = pd.read_csv(real_raw / "rec" / "ml-100k.inter", sep="\t", dtype={"item_id:token": str})
+    item = pd.read_csv(real_raw / "rec" / "ml-100k.item", sep="\t", dtype=str).set_index("item_id:token")
+    inter["form"] = inter["item_id:token"].map(item["movie_title:token_seq"]).map(normalise)
+    inter = inter.sort_values("timestamp:float", kind="stable").drop_duplicates(["user_id:token", "form"])
+    windows: dict[tuple[str, ...], set[int]] = {}
+    for user, forms in inter.groupby("user_id:token")["form"].agg(tuple).items():
+        for end in range(21, len(forms) + 1):
+            windows.setdefault(forms[end - 21 : end], set()).add(int(user))
+    users = []
+    for split in ("train", "test"):
+        rows = [e for _, e in read_ranking_bench(str(tmp_path / "bench"), "direct", split)]  # type: ignore[arg-type]
+        found = Counter(user for row in rows for user in windows[tuple(map(normalise, (*row.history, row.positive)))])
+        assert len(rows) == sum(found.values())
+        assert max(found.values()) == 4
+        users.append(set(found))
+    assert not users[0] & users[1]
+    assert [len(one) for one in users] == [120, 30]
+
+
+def test_another_recbole_data_set_can_stand_in_for_the_published_one(raw: Path, tmp_path: Path) -> None:
+    films, out = tmp_path / "films", tmp_path / "out"
+    films.mkdir()
+    for kind in ("inter", "item"):
+        text = (raw / "rec" / f"{ATOMIC['Rec-Movie']}.{kind}").read_text()
+        (films / f"ml-small.{kind}").write_text(text)
+    with pytest.raises(UserError, match=r"no ml-1m\.inter; .* --recbole Rec-Movie=NAME for one of ml-small\)$"):
+        prepare(PrepareOptions(str(films), str(out), tasks=["Rec-Movie"]))
+    for recbole, expected in (
+        ("Rec-Movie=ml-2", r"no ml-2\.inter"), ("ml-small", "TASK=NAME"), ("Rec-Movie=../x", "TASK=NAME"),
+        ("Router-Cost=ml-small", "has no history"), ("Rec-Game=ml-small", "not among the tasks"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=expected):
+            prepare(PrepareOptions(str(films), str(out), tasks=["Rec-Movie"], recbole=[recbole]))
+    prepare(PrepareOptions(str(films), str(out), tasks=["Rec-Movie"], recbole=["Rec-Movie=ml-small"], users=0))
+    prepare(PrepareOptions(str(raw), str(tmp_path / "usual"), tasks=["Rec-Movie"], users=10**6))
+    for split in ("train", "test"):
+        assert pq.read_table(out / "bench" / "direct" / f"{split}.parquet").equals(
+            pq.read_table(tmp_path / "usual" / "bench" / "direct" / f"{split}.parquet")
+        )
+    assert "Rec-Movie: ml-small.inter, ml-small.item. Under its own terms" in (out / "bench" / "README.md").read_text()
 
 
 def test_equal_merits_go_to_the_cheaper_llm_then_by_name() -> None:

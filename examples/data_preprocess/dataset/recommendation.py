@@ -19,11 +19,14 @@ def main() -> None:
     parser.add_argument("--local_dir", default="data/bench", help="where to write (%(default)s)")
     parser.add_argument("--history", type=int, default=20, help="items shown (%(default)s)")
     parser.add_argument("--candidates", type=int, default=20)
-    parser.add_argument("--users", type=int, default=657)
+    parser.add_argument("--users", type=int, default=657, help="0: all (%(default)s)")
+    parser.add_argument("--positions", type=int, default=1, help="requests a user at most (%(default)s)")
     parser.add_argument("--test_share", type=float, default=0.2)
     parser.add_argument("--seed", type=int, default=42)
     options = parser.parse_args()
-    settings = raw_settings([str(options.history)], options.candidates, options.users, options.seed).of(options.task)
+    settings = raw_settings(
+        [str(options.history)], options.candidates, options.users, options.seed, positions=options.positions
+    ).of(options.task)
     source = recommendation_source(options.task, options.inter, options.item, settings)
     line = f"{options.task}: {options.inter}, {options.item}. {LICENCES[options.task]}"
     build_and_show({options.task: source}, options.local_dir, [line], options.seed, options.test_share)

@@ -31,16 +31,29 @@ class RecommendationSettings:
     candidates: int = 20
     """the positive and others that the user never took"""
     users: int = 657
-    """drawn from those with enough history"""
+    """drawn from those with enough history; 0: all of them"""
     seed: int = 42
+    positions: int = 1
+    """requests of a user at most, spread over what it took"""
 
     def __post_init__(self) -> None:
         for name, value, least in (
             ("--history", self.history, 1),
             ("--candidates", self.candidates, 2),
-            ("--users", self.users, 1),
+            ("--users", self.users, 0),
+            ("--positions", self.positions, 1),
         ):
             at_least(name, value, least)
+
+    def targets(self, length: int) -> list[int]:
+        """Places of the positives in a user's sequence of more than `history` items; the `history` items before each are shown.
+
+        Evenly spread from the first that there can be: neighbouring ones would have all but one item of their histories
+        in common. The first is the only one where a single position is asked for.
+        """
+        room = length - self.history
+        count = min(self.positions, room)
+        return [self.history + place * room // count for place in range(count)]
 
 
 @dataclass
@@ -57,7 +70,8 @@ class Interactions:
 def read_recommendation(
     task: str, inter: str, item: str, settings: RecommendationSettings, tally: TaskTally
 ) -> Iterator[tuple[str, RankingExample]]:
-    """(user, example) of the users drawn: the first `history` items, the next one as positive, unseen others.
+    """(user, example) of the users drawn: `history` items in a row, the next one as positive, others that the user never
+    took; one such example at each of `positions` places of the user's sequence.
 
     Items come in order of the timestamp column (else position, else the fourth), equal ones as in the file. Titles are
     told apart by what a reader sees: a user's second item of a title is left out, and no pool holds a title twice.
@@ -87,7 +101,7 @@ def read_recommendation(
             tally.left_out[f"users with {settings.history} titles or fewer"] += 1
             continue
         taken[user] = first
-        times = read.order[rows][: settings.history + 1]
+        times = read.order[rows][: settings.targets(len(first))[-1] + 1]
         if len(set(times.tolist())) < len(times):
             tied.add(user)
     if not taken:
@@ -96,11 +110,12 @@ def read_recommendation(
     tally.noted["users whose order rests on equal timestamps"] += len(tied.intersection(chosen))
     catalogue = sorted(title_of)
     for user in chosen:
-        yield user, _example(task, user, taken[user], catalogue, title_of, settings)
+        for target in settings.targets(len(taken[user])):
+            yield user, _example(task, user, taken[user], target, catalogue, title_of, settings)
 
 
 def _draw(taken: dict[str, list[str]], settings: RecommendationSettings, tally: TaskTally) -> list[str]:
-    """The users drawn; one whose history and positive another one has already is left out, so that neither gives the other away."""
+    """The users drawn; one whose first history and positive another one has already is left out, so that neither gives the other away."""
     requests: set[tuple[str, ...]] = set()
     usable = []
     for user in sorted(taken):
@@ -110,7 +125,7 @@ def _draw(taken: dict[str, list[str]], settings: RecommendationSettings, tally: 
             continue
         requests.add(request)
         usable.append(user)
-    if len(usable) <= settings.users:
+    if not settings.users or len(usable) <= settings.users:
         return usable
     tally.left_out[f"users beyond the {settings.users} drawn"] += len(usable) - settings.users
     return sorted(random.Random(settings.seed).sample(usable, settings.users))
@@ -120,11 +135,14 @@ def _example(
     task: str,
     user: str,
     taken: list[str],
+    target: int,
     catalogue: list[str],
     title_of: dict[str, str],
     settings: RecommendationSettings,
 ) -> RankingExample:
-    rng = random.Random(f"{settings.seed} {task} {user}")  # what a user gets does not depend on who else there is
+    # what a user gets does not depend on who else there is, and the first request's pool not on how many others follow
+    place = f" {target}" if target > settings.history else ""
+    rng = random.Random(f"{settings.seed} {task} {user}{place}")
     known = set(taken)
     others: dict[str, None] = {}
     if len(catalogue) - len(known) < settings.candidates - 1:
@@ -133,14 +151,14 @@ def _example(
         form = catalogue[rng.randrange(len(catalogue))]
         if form not in known:
             others[form] = None
-    positive = taken[settings.history]
+    positive = taken[target]
     pool = [positive, *others]
     rng.shuffle(pool)
     return RankingExample(
         task,
         tuple(title_of[form] for form in pool),
         title_of[positive],
-        history=tuple(title_of[form] for form in taken[: settings.history]),
+        history=tuple(title_of[form] for form in taken[target - settings.history : target]),
     )
 
 
