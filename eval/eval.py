@@ -50,6 +50,11 @@ def main() -> None:
         "--interactions",
         help="with --baselines: a directory with RecBole's files, or one .inter file, to count popularity in",
     )
+    parser.add_argument(
+        "--router_data",
+        help="routing: the router_data.csv[.gz] that the rows were made from; quality and cost of what comes first, "
+        "with all baselines",
+    )
     parser.add_argument("--trec_dir", help="also write TREC run and qrels files here")
     options = parser.parse_args()
     from r1ranker.evaluation.runner import EvaluationOptions, run_evaluation
@@ -63,8 +68,8 @@ def main() -> None:
             data=options.data, limit=options.limit, seed=options.seed, output_dir=options.output_dir,
             strategy=options.strategy, constrain=options.constrain, think=options.think,
             answer_style=options.answer_style, elimination=elimination, engine=options.engine, gpu=options.gpu_id,
-            baselines=options.baselines or options.interactions is not None,
-            interactions=options.interactions,
+            baselines=options.baselines or options.interactions is not None or options.router_data is not None,
+            interactions=options.interactions, router_data=options.router_data,
         ),
         trec_dir=options.trec_dir,
     )  # fmt: skip

@@ -159,11 +159,21 @@ def evaluate_command(
     limit: Annotated[int | None, typer.Option(help="rows a task at most")] = None,
     engine: Annotated[str, typer.Option(help="vllm | hf | auto: vllm where it is installed")] = "auto",
     output_dir: str = "eval/eval_result",
+    router_data: Annotated[
+        str | None,
+        typer.Option(
+            help="routing: the router_data.csv[.gz] that the rows were made from; quality and cost of what comes first, "
+            "with all baselines"
+        ),
+    ] = None,
 ) -> None:
     """Rank the test rows of a task and report MRR, NDCG and valid answers; eval/eval.py takes the same and more."""
     from r1ranker.evaluation.runner import EvaluationOptions, run_evaluation
 
-    options = EvaluationOptions(data=data, strategy=strategy, limit=limit, output_dir=output_dir, engine=engine)
+    options = EvaluationOptions(
+        data=data, strategy=strategy, limit=limit, output_dir=output_dir, engine=engine,
+        baselines=router_data is not None, router_data=router_data,
+    )  # fmt: skip
     run_evaluation(dataset, model_path, options)
 
 
@@ -193,7 +203,8 @@ def experiment_command(
     """Run one of the paper's experiments: data, models, training, evaluation and a table; a second call goes on."""
     from pathlib import Path
 
-    from r1ranker.experiment import load_experiment, run_experiment
+    from r1ranker.experiments.run import run_experiment
+    from r1ranker.experiments.spec import load_experiment
 
     run_experiment(load_experiment(name, overrides or []), Path(output or f"checkpoints/{Path(name).stem}"))
 

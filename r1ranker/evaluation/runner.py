@@ -18,12 +18,22 @@ from r1ranker.atomic import atomic_path
 from r1ranker.data.generate import HUB_ID
 from r1ranker.data.raw import ATOMIC, atomic_files
 from r1ranker.data.sources.ranking_bench import read_ranking_bench
+from r1ranker.data.sources.routing import OBJECTIVES
 from r1ranker.errors import UserError, at_least
 from r1ranker.evaluation.baselines import MostFrequentLabel, as_given, baselines_for, random_order
 from r1ranker.evaluation.collaborative import Popularity
 from r1ranker.evaluation.journal import Journal
 from r1ranker.evaluation.records import Metrics, Record, figures, metrics_of, record_of, strict_metrics_of
 from r1ranker.evaluation.results import FORMAT, TIMING, write_trec
+from r1ranker.evaluation.routing import (
+    FixedLLM,
+    RouterTable,
+    first_of,
+    routing_baselines,
+    routing_figures,
+    with_outcomes,
+)
+from r1ranker.evaluation.scored import ScoredOrder
 from r1ranker.evaluation.table import print_results
 from r1ranker.model.loading import check_model_directory
 from r1ranker.ranking.decode import EliminationSettings
@@ -81,6 +91,8 @@ class EvaluationOptions:
     """all of them, not only those that every table has"""
     interactions: str | None = None
     """a directory with RecBole's files: with the baselines, popularity over all that was taken, by whomever"""
+    router_data: str | None = None
+    """router_data.csv[.gz] that the routing rows were made from: quality and cost of the LLMs that come first"""
 
     def check(self) -> None:
         """Raise UserError for values out of range."""
@@ -98,8 +110,11 @@ def evaluate(
     train: Sequence[RankingExample],
     options: EvaluationOptions,
     dataset: str = ALL,
+    router: RouterTable | None = None,
 ) -> tuple[dict[str, Any], Path]:
     """Rank and measure the test rows of every task with one model; `train` rows feed the baselines.
+
+    `router`: what the LLMs did with the queries of the routing tasks, checked against `test` and `train`.
 
     Writes the result file, which repeats exactly where the engine does, and the seconds in a file beside it; returns the
     result and its path. What an evaluation that was cut off had ranked is taken over from its journal.
@@ -119,7 +134,7 @@ def evaluate(
     with Journal(file.with_suffix(".part.jsonl"), about | {"files": _state(model_path), "rows": _digest(test)}) as kept:
         timing = _rank(model_path, settings, test, options, kept)
         records = {task: [kept.done[task, row] for row in range(len(rows))] for task, rows in test.items()}
-    report = {"format": FORMAT, **about, **_measured(test, train, records, options)}
+    report = {"format": FORMAT, **about, **_measured(test, train, records, options, router)}
     _write(file, report)
     _write(file.with_suffix(TIMING), timing)
     kept.path.unlink()
@@ -161,7 +176,7 @@ def _rank(
 
 def _measured(
     test: dict[str, list[RankingExample]], train: Sequence[RankingExample], records: dict[str, list[Record]],
-    options: EvaluationOptions,
+    options: EvaluationOptions, router: RouterTable | None,
 ) -> dict[str, Any]:  # fmt: skip
     """{"tasks": task -> figures and rankings, "pooled": figures over all queries, of the metrics all tasks share}."""
     most_frequent = MostFrequentLabel(train)
@@ -176,13 +191,16 @@ def _measured(
             "order as given": [as_given(example, cutoffs) for example in examples],
             "most frequent label": [most_frequent(example, cutoffs) for example in examples],
         }
-        if options.baselines:
-            fitted = baselines_for(train, task)
-            if options.interactions is not None and task in ATOMIC:
-                fitted.append(Popularity.of_interactions(*atomic_files(options.interactions, task), examples))
-            for baseline in fitted:
-                measured[task][baseline.name] = [baseline(example, cutoffs) for example in examples]
-        tasks[task] = figures(measured[task], records[task], options.seed) | {"rankings": records[task]}
+        fitted = _fitted(task, examples, train, options, router)
+        for baseline in fitted:
+            measured[task][baseline.name] = [baseline(example, cutoffs) for example in examples]
+        tasks[task] = figures(measured[task], records[task], options.seed)
+        if router is not None and task in OBJECTIVES:
+            tasks[task]["routing"] = _routing(examples, records[task], [most_frequent, *fitted], router, options.seed)
+        tasks[task]["rankings"] = [
+            record if router is None or task not in OBJECTIVES else with_outcomes(record, router.of(example))
+            for example, record in zip(examples, records[task], strict=True)
+        ]
     shared = set.intersection(*(set(systems["model"][0]) for systems in measured.values()))
     everywhere = set.intersection(*(set(systems) for systems in measured.values()))
     pooled: dict[str, list[Metrics]] = {}
@@ -193,6 +211,34 @@ def _measured(
             )
     every = [record for task in test for record in records[task]]
     return {"tasks": tasks, "pooled": figures(pooled, every, options.seed)}
+
+
+def _fitted(
+    task: str, examples: Sequence[RankingExample], train: Sequence[RankingExample], options: EvaluationOptions,
+    router: RouterTable | None,
+) -> list[ScoredOrder]:  # fmt: skip
+    """The baselines beside those that every table has."""
+    fitted = baselines_for(train, task) if options.baselines else []
+    if options.baselines and options.interactions is not None and task in ATOMIC:
+        fitted.append(Popularity.of_interactions(*atomic_files(options.interactions, task), examples))
+    if router is not None and task in OBJECTIVES:
+        fitted += routing_baselines(train, task, router)
+    return fitted
+
+
+def _routing(
+    examples: Sequence[RankingExample], records: Sequence[Record], baselines: Sequence[ScoredOrder],
+    router: RouterTable, seed: int,
+) -> dict[str, Any]:  # fmt: skip
+    """What the first choices of the model and of the baselines were worth."""
+    first: dict[str, Sequence[Sequence[str]]] = {
+        "model": [first_of(record) for record in records],
+        "random": [example.candidates for example in examples],
+        "order as given": [example.candidates[:1] for example in examples],
+        **{baseline.name: [baseline.blocks(example)[0] for example in examples] for baseline in baselines},
+    }
+    fixed = [baseline for baseline in baselines if isinstance(baseline, FixedLLM)]
+    return routing_figures(examples, first, fixed, router, seed)
 
 
 def _progress() -> Progress:
@@ -266,6 +312,10 @@ def run_evaluation(
     tasks = tasks_of(dataset, options.data)
     test = examples_by_task(options.data, tasks, "test", options.limit)
     train = [example for examples in examples_by_task(options.data, tasks, "train").values() for example in examples]
+    router = None
+    if options.router_data is not None:
+        router = RouterTable(options.router_data)
+        router.check(test, train)
     for model in models:
         check_model_directory(model)
         RankerSettings.of_model(model)
@@ -275,7 +325,7 @@ def run_evaluation(
         raise UserError(f"--output_dir: {options.output_dir} cannot be written ({error.strerror})") from error
     results, files = [], []
     for model in models:
-        result, file = evaluate(model, test, train, options, dataset)
+        result, file = evaluate(model, test, train, options, dataset, router)
         results.append(result)
         files.append(file)
         if trec_dir is not None:

@@ -22,9 +22,13 @@ class ScoredOrder(ABC):
     def scores(self, example: RankingExample) -> list[float]:
         """A score for each candidate, in the order of `example.candidates`; higher is better, -inf comes last."""
 
+    def blocks(self, example: RankingExample) -> list[list[str]]:
+        """The candidates, best first; those of equal score together."""
+        blocks: dict[float, list[str]] = {}
+        for name, score in zip(example.candidates, self.scores(example), strict=True):
+            blocks.setdefault(round(score, DECIMALS), []).append(name)
+        return [blocks[score] for score in sorted(blocks, reverse=True)]
+
     def __call__(self, example: RankingExample, cutoffs: Sequence[int]) -> dict[str, float]:
         """Metrics of one row: mrr, hit@k and ndcg@k."""
-        blocks: dict[float, list[float]] = {}
-        for name, score in zip(example.candidates, self.scores(example), strict=True):
-            blocks.setdefault(round(score, DECIMALS), []).append(example.grade_of(name))
-        return expected_metrics([blocks[score] for score in sorted(blocks, reverse=True)], cutoffs)
+        return expected_metrics([[example.grade_of(name) for name in block] for block in self.blocks(example)], cutoffs)

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from r1ranker.evaluation.results import compare
 
-WIDEST = 110
+WIDEST = 130
 """characters of a table"""
 
 
@@ -22,6 +22,8 @@ def print_results(reports: Sequence[dict[str, Any]], files: Sequence[str]) -> No
     for task, result in reports[0]["tasks"].items():
         figures = [report["tasks"][task] for report in reports]
         console.print(_task_table(task, reports[0]["settings"]["strategy"], result["baselines"], labels, figures))
+        if "routing" in result:
+            console.print(_routing_table(task, labels, figures))
     if len(reports[0]["tasks"]) > 1 or len(reports) > 1:
         console.print(compare_table(list(zip(labels, reports, strict=True))))
     for label, report in list(zip(labels, reports, strict=True))[1:]:
@@ -62,6 +64,32 @@ def _task_table(
     return table
 
 
+def _routing_table(task: str, labels: Sequence[str], results: Sequence[dict[str, Any]]) -> Table:
+    """What the LLM that each system puts first is worth; models, then baselines, whose MRR is that of the other table."""
+    routing = results[0]["routing"]
+    a, b = (routing["objective"][name] for name in ("effect", "cost"))
+    dollars = "usd_per_1000_queries" in routing["systems"]["model"]
+    columns = ["mrr", "quality", *(["$ / 1,000 queries"] if dollars else []), "cost", "merit", "gain"]
+    table = _table(f"{task}: the LLM that is put first (x 100 but for $, 95% intervals)", columns)
+    fixed = ", ".join(f"{name}: {llm}" for name, llm in routing["llms"].items())
+    table.caption = f"merit: {a:g} quality - {b:g} cost; gain: merit over that of the best single LLM\n{fixed}"
+    models = [
+        (label, result["metrics"], result["routing"]["systems"]["model"])
+        for label, result in zip(labels, results, strict=True)
+    ]
+    baselines = [
+        (name, results[0]["baselines"].get(name), worth)
+        for name, worth in routing["systems"].items()
+        if name != "model"
+    ]
+    for name, metrics, worth in [*models, *baselines]:
+        usd = [_with_interval(worth["usd_per_1000_queries"], 1, 2)] if dollars else []
+        mrr = f"{100 * metrics['mrr']['mean']:.1f}" if metrics else ""
+        intervals = [_with_interval(worth[metric]) for metric in ("quality", "merit", "gain")]
+        table.add_row(name, mrr, intervals[0], *usd, f"{100 * worth['cost']['mean']:.1f}", *intervals[1:])
+    return table
+
+
 def _costs(labels: Sequence[str], reports: Sequence[dict[str, Any]]) -> Table:
     table = _table("cost of a query", ["calls", "one after the other", "prompt tokens", "response tokens"])
     for label, report in zip(labels, reports, strict=True):
@@ -86,8 +114,9 @@ def _cell(metric: dict[str, float], name: str) -> str:
     return _with_interval(metric) if name == "mrr" else f"{100 * metric['mean']:.1f}"
 
 
-def _with_interval(metric: dict[str, float]) -> str:
-    return f"{100 * metric['mean']:.1f} [{100 * metric['low']:.1f}, {100 * metric['high']:.1f}]"
+def _with_interval(metric: dict[str, float], scale: int = 100, decimals: int = 1) -> str:
+    mean, low, high = (f"{scale * metric[name]:.{decimals}f}" for name in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}]"
 
 
 def compare_table(reports: Sequence[tuple[str, dict[str, Any]]], metrics: Sequence[str] = ("mrr", "ndcg@10")) -> Table:

@@ -193,6 +193,15 @@ CASES: dict[str, tuple[Command, tuple[str, ...]]] = {
     "no rows wanted": (evaluate("--limit", "0"), ("--limit: found 0",)),
     "model to evaluate missing": (evaluate("--model_path", "./gone"), ("./gone", "no such model directory")),
     "data to evaluate missing": (evaluate("--data", "./gone"), ("./gone", "no such directory")),
+    "router table missing": (evaluate("--router_data", "./gone.csv"), ("./gone.csv", "no such file")),
+    "router table without a column": (
+        evaluate("--router_data", lambda p: p.file("r.csv", b"task_id,query,llm,effect,price\na,q,m,1,1\n")),
+        ("r.csv: line 1: no column 'cost'", "task_id,query,llm,effect,cost"),
+    ),
+    "router table for films": (
+        evaluate("--router_data", lambda p: p.file("r.csv", b"task_id,query,llm,effect,cost\na,q,m,1,1\na,q,n,1,1\n")),
+        ("--router_data: found Rec-Movie", "Router-Performance"),
+    ),
     "damaged ranker settings": (
         evaluate("--model_path", lambda p: p.copied_model(r1ranker_json=b"{}")), ("r1ranker.json", "not the settings of a ranker"),
     ),

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from r1ranker.experiments.run import run_experiment
+from r1ranker.experiments.spec import BUILT_IN, load_experiment
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from r1ranker.errors import UserError
 from r1ranker.evaluation.harness import run_harness
-from r1ranker.experiment import BUILT_IN, load_experiment, run_experiment
 
 SMALL = ("steps=1", "cold_start=2", "data.size=16")
 
@@ -25,24 +26,29 @@ def test_an_experiment_ends_in_results_of_every_arm(
     assert list(reports) == [f"{label}, {when}" for label in experiment.arms for when in ("before", "after")]
     shown = capsys.readouterr().out
     for label, arm in experiment.arms.items():
-        after = reports[f"{label}, after"]
+        (after,) = reports[f"{label}, after"]
         assert list(after["tasks"]) == (arm.test or experiment.data.tasks)
         assert after["settings"]["strategy"] == arm.mode
         assert f"{label}, after" in shown
         if arm.train:  # nothing of the tasks that are ranked was learnt from
-            rows = (tmp_path / name / label / "data" / "iterative_ranking" / "README.md").read_text()
+            rows = (tmp_path / name / "data_of" / label / "iterative_ranking" / "README.md").read_text()
             assert not any(f"| {task} |" in rows for task in arm.test)
             assert all(f"| {task} |" in rows for task in arm.train)
     if name == "model_sizes":
-        sizes = [(tmp_path / name / label / "actor" / "model.safetensors").stat().st_size for label in experiment.arms]
+        sizes = [
+            (tmp_path / name / "seed_1" / label / "actor" / "model.safetensors").stat().st_size
+            for label in experiment.arms
+        ]
         assert sizes == sorted(sizes)
         assert len(set(sizes)) == 3
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / name).rglob("*") if path.is_file()}
     assert run_experiment(experiment, tmp_path / name) == reports  # a second call does nothing again
     after_ = {path: path.stat().st_mtime_ns for path in before}
-    assert {path for path in before if before[path] != after_[path]} == {tmp_path / name / "experiment.yaml"}
+    assert {path for path in before if before[path] != after_[path]} == {
+        tmp_path / name / kept for kept in ("experiment.yaml", "summary.json", "summary.md")
+    }
     with pytest.raises(UserError, match="another experiment's results are there"):
-        run_experiment(load_experiment(name, [*SMALL, "seed=2"]), tmp_path / name)
+        run_experiment(load_experiment(name, [*SMALL, "seeds=[2]"]), tmp_path / name)
 
 
 @pytest.mark.parametrize(

@@ -316,3 +316,29 @@ def test_metrics_that_are_no_numbers_do_not_break_the_page(tmp_path: Path) -> No
     page = page_of([run], tmp_path)
     assert "NaN" not in page.scripts[0]
     assert "Entropy (actor/entropy)" in page.text
+
+
+def test_what_the_first_llms_are_worth_has_a_table_of_its_own(tmp_path: Path) -> None:
+    contents = [result(f"runs/{name}", "direct", {"Router-Cost": 3}) for name in ("a", "b")]
+    for place, content in enumerate(contents):
+        content["tasks"]["Router-Cost"]["routing"] = {
+            "objective": {"effect": 0.2, "cost": 0.8},
+            "llms": {"best single LLM": f"m {IMAGE}"},
+            "systems": {
+                "model": {"quality": interval(0.5 + place / 10), "usd_per_1000_queries": interval(1.25)},
+                "oracle": {"quality": interval(0.9), "usd_per_1000_queries": interval(0.75)},
+                IMAGE: {"quality": interval(0.1)},
+            },
+        }
+    inputs = [write_json(tmp_path / f"{place}.json", content) for place, content in enumerate(contents)]
+    page = page_of(inputs, tmp_path)
+    assert not page.all("img")
+    text = " ".join(page.text.split())
+    assert f"merit is 0.2 x quality - 0.8 x cost; best single LLM: m {IMAGE}." in text
+    head, *rows = ("a direct 50.00 [45.0, 60.0] 1.25 [1.20, 1.35]", "b direct 60.00 [55.0, 70.0] 1.25 [1.20, 1.35]",
+                   "oracle 90.00 [85.0, 100.0] 0.75 [0.70, 0.85]", f"{IMAGE} 10.00 [5.0, 20.0]")  # fmt: skip
+    assert " ".join([head, *rows]) in text
+    assert "routing" not in {
+        attributes.get("id")
+        for attributes in page_of(inputs[:0] + two_of_each(tmp_path / "o"), tmp_path).all("section")
+    }

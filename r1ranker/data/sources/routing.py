@@ -34,6 +34,9 @@ class RoutingQuery:
     llms: tuple[str, ...]
     effects: tuple[float, ...]
     costs: tuple[float, ...]
+    """as the table has them, which scales them to 0..1"""
+    dollars: tuple[float, ...] = ()
+    """the same as measured; empty where they are not known or were not asked for"""
 
 
 def read_routing(path: str, descriptions: str | None, seed: int, tally: Tally) -> Iterator[tuple[str, RankingExample]]:
@@ -43,7 +46,7 @@ def read_routing(path: str, descriptions: str | None, seed: int, tally: Tally) -
     whose name comes first, and are counted. Raises UserError naming file and line for whatever cannot be read.
     """
     texts = read_descriptions(descriptions) if descriptions else {}
-    for one in _queries(path, tally):
+    for one in read_queries(path, tally):
         for name in one.llms:
             if texts and name not in texts:
                 raise UserError(f"{descriptions}: no description of {name!r}{nearest(name, texts)}; found {len(texts)}")
@@ -66,10 +69,15 @@ def best_llm(one: RoutingQuery, a: float, b: float) -> tuple[str, bool]:
     return one.llms[chosen], len(places) > 1
 
 
-def _queries(path: str, tally: Tally) -> Iterator[RoutingQuery]:
-    """Rows that stand together and share a query are one query's."""
+def read_queries(path: str, tally: Tally, dollars: bool = False) -> Iterator[RoutingQuery]:
+    """Each query once; rows that stand together and share a query are one query's.
+
+    `dollars`: those of the column cost_usd as well, where there is one. Raises UserError as `read_routing` does.
+    """
     table = TextTable(path, ",", quoted=True)
     names = ["task_id", "query", "effect", "cost"]
+    if dollars and "cost_usd" in table.columns:
+        names.append("cost_usd")
     places = table.places(names, _LIKE)
     llm_place = table.columns.index("llm") if "llm" in table.columns else None
     block: list[tuple[int, list[str]]] = []
@@ -145,8 +153,8 @@ def _query(
             raise UserError(
                 f"{where}: one row of a query; the rows of at least two LLMs are wanted, next to each other"
             )
-    effects, costs = (tuple(float(row[place]) for _, row in block) for place in places[2:])
-    return RoutingQuery(first[places[1]], llms, effects, costs)
+    effects, costs, *dollars = (tuple(float(row[place]) for _, row in block) for place in places[2:])
+    return RoutingQuery(first[places[1]], llms, effects, costs, *dollars)
 
 
 def read_descriptions(path: str) -> dict[str, str]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -73,6 +73,10 @@ class TaskResult:
     costs: dict[str, float]
     """those of COSTS that the file has"""
     rankings: tuple[Ranked, ...]
+    routing: dict[str, Metrics] = field(default_factory=dict)
+    """system -> what the LLMs that it puts first are worth"""
+    routing_note: str = ""
+    """the objective, and the LLMs of systems that always choose the same"""
 
 
 @dataclass(frozen=True)
@@ -193,7 +197,23 @@ def _task_result(value: Any, where: str) -> TaskResult:
         _mapping(fields.get("baselines", {}), f"{where}.baselines", metrics),
         {name: _number(fields[name], f"{where}.{name}") for name in COSTS if fields.get(name) is not None},
         _sequence(fields.get("rankings", []), f"{where}.rankings", _ranked),
+        *_routing(fields.get("routing") or {}, f"{where}.routing"),
     )
+
+
+def _routing(value: Any, where: str) -> tuple[dict[str, Metrics], str]:
+    fields = _mapping(value, where, lambda inner, _: inner)
+    systems = _mapping(
+        fields.get("systems", {}), f"{where}.systems", lambda inner, place: _mapping(inner, place, _interval)
+    )
+    weights = _mapping(fields.get("objective", {}), f"{where}.objective", _number)
+    llms = _mapping(fields.get("llms", {}), f"{where}.llms", _text)
+    merit = (
+        [f"merit is {weights['effect']:g} x quality - {weights['cost']:g} x cost"]
+        if {"effect", "cost"} <= weights.keys()
+        else []
+    )
+    return systems, "; ".join([*merit, *(f"{name}: {llm}" for name, llm in llms.items())])
 
 
 def _interval(value: Any, where: str) -> Interval:

@@ -29,7 +29,7 @@ from r1ranker.evaluation.report.result_figures import (
     round_section,
     without_rankings,
 )
-from r1ranker.evaluation.report.systems import Comparison, compare
+from r1ranker.evaluation.report.systems import Comparison, compare, compare_routing
 from r1ranker.evaluation.report.training_figures import (
     SMOOTHED_FROM,
     time_section,
@@ -50,6 +50,8 @@ class Report:
     tasks: dict[str, str]
     """task -> id"""
     comparisons: list[Comparison]
+    routing: list[Comparison]
+    """by what the LLMs put first are worth"""
     sections: dict[str, Section]
 
 
@@ -85,7 +87,7 @@ def build(runs: Sequence[Run], results: Sequence[Result]) -> Report:
         "position": position_section(named_results, tasks),
         "rounds": round_section(named_results, tasks),
     }
-    return Report(named_runs, named_results, tasks, comparisons, sections)
+    return Report(named_runs, named_results, tasks, comparisons, _routing(named_results, tasks), sections)
 
 
 def _comparisons(results: Sequence[Entry[Result]], tasks: dict[str, str]) -> list[Comparison]:
@@ -96,6 +98,14 @@ def _comparisons(results: Sequence[Entry[Result]], tasks: dict[str, str]) -> lis
         if own:
             found.append(compare(task, task_id, own))
     return found
+
+
+def _routing(results: Sequence[Entry[Result]], tasks: dict[str, str]) -> list[Comparison]:
+    found = [
+        compare_routing(task, task_id, [(entry, entry.of.tasks[task]) for entry in results if task in entry.of.tasks])
+        for task, task_id in tasks.items()
+    ]
+    return [comparison for comparison in found if comparison]
 
 
 def render(report: Report) -> str:

@@ -41,6 +41,7 @@ class Comparison:
     task: str
     """the task's id, or ALL_TASKS"""
     systems: tuple[System, ...]
+    note: str = ""
 
     @property
     def metrics(self) -> list[str]:
@@ -70,6 +71,23 @@ def compare(title: str, task_id: str, results: Sequence[tuple[Entry[Result], Tas
         for entry, own in results
     ]
     return Comparison(title, task_id, (*models, *_baselines(results)))
+
+
+def compare_routing(title: str, task_id: str, results: Sequence[tuple[Entry[Result], TaskResult]]) -> Comparison | None:
+    """The same with what the LLMs put first are worth for metrics; None where no result has that."""
+    routed = [
+        (entry, replace(own, metrics=own.routing["model"], strict={}, costs={}, baselines=_others(own.routing)))
+        for entry, own in results
+        if "model" in own.routing
+    ]
+    if not routed:
+        return None
+    notes = dict.fromkeys(own.routing_note for _, own in routed if own.routing_note)
+    return replace(compare(title, task_id, routed), note=". ".join(notes))
+
+
+def _others(systems: dict[str, Metrics]) -> dict[str, Metrics]:
+    return {name: metrics for name, metrics in systems.items() if name != "model"}
 
 
 def _baselines(results: Sequence[tuple[Entry[Result], TaskResult]]) -> list[System]:

@@ -1,0 +1,206 @@
+"""Running an experiment: data once, then for every seed models, training and evaluation. What is done is not done again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from r1ranker.atomic import atomic_path
+from r1ranker.data.generate import TOY
+from r1ranker.data.options import PrepareOptions
+from r1ranker.data.prepare import prepare
+from r1ranker.errors import UserError
+from r1ranker.experiments.spec import Arm, Experiment, Harness
+from r1ranker.experiments.summary import Measured, baselines_of, print_summary, summarise_experiment, write_summary
+from r1ranker.ranking.decode import EliminationSettings
+
+Report = dict[str, Any]
+
+
+def run_experiment(experiment: Experiment, output: Path) -> dict[str, list[Report]]:
+    """Everything, under `output`; label -> the content of each seed's result file, of each arm before and after training.
+
+    Raises UserError where another experiment's results are there.
+    """
+    from r1ranker.evaluation.runner import examples_by_task
+
+    console = Console()
+    _keep(experiment, output)
+    began = time.perf_counter()
+    console.rule(experiment.title)
+    bench = _data(experiment, output)
+    test = examples_by_task(bench, experiment.data.tasks, "test", experiment.data.limit)
+    train = examples_by_task(bench, experiment.data.tasks, "train")
+    router = _router(experiment, test, train)
+    measured: dict[str, Measured] = {}
+    for seed in experiment.seeds:
+        here = output / f"seed_{seed}"
+        for label, arm in experiment.arms.items():
+            base, actor = _models(experiment, label, arm, seed, bench, output, console)
+            for when, model in (("before", base), ("after", actor)):
+                if when == "before" and not _measured_untrained(experiment, arm):
+                    continue
+                found = measured.setdefault(f"{label}, {when}", Measured(label, when, arm.mode))
+                tasks = arm.test or experiment.data.tasks
+                rows = {task: test[task] for task in tasks}
+                known = [one for task in tasks for one in train[task]]
+                found.reports.append(
+                    _evaluate(experiment, arm, model, rows, known, here / "eval" / label / when, seed, bench, router)
+                )
+                if when == "after" and arm.trained_as is None:
+                    found.runs.append(here / label)
+    if experiment.harness.tasks:
+        _ask_harness(experiment.harness, measured, experiment, output, console)
+    baselines = baselines_of(test, train) if experiment.baselines else {}
+    summary = summarise_experiment(experiment.title, list(measured.values()), baselines)
+    write_summary(summary, output)
+    print_summary(summary, console)
+    console.print(f"{output}: {time.perf_counter() - began:.0f} s", highlight=False, markup=False)
+    return {label: found.reports for label, found in measured.items()}
+
+
+def _measured_untrained(experiment: Experiment, arm: Arm) -> bool:
+    return experiment.untrained and arm.trained_as is None
+
+
+def _keep(experiment: Experiment, output: Path) -> None:
+    """Write the experiment beside its results; raises UserError where another one's are there."""
+    from omegaconf import OmegaConf
+
+    file, text = output / "experiment.yaml", OmegaConf.to_yaml(OmegaConf.structured(experiment))
+    if file.is_file() and file.read_text(encoding="utf-8") != text:
+        raise UserError(
+            f"{file}: another experiment's results are there; another --output is wanted, or {output} deleted"
+        )
+    with atomic_path(file) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _data(experiment: Experiment, output: Path) -> str:
+    """The directory in the layout that everything is measured on."""
+    spec = experiment.data
+    assert spec.source is not None
+    if not (output / "data" / "iterative_ranking" / "manifest.json").is_file():
+        options = PrepareOptions(
+            spec.source, str(output / "data"), answer_style=experiment.answer_style, think=experiment.think,
+            tasks=spec.tasks, cold_start=experiment.cold_start > 0, **spec.options,
+        )  # fmt: skip
+        prepare(replace(options, size=spec.size) if spec.source == TOY else options)
+    bench = output / "data" / "bench"
+    return str(bench) if bench.is_dir() else spec.source
+
+
+def _models(
+    experiment: Experiment, label: str, arm: Arm, seed: int, bench: str, output: Path, console: Console
+) -> tuple[str, str]:
+    """The model before and the actor after training."""
+    from r1ranker.trainer.config_load import load_config
+    from r1ranker.trainer.fit import fit
+
+    if arm.trained_as is not None:
+        return _models(experiment, arm.trained_as, experiment.arms[arm.trained_as], seed, bench, output, console)
+    here, rows = output / f"seed_{seed}", output / "data"
+    if arm.train:
+        rows = output / "data_of" / label
+        if not (rows / "iterative_ranking" / "manifest.json").is_file():
+            prepare(
+                PrepareOptions(
+                    bench, str(rows), answer_style=experiment.answer_style, think=experiment.think, tasks=arm.train,
+                    cold_start=experiment.cold_start > 0,
+                )
+            )  # fmt: skip
+    # arms of the same model and tasks begin with the same one
+    base = _base(experiment, arm, rows, output, here / label if arm.train or arm.model else here, seed)
+    console.rule(f"{label}, seed {seed}")
+    directory = rows / f"{arm.mode}_ranking"
+    steps = experiment.steps if arm.steps is None else arm.steps
+    given = [
+        f"data.train_files={directory / 'train.parquet'}",
+        f"data.val_files={directory / 'test.parquet'}",
+        f"data.think={str(experiment.think).lower()}",
+        f"data.answer_style={arm.answer_style or experiment.answer_style}",
+        f"data.seed={seed}",
+        f"trainer.seed={seed}",
+        f"actor_rollout_ref.model.path={base}",
+        f"critic.model.path={base}",
+        f"actor_rollout_ref.rollout.constrain={experiment.constrain}",
+        *([] if steps is None else [f"trainer.total_training_steps={steps}"]),
+        f"trainer.experiment_name={label}",
+        f"trainer.default_local_dir={here / label}",
+    ]
+    config = load_config(arm.config or experiment.config, [*given, *arm.overrides])
+    return base, fit(config)  # one that is done is only named
+
+
+def _base(experiment: Experiment, arm: Arm, rows: Path, output: Path, here: Path, seed: int) -> str:
+    """The arm's model before training: as it is named, or built; with a cold start where one is wanted."""
+    from omegaconf import OmegaConf
+
+    from r1ranker.model.init import ModelSize, init_model
+    from r1ranker.trainer.sft import SFTSettings, fine_tune
+
+    spec: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(experiment.model), arm.model))
+    model = spec.path
+    if model is None:
+        untrained = here / "untrained"
+        if not untrained.is_dir():
+            every = [str(output / "data" / f"{mode}_ranking" / "train.parquet") for mode in ("direct", "iterative")]
+            size = ModelSize(spec.hidden_size, spec.layers, spec.heads, spec.kv_heads)
+            init_model(str(untrained), every, size, spec.vocab_size, spec.title_tokens, seed)
+        model = str(untrained)
+    if not experiment.cold_start:
+        return str(model)
+    base = here / "base"
+    if not base.is_dir():
+        files = [str(rows / f"{mode}_ranking" / "sft.parquet") for mode in ("direct", "iterative")]
+        fine_tune(model, files, str(base), SFTSettings(steps=experiment.cold_start, seed=seed))
+    return str(base)
+
+
+def _evaluate(
+    experiment: Experiment, arm: Arm, model: str, test: dict[str, list[Any]], train: Sequence[Any], directory: Path,
+    seed: int, bench: str, router: Any,
+) -> Report:  # fmt: skip
+    from r1ranker.evaluation.results import read_result, result_files
+    from r1ranker.evaluation.runner import EvaluationOptions, evaluate
+
+    done = result_files(directory)
+    if done:
+        return read_result(str(done[0]))
+    style: Any = arm.answer_style or experiment.answer_style
+    options = EvaluationOptions(
+        bench, seed=seed, output_dir=str(directory), engine=experiment.engine, strategy=arm.mode,  # type: ignore[arg-type]
+        constrain=experiment.constrain, think=experiment.think, answer_style=style, elimination=EliminationSettings(**arm.elimination),
+        router_data=None if router is None else router.path,
+    )  # fmt: skip
+    return evaluate(model, test, train, options, router=router)[0]
+
+
+def _router(experiment: Experiment, test: dict[str, list[Any]], train: dict[str, list[Any]]) -> Any:
+    """The table that routing rows were made from, where there is one."""
+    from r1ranker.evaluation.routing import RouterTable
+
+    if experiment.router_data is None:
+        return None
+    table = RouterTable(str(Path(str(experiment.data.source)) / experiment.router_data))
+    table.check(test, [one for rows in train.values() for one in rows])
+    return table
+
+
+def _ask_harness(
+    spec: Harness, measured: dict[str, Measured], experiment: Experiment, output: Path, console: Console
+) -> None:
+    """Scores of each model of the first seed, by its label."""
+    from r1ranker.evaluation.harness import harness_table, run_harness
+
+    models = {label: str(found.reports[0]["model"]) for label, found in measured.items()}
+    scores = {
+        label: run_harness(model, spec.tasks, output / "harness" / f"{label}.json", spec.include_path, spec.limit)
+        for label, model in models.items()
+    }
+    console.print(harness_table(scores))

@@ -1,0 +1,154 @@
+"""What an experiment is: a file of configs/experiments/, with overrides."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from r1ranker.data.options import PrepareOptions
+from r1ranker.errors import UserError, nearest
+from r1ranker.ranking.decode import EliminationSettings
+from r1ranker.tasks.catalog import TASK_NAMES
+
+BUILT_IN = Path(__file__).parents[2] / "configs" / "experiments"
+
+
+@dataclass
+class DataSpec:
+    """What is ranked, as `r1ranker prepare` takes it."""
+
+    source: str | None = "toy"
+    """null: wants `data.source=DIR`"""
+    tasks: list[str] = field(default_factory=lambda: list(TASK_NAMES))
+    size: int = 200
+    """of the toy source: direct training rows a task"""
+    options: dict[str, Any] = field(default_factory=dict)
+    """others of prepare's, such as positions, users, recbole, test_share"""
+    limit: int | None = None
+    """test rows a task at most"""
+
+
+@dataclass
+class ModelSpec:
+    """A model to begin with."""
+
+    path: str | None = None
+    """directory or hub id; without one, a small model is built"""
+    hidden_size: int = 64
+    layers: int = 2
+    heads: int = 2
+    kv_heads: int = 1
+    vocab_size: int = 600
+    title_tokens: bool = True
+
+
+@dataclass
+class Arm:
+    """One ranker of an experiment; what is null is as the experiment has it."""
+
+    mode: str = "iterative"
+    train: list[str] = field(default_factory=list)
+    """tasks to learn from; all of the data's where there are none"""
+    test: list[str] = field(default_factory=list)
+    """tasks to be measured on; all of the data's where there are none"""
+    model: dict[str, Any] = field(default_factory=dict)
+    """what is another in this arm's model"""
+    config: str | None = None
+    steps: int | None = None
+    answer_style: str | None = None
+    overrides: list[str] = field(default_factory=list)
+    """of the training config"""
+    trained_as: str | None = None
+    """another arm, whose ranker this one asks in another way"""
+    elimination: dict[str, int] = field(default_factory=dict)
+    """eliminate, votes, top_k"""
+
+
+@dataclass
+class Harness:
+    """Language tasks for lm-evaluation-harness."""
+
+    tasks: list[str] = field(default_factory=list)
+    include_path: str | None = None
+    """a directory with tasks of one's own"""
+    limit: int | None = None
+    """questions a task"""
+
+
+@dataclass
+class Experiment:
+    """A file of configs/experiments/."""
+
+    title: str = "???"
+    config: str = "quickstart"
+    """of configs/: how rankers are trained"""
+    steps: int | None = 80
+    """null: as the config says"""
+    cold_start: int = 40
+    """steps of fine-tuning on random answers of the right form, before; 0: none"""
+    think: bool = False
+    constrain: str = "candidates"
+    answer_style: str = "name"
+    engine: str = "hf"
+    seeds: list[int] = field(default_factory=lambda: [1])
+    """of models, training and evaluation; the data are the same"""
+    untrained: bool = True
+    """measure each arm's model before training, too"""
+    baselines: bool = False
+    """beside those that every table has: those that suit a task, with a paired test against each"""
+    router_data: str | None = None
+    """RouterBench's table, below data.source: realised quality and cost of routing"""
+    data: DataSpec = field(default_factory=DataSpec)
+    model: ModelSpec = field(default_factory=ModelSpec)
+    arms: dict[str, Arm] = field(default_factory=dict)
+    harness: Harness = field(default_factory=Harness)
+
+
+def load_experiment(name: str, overrides: Sequence[str] = ()) -> Experiment:
+    """The experiment of configs/experiments/`name`.yaml, or of a YAML file, with key=value overrides.
+
+    Raises UserError for unknown names and keys, and for values of another type.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    file = Path(name) if name.endswith((".yaml", ".yml")) else BUILT_IN / f"{name}.yaml"
+    if not file.is_file():
+        known = ", ".join(sorted(path.stem for path in BUILT_IN.glob("*.yaml")))
+        raise UserError(f"{name}: no such experiment; there are {known}")
+    try:
+        parts = [OmegaConf.structured(Experiment), OmegaConf.load(file), OmegaConf.from_dotlist(list(overrides))]
+        merged: Any = OmegaConf.to_object(OmegaConf.merge(*parts))
+    except (OmegaConfBaseException, ValueError, OSError) as error:
+        first = str(error).strip().split("\n")[0]
+        raise UserError(f"{file.name}: {first}") from error
+    if not merged.arms:
+        raise UserError(f"{file.name}: arms: found none; at least one is wanted")
+    if merged.data.source is None:
+        raise UserError(f"{file.name}: data.source: found none; data.source=DIR is wanted")
+    if not merged.seeds or len(set(merged.seeds)) < len(merged.seeds):
+        raise UserError(f"{file.name}: seeds: found {merged.seeds}; distinct numbers are wanted")
+    known_options = set(PrepareOptions.__dataclass_fields__) - {"source", "output", "tasks", "size", "think"}
+    for name in merged.data.options:
+        if name not in known_options:
+            raise UserError(f"{file.name}: data.options: no {name!r}{nearest(name, known_options)} of prepare's")
+    for label, arm in merged.arms.items():
+        _check_arm(f"{file.name}: arms.{label}", label, arm, merged)
+    return merged
+
+
+def _check_arm(where: str, label: str, arm: Arm, experiment: Experiment) -> None:
+    if arm.mode not in ("iterative", "direct"):
+        raise UserError(f"{where}.mode: found {arm.mode!r}; iterative or direct is wanted")
+    for task in (*arm.train, *arm.test):
+        if task not in experiment.data.tasks:
+            raise UserError(f"{where}: {task!r} is not among data.tasks")
+    before = list(experiment.arms)[: list(experiment.arms).index(label)]
+    if arm.trained_as is not None and arm.trained_as not in before:
+        raise UserError(f"{where}.trained_as: found {arm.trained_as!r}; an arm before it is wanted")
+    try:
+        EliminationSettings(**arm.elimination)
+    except TypeError as error:
+        raise UserError(f"{where}.elimination: {error}") from error

@@ -1,0 +1,255 @@
+"""What an experiment found: means over seeds with intervals over queries, paired tests, and what it cost; as JSON and as Markdown."""
+
+from __future__ import annotations
+
+import json
+import resource
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.markdown import Markdown
+
+from r1ranker.atomic import atomic_path
+from r1ranker.evaluation.baselines import MostFrequentLabel, as_given, baselines_for, random_order
+from r1ranker.evaluation.metrics import bootstrap_interval
+from r1ranker.evaluation.records import metrics_of
+from r1ranker.evaluation.results import randomisation_test
+from r1ranker.tasks.catalog import get_task
+from r1ranker.tasks.example import RankingExample
+
+METRICS = ("mrr", "ndcg@10")
+SUMMARY, TABLES = "summary.json", "summary.md"
+Values = dict[str, dict[str, list[float]]]
+"""metric -> task -> a value a query"""
+
+
+@dataclass
+class Measured:
+    """An arm before or after training."""
+
+    label: str
+    when: str
+    mode: str
+    reports: list[dict[str, Any]] = field(default_factory=list)
+    """result files, one a seed"""
+    runs: list[Path] = field(default_factory=list)
+    """directories of its training runs"""
+
+
+def baselines_of(
+    test: Mapping[str, Sequence[RankingExample]], train: Mapping[str, Sequence[RankingExample]]
+) -> dict[str, Values]:
+    """Name -> its metrics on each query, of the baselines that suit the tasks."""
+    found: dict[str, Values] = {}
+    for task, examples in test.items():
+        cutoffs = get_task(task).cutoffs
+        systems: dict[str, Any] = {
+            "random": random_order, "order as given": as_given, "most frequent label": MostFrequentLabel(train[task]),
+            **{one.name: one for one in baselines_for(train[task], task)},
+        }  # fmt: skip
+        for name, system in systems.items():
+            queries = [system(example, cutoffs) for example in examples]
+            for metric in METRICS:
+                if metric in queries[0]:
+                    values = found.setdefault(name, {}).setdefault(metric, {})
+                    values[task] = [query[metric] for query in queries]
+    return found
+
+
+def summarise_experiment(title: str, measured: Sequence[Measured], baselines: Mapping[str, Values]) -> dict[str, Any]:
+    """{"title", "rankers", "baselines", "tests", "peak_memory_gib"}; MRR and NDCG lie between 0 and 1."""
+    values = {f"{one.label}, {one.when}": _values(one.reports) for one in measured}
+    rankers = {name: _figures(found) | _costs(one) for (name, found), one in zip(values.items(), measured, strict=True)}
+    tests = []
+    trained = [name for name in values if name.endswith(", after")]
+    for place, name in enumerate(trained):
+        for other, against in (*baselines.items(), *((one, values[one]) for one in trained[:place])):
+            tasks = [task for task in values[name]["mrr"] if task in against["mrr"]]
+            if not tasks:
+                continue
+            own, others = (_joined(one["mrr"], tasks) for one in (values[name], against))
+            p = randomisation_test(own, others)
+            tests.append(
+                {
+                    "first": name,
+                    "second": other,
+                    "tasks": tasks,
+                    "difference": float(np.mean(own) - np.mean(others)),
+                    "p": p,
+                }
+            )
+    return {
+        "title": title,
+        "seeds": len(measured[0].reports),
+        "queries": {task: len(rows) for found in values.values() for task, rows in found["mrr"].items()},
+        "rankers": rankers,
+        "baselines": {name: _figures(found) for name, found in baselines.items()},
+        "tests": tests,
+        "routing": _routing(measured),
+        "peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+    }
+
+
+def _values(reports: Sequence[dict[str, Any]]) -> Values:
+    """A value a query: the mean over the seeds."""
+    found: Values = {metric: {} for metric in METRICS}
+    for task in reports[0]["tasks"]:
+        cutoffs = get_task(task).cutoffs
+        seeds = [[metrics_of(record, cutoffs) for record in report["tasks"][task]["rankings"]] for report in reports]
+        for metric in METRICS:
+            if metric in seeds[0][0]:
+                found[metric][task] = np.mean([[query[metric] for query in one] for one in seeds], axis=0).tolist()
+    return found
+
+
+def _joined(values: Mapping[str, list[float]], tasks: Sequence[str]) -> list[float]:
+    return [value for task in tasks for value in values[task]]
+
+
+def _figures(values: Values) -> dict[str, Any]:
+    """Of all queries together, and of each task's."""
+    together = {metric: _mean(_joined(found, list(found))) for metric, found in values.items() if found}
+    by_task = {task: _mean(found) for task, found in values["mrr"].items()}
+    return {"all": together, "mrr by task": by_task}
+
+
+def _mean(values: Sequence[float]) -> dict[str, float]:
+    low, high = bootstrap_interval(values)
+    return {"mean": float(np.mean(values)), "low": low, "high": high}
+
+
+def _costs(one: Measured) -> dict[str, Any]:
+    """Each seed's MRR, and the means over seeds of valid answers, calls and tokens a query, and of training."""
+    keys = ("valid_answer_rate", "calls_per_query", "prompt_tokens_per_query", "response_tokens_per_query")
+    costs: dict[str, Any] = {key: float(np.mean([report["pooled"][key] for report in one.reports])) for key in keys}
+    costs["mrr by seed"] = [report["pooled"]["metrics"]["mrr"]["mean"] for report in one.reports]
+    lines = [
+        [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        for run in one.runs
+    ]
+    for name, key in (("training_seconds", "timing_s/step"), ("training_tokens", "perf/total_num_tokens")):
+        costs[name] = float(np.mean([sum(line.get(key, 0.0) for line in run) for run in lines])) if lines else None
+    return costs
+
+
+def _routing(measured: Sequence[Measured]) -> dict[str, dict[str, dict[str, Any]]]:
+    """task -> system -> what its first choices were worth; of rankers the mean over seeds, with each seed's merit."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for one in measured:
+        for task in one.reports[0]["tasks"]:
+            seeds = [report["tasks"][task].get("routing", {}).get("systems") for report in one.reports]
+            if not seeds[0]:
+                continue
+            table = found.setdefault(task, {})
+            own = [seed["model"] for seed in seeds]
+            table[f"{one.label}, {one.when}"] = {
+                name: {"mean": float(np.mean([seed[name]["mean"] for seed in own]))} for name in own[0]
+            } | {"gain by seed": [seed["gain"]["mean"] for seed in own]}
+            for name, worth in seeds[0].items():
+                if name not in ("model", "strict"):
+                    table.setdefault(name, worth)
+    return found
+
+
+def write_summary(summary: dict[str, Any], output: Path) -> None:
+    """summary.json, and the same as tables in summary.md."""
+    for name, text in ((SUMMARY, json.dumps(summary, indent=1) + "\n"), (TABLES, as_markdown(summary))):
+        with atomic_path(output / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+def as_markdown(summary: dict[str, Any]) -> str:
+    """Tables: rankers and baselines, by task where there are several, tests, costs."""
+    rows = [[name, *_cells(figures["all"]), _seeds(figures)] for name, figures in summary["rankers"].items()]
+    whole = {
+        name: one for name, one in summary["baselines"].items() if len(one["mrr by task"]) == len(summary["queries"])
+    }
+    rows += [[name, *_cells(figures["all"]), ""] for name, figures in whole.items()]
+    count = sum(summary["queries"].values())
+    parts = [
+        f"{count:,} test queries, {summary['seeds']} seeds; MRR and NDCG x 100 with 95% bootstrap intervals over queries, a query's value being the mean over the seeds.",
+        markdown_table(["", "MRR", "NDCG@10", "MRR by seed"], rows),
+    ]
+    if len(summary["queries"]) > 1:
+        tasks = list(summary["queries"])
+        both = {**summary["rankers"], **summary["baselines"]}
+        lines = [
+            [name, *(_interval(one["mrr by task"][task]) if task in one["mrr by task"] else "" for task in tasks)]
+            for name, one in both.items()
+        ]
+        parts.append(markdown_table(["MRR", *tasks], lines))
+    if summary["tests"]:
+        lines = [
+            [one["first"], one["second"], f"{100 * one['difference']:+.1f}", f"{one['p']:.4f}"]
+            for one in summary["tests"]
+        ]
+        parts.append(markdown_table(["MRR of", "against", "difference", "p (paired randomisation test)"], lines))
+    for task, systems in summary["routing"].items():
+        lines = [
+            [
+                name,
+                *(_worth(worth, key) for key in ("quality", "merit", "gain")),
+                _dollars(worth),
+                ", ".join(f"{100 * gain:+.1f}" for gain in worth.get("gain by seed", ())),
+            ]
+            for name, worth in systems.items()
+        ]
+        head = [task, "quality", "merit", "merit over the best single LLM's", "$ per 1,000 queries", "by seed"]
+        parts.append(markdown_table(head, lines))
+    lines = []
+    for name, one in summary["rankers"].items():
+        if one["training_seconds"] is not None:
+            training = [f"{one['training_seconds']:,.0f}", f"{one['training_tokens'] / 1e6:,.1f}"]
+        else:
+            training = ["", ""]
+        asked = [
+            f"{one[key]:,.1f}" for key in ("calls_per_query", "prompt_tokens_per_query", "response_tokens_per_query")
+        ]
+        lines.append([name, *training, *asked, f"{100 * one['valid_answer_rate']:.1f}%"])
+    head = [
+        "",
+        "training, s",
+        "training tokens, million",
+        "calls a query",
+        "prompt tokens",
+        "response tokens",
+        "valid answers",
+    ]
+    parts.append(markdown_table(head, lines))
+    parts.append(f"Most memory of the process: {summary['peak_memory_gib']:.1f} GiB.")
+    return "\n\n".join(parts) + "\n"
+
+
+def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of GitHub's Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines)
+
+
+def _cells(figures: Mapping[str, Any]) -> list[str]:
+    return [_interval(figures[metric]) if metric in figures else "" for metric in METRICS]
+
+
+def _interval(one: Mapping[str, float]) -> str:
+    return f"{100 * one['mean']:.1f} [{100 * one['low']:.1f}, {100 * one['high']:.1f}]"
+
+
+def _worth(worth: Mapping[str, Any], key: str) -> str:
+    return _interval(worth[key]) if "low" in worth[key] else f"{100 * worth[key]['mean']:.1f}"
+
+
+def _dollars(worth: Mapping[str, Any]) -> str:
+    return f"{worth['usd_per_1000_queries']['mean']:.2f}" if "usd_per_1000_queries" in worth else ""
+
+
+def _seeds(figures: Mapping[str, Any]) -> str:
+    return ", ".join(f"{100 * value:.1f}" for value in figures["mrr by seed"])
+
+
+def print_summary(summary: dict[str, Any], console: Console) -> None:
+    """The tables on the terminal."""
+    console.print(Markdown(as_markdown(summary)))
