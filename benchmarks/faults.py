@@ -230,7 +230,9 @@ def lost_processes(ground: Ground, times: int, chance: random.Random) -> list[Ro
     os.kill(chance.choice(run.processes("ray::Worker")), signal.SIGKILL)
     done = run.end()
     good = int(done.code == 1 and done.in_a_line and "a process of the run died" in done.text)
-    rows.append(Row("the same, with no restarts left", "a line, exit code 1", 1, good, "nothing that was saved"))
+    rows.append(
+        Row("kill -9 of a training process, no restarts left", "a line, exit code 1", 1, good, "nothing that was saved")
+    )
     return rows
 
 

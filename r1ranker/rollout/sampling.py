@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from r1ranker.errors import RunError
 from r1ranker.rollout.engine import SamplingParams
 
 _BLOCK = 128
@@ -37,6 +38,7 @@ def choose(
 
     `uniforms` [B] in [0, 1); `allowed` holds for each row the ids that may be chosen, empty for any. Log-probabilities
     are those after temperature and constraint and before top_p and top_k (at temperature 0: of temperature 1).
+    Raises RunError for logits that are no numbers.
     """
     logits = logits.float()
     if params.temperature not in (0, 1):
@@ -58,6 +60,8 @@ def choose(
 
 def _choose_free(logits: Tensor, uniforms: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
     weights = logits.softmax(dim=-1)
+    if bool(weights[:, 0].isnan().any()):  # one logit that is no number makes all of its row's weights so
+        raise RunError("the model's logits are not finite: its weights have diverged, or overflow in this precision")
     tokens = logits.argmax(dim=-1) if params.temperature == 0 else _draw(_filtered(weights, params), uniforms)
     return tokens, weights.gather(1, tokens[:, None])[:, 0].log()
 

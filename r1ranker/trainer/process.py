@@ -99,7 +99,7 @@ class Process:
                 left -= len(done)
                 if leads:
                     yield done
-        except UserError:
+        except (UserError, RunError):
             raise
         except Exception as error:
             refuse_shortage(error, self.config, self.device)

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from r1ranker.experiments.run import run_experiment
-from r1ranker.experiments.spec import BUILT_IN, load_experiment
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from r1ranker.errors import UserError
 from r1ranker.evaluation.harness import run_harness
+from r1ranker.experiments.run import run_experiment
+from r1ranker.experiments.spec import BUILT_IN, load_experiment
 
 SMALL = ("steps=1", "cold_start=2", "data.size=16")
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from r1ranker.errors import RunError
 from r1ranker.model.logprobs import token_logprobs
 from r1ranker.rollout.engine import SamplingParams
 from r1ranker.rollout.sampling import choose, pad_allowed, uniform_stream
@@ -96,3 +97,12 @@ def test_each_sample_has_a_stream_of_its_own_whatever_the_batch() -> None:
     assert not np.array_equal(uniform_stream(1, 0, 8), uniform_stream(1, 1, 8))
     assert not np.array_equal(uniform_stream(1, 0, 8), uniform_stream(2, 0, 8))
     np.testing.assert_array_equal(uniform_stream(1, 0, 8), uniform_stream(1, 0, 16)[:8])
+
+
+@pytest.mark.parametrize("allowed", [[], [1, 3]])
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_logits_that_are_no_numbers_are_refused(allowed: list[int], temperature: float) -> None:
+    for bad in (torch.nan, torch.inf):
+        logits = torch.tensor([[0.0, 1.0, 2.0, 3.0], [0.0, 1.0, 2.0, bad]])
+        with pytest.raises(RunError, match="logits are not finite"):
+            choose(logits, torch.full((2,), 0.5), [allowed] * 2, SamplingParams(temperature=temperature))
