@@ -50,6 +50,13 @@ def prepare(
     recbole: Annotated[
         list[str] | None, typer.Option(help="raw: TASK=NAME of another RecBole data set, such as Rec-Movie=ml-100k")
     ] = None,
+    test_rows: Annotated[
+        int, typer.Option(help="raw, own data and trec: of a user or query at most, evenly spread; 0: all")
+    ] = 0,
+    pool_sizes: Annotated[
+        str,
+        typer.Option(help="raw, own data and trec: LOW-HIGH, of the iterative rows' pools [all]", show_default=False),
+    ] = "",
     template: Annotated[str | None, typer.Option(help="own data: a YAML file with the task's words")] = None,
     shuffle: Annotated[bool, typer.Option(help="own data: deal each pool's order anew")] = False,
     queries: Annotated[str | None, typer.Option(help="trec: id<tab>text")] = None,
@@ -71,7 +78,7 @@ def prepare(
     prepare_data(
         PrepareOptions(
             source, output, answer_style, think, task, seed, test_share, cold_start, tokenizer, max_prompt_length,
-            size, history or (), candidates, users, positions, recbole or (), template, shuffle, trec,
+            size, history or (), candidates, users, positions, recbole or (), template, shuffle, trec, test_rows, pool_sizes,
         )
     )  # fmt: skip
 

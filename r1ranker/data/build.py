@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -31,6 +32,8 @@ class _Plan:
 
     side: dict[int, Split] = field(default_factory=dict)
     graded: bool = False
+    rows: Counter[int] = field(default_factory=Counter)
+    """of each key and task"""
 
 
 def build_bench(
@@ -38,6 +41,8 @@ def build_bench(
     directory: Path,
     about: About,
     test_share: float = TEST_SHARE,
+    pool_sizes: range | None = None,
+    test_rows: int = 0,
     on_row: Callable[[Mode, Split, RankingExample, str], None] = lambda config, split, example, problem: None,
     commit: ExitStack | None = None,
 ) -> DataSetWriter:
@@ -45,7 +50,8 @@ def build_bench(
 
     `sources`: by group. Within a group, examples that share a key, or a query or history that reads alike, go to one side: the one that
     the source names, else `test_share` of them to the test side, drawn by the seed. Every source is read twice, so that
-    no more than digests are held. The iterative rows of an example are one sub-pool of each size. `on_row` hears of
+    no more than digests are held. The iterative rows of an example are one sub-pool of each size, or of each of `pool_sizes`. Of the
+    test rows of a key at most `test_rows` are written, evenly spread over them (0: all). `on_row` hears of
     every row and its wording; `commit` is for DataSetWriter.
     """
     if not 0 < test_share < 1:
@@ -62,11 +68,18 @@ def build_bench(
             out.statistics[config] = RowStatistics()
         for group, source in sources.items():
             seen: set[int] = set()
+            met: Counter[int] = Counter()  # of each key and task
             for sourced in source(out.tally):
                 example = _with_grades(sourced.example) if graded else sourced.example
                 counts = out.tally.of(example.task)
                 request = _request(example)
-                split = plans[group].side[digest([sourced.key])]
+                key = digest([sourced.key])
+                split = plans[group].side[key]
+                own = digest([sourced.key, example.task])
+                met[own] += 1
+                if split == "test" and test_rows and not _is_kept(met[own], plans[group].rows[own], test_rows):
+                    counts.left_out[f"test rows of a user or query beyond {test_rows}"] += 1
+                    continue
                 if sourced.split is not None and sourced.split != split:
                     counts.left_out["training rows whose user or query is on the test side"] += 1
                     continue
@@ -75,7 +88,7 @@ def build_bench(
                     continue
                 seen.add(request)
                 rng = random.Random(f"{about.seed} {request}")
-                pools = {"direct": [example.candidates], "iterative": sub_pools(example, rng)}
+                pools = {"direct": [example.candidates], "iterative": sub_pools(example, rng, pool_sizes)}
                 for config in CONFIGS:
                     for pool in pools[config]:
                         row = example.with_pool(pool)
@@ -88,6 +101,11 @@ def build_bench(
             if not writer.count:
                 raise UserError(f"{directory}: no {config} {split} row is left; see the counts: {_why(out.tally)}")
     return out
+
+
+def _is_kept(number: int, count: int, most: int) -> bool:
+    """Whether the `number`th (from 1) of `count` rows is one of `most` that are evenly spread."""
+    return number * most // count > (number - 1) * most // count
 
 
 def _plan(group: str, source: Source, test_share: float, seed: int) -> _Plan:
@@ -105,6 +123,7 @@ def _plan(group: str, source: Source, test_share: float, seed: int) -> _Plan:
     for sourced in source(Tally()):
         key = digest([sourced.key])
         keys[key] = None
+        plan.rows[digest([sourced.key, sourced.example.task])] += 1
         one, other = find(key), find(digest(["request", *map(normalise, _said(sourced.example))]))
         leader[other] = one
         if sourced.split is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -47,6 +48,10 @@ class PrepareOptions:
     template: str | None = None
     shuffle: bool = False
     trec: TrecFiles | None = None
+    test_rows: int = 0
+    """of a user or query at most, evenly spread; 0: all"""
+    pool_sizes: str = ""
+    """of the iterative rows, LOW-HIGH; all where it is empty"""
 
 
 _USES: dict[str, tuple[str, tuple[Kind, ...]]] = {
@@ -54,6 +59,8 @@ _USES: dict[str, tuple[str, tuple[Kind, ...]]] = {
     "history": ("--history", ("raw",)),
     "candidates": ("--candidates", ("raw", "trec")),
     "users": ("--users", ("raw",)),
+    "test_rows": ("--test-rows", ("raw", "own", "trec")),
+    "pool_sizes": ("--pool-sizes", ("raw", "own", "trec")),
     "positions": ("--positions", ("raw",)),
     "recbole": ("--recbole", ("raw",)),
     "test_share": ("--test-share", ("raw", "own", "trec")),
@@ -106,9 +113,11 @@ def check_options(options: PrepareOptions, kind: Kind) -> None:
         ("--candidates", options.candidates, 2),
         ("--users", options.users, 0),
         ("--positions", options.positions, 1),
+        ("--test-rows", options.test_rows, 0),
         ("--max-prompt-length", options.max_prompt_length, 1),
     ):
         at_least(name, value, least)
+    pool_sizes(options.pool_sizes)
     changed = {one.name for one in fields(options) if getattr(options, one.name) != one.default}
     for field, (name, kinds) in _USES.items():
         if field in changed and kind not in kinds:
@@ -124,6 +133,16 @@ def check_options(options: PrepareOptions, kind: Kind) -> None:
             get_task(task)
     if kind == "raw" and options.tasks:
         _check_raw(changed, options.tasks)
+
+
+def pool_sizes(text: str) -> range | None:
+    """The sizes that LOW-HIGH means; None for all. Raises UserError."""
+    if not text:
+        return None
+    found = re.fullmatch(r"([1-9][0-9]{0,3})-([1-9][0-9]{0,3})", text)
+    if found is None or not 2 <= int(found[1]) <= int(found[2]):
+        raise UserError(f"--pool-sizes: found {text!r}; LOW-HIGH is wanted, from 2, such as 2-4")
+    return range(int(found[1]), int(found[2]) + 1)
 
 
 def _check_raw(changed: set[str], tasks: Sequence[str]) -> None:

@@ -13,7 +13,7 @@ from r1ranker.data.card import About
 from r1ranker.data.dataset_writer import command_line
 from r1ranker.data.generate import TrainingOptions, TrainingRows, checked_format, generate, show
 from r1ranker.data.manifest import MANIFEST
-from r1ranker.data.options import Kind, PrepareOptions, check_options, kind_of_source
+from r1ranker.data.options import Kind, PrepareOptions, check_options, kind_of_source, pool_sizes
 from r1ranker.data.raw import RawSettings, raw_sources
 from r1ranker.data.sources.passage import PassageSettings
 from r1ranker.data.sources.ranking_bench import CONFIGS, Split
@@ -99,7 +99,9 @@ def _build(found: tuple[dict[str, Source], list[str]], options: PrepareOptions, 
         def on_row(config: Mode, split: Split, example: RankingExample, problem: str) -> None:
             rows[config].add(split, example, problem)
 
-        built = build_bench(sources, bench, about, options.test_share, on_row, commit)
+        built = build_bench(
+            sources, bench, about, options.test_share, pool_sizes(options.pool_sizes), options.test_rows, on_row, commit
+        )
     show(built)
     for mode in CONFIGS:
         show(rows[mode].out, statistics=training.tokenizer is not None)

@@ -34,7 +34,10 @@ def run_experiment(experiment: Experiment, output: Path) -> dict[str, list[Repor
     began = time.perf_counter()
     console.rule(experiment.title)
     bench = _data(experiment, output)
-    test = examples_by_task(bench, experiment.data.tasks, "test", experiment.data.limit)
+    test = {
+        task: spread(rows, experiment.data.limit)
+        for task, rows in examples_by_task(bench, experiment.data.tasks, "test").items()
+    }
     train = examples_by_task(bench, experiment.data.tasks, "train")
     router = _router(experiment, test, train)
     measured: dict[str, Measured] = {}
@@ -62,6 +65,13 @@ def run_experiment(experiment: Experiment, output: Path) -> dict[str, list[Repor
     print_summary(summary, console)
     console.print(f"{output}: {time.perf_counter() - began:.0f} s", highlight=False, markup=False)
     return {label: found.reports for label, found in measured.items()}
+
+
+def spread(rows: list[Any], limit: int | None) -> list[Any]:
+    """At most `limit` rows, evenly spread: the rows of a user stand together."""
+    if limit is None or len(rows) <= limit:
+        return rows
+    return [rows[place * len(rows) // limit] for place in range(limit)]
 
 
 def _measured_untrained(experiment: Experiment, arm: Arm) -> bool:

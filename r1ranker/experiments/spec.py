@@ -27,7 +27,7 @@ class DataSpec:
     options: dict[str, Any] = field(default_factory=dict)
     """others of prepare's, such as positions, users, recbole, test_share"""
     limit: int | None = None
-    """test rows a task at most"""
+    """test rows a task at most, evenly spread"""
 
 
 @dataclass

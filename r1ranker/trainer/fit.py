@@ -57,7 +57,6 @@ def _attempt(config: Config, again: bool, ray: ExitStack) -> str:
         clear_unfinished(states)
         clear_leftovers(Path(config.output_dir), WRITTEN)
         set_aside(states, resumed)
-        write_record(config, None if resumed is None else str(resumed.directory))
         if not again:
             ray.enter_context(ray_running(config))
         seed_everything(config.trainer.seed)  # for rewards, which are computed here
@@ -67,6 +66,7 @@ def _attempt(config: Config, again: bool, ray: ExitStack) -> str:
             Tracking(config, run.total_steps, resumed.step if resumed is not None and own else None) as tracking,
             Stopping() as stopping,
         ):
+            write_record(config, None if resumed is None else str(resumed.directory))  # models could be loaded
             run.say = tracking.say
             for text in run.notes:
                 tracking.say(text)

@@ -54,11 +54,20 @@ def test_an_experiment_ends_in_results_of_every_arm(
 @pytest.mark.parametrize(
     ("name", "overrides", "message"),
     [
-        ("zero", [], "zero: no such experiment; there are direct_iterative, model_sizes, out_of_domain, zero_shot"),
+        (
+            "zero",
+            [],
+            "zero: no such experiment; there are direct_iterative, model_sizes, out_of_domain, rec_movie, routing, zero_shot",
+        ),
         ("zero_shot", ["stps=1"], "Key 'stps' not in 'Experiment'"),
         ("zero_shot", ["steps=many"], "Value 'many'"),
         ("zero_shot", ["arms.to_routing.mode=sideways"], "arms.to_routing.mode: found 'sideways'"),
         ("zero_shot", ["data.tasks=[Rec-Movie]"], "is not among data.tasks"),
+        ("rec_movie", [], r"rec_movie.yaml: data.source: found none; data.source=DIR is wanted"),
+        ("zero_shot", ["seeds=[1,1]"], "seeds: found .1, 1.; distinct numbers are wanted"),
+        ("zero_shot", ["data.options={usres: 3}"], r"data.options: no 'usres' .did you mean 'users'.. of prepare's"),
+        ("zero_shot", ["arms.to_routing.trained_as=to_passages"], "an arm before it is wanted"),
+        ("zero_shot", ["arms.to_routing.elimination={vote: 3}"], "elimination: .*vote"),
     ],
 )
 def test_what_is_no_experiment_is_refused(name: str, overrides: list[str], message: str) -> None:
@@ -68,8 +77,58 @@ def test_what_is_no_experiment_is_refused(name: str, overrides: list[str], messa
         "direct_iterative",
         "model_sizes",
         "out_of_domain",
+        "rec_movie",
+        "routing",
         "zero_shot",
     }
+
+
+def test_seeds_are_averaged_and_compared_with_baselines_query_by_query(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text(
+        """
+title: two seeds
+steps: 1
+cold_start: 0
+seeds: [1, 2]
+baselines: true
+data: {source: toy, size: 16, tasks: [Rec-Movie, Router-Cost], limit: 5}
+arms:
+  one: {mode: iterative}
+  two_out: {trained_as: one, elimination: {eliminate: 2}}
+"""
+    )
+    output = tmp_path / "out"
+    reports = run_experiment(load_experiment(str(tmp_path / "own.yaml")), output)
+    assert {label: len(found) for label, found in reports.items()} == {
+        "one, before": 2,
+        "one, after": 2,
+        "two_out, after": 2,
+    }
+    models = [output / f"seed_{seed}" / "one" / "actor" / "model.safetensors" for seed in (1, 2)]
+    assert models[0].read_bytes() != models[1].read_bytes()
+    summary = json.loads((output / "summary.json").read_text())
+    assert summary["queries"] == {"Rec-Movie": 5, "Router-Cost": 5}
+    for label, found in reports.items():
+        ranker = summary["rankers"][label]
+        seeds = [report["pooled"]["metrics"]["mrr"]["mean"] for report in found]
+        assert ranker["mrr by seed"] == seeds
+        assert ranker["all"]["mrr"]["mean"] == pytest.approx(sum(seeds) / 2)
+        assert ranker["all"]["mrr"]["low"] <= ranker["all"]["mrr"]["mean"] <= ranker["all"]["mrr"]["high"]
+    rankers = summary["rankers"]
+    assert rankers["two_out, after"]["calls_per_query"] < rankers["one, after"]["calls_per_query"]
+    assert rankers["one, after"]["training_tokens"] > 0
+    assert rankers["two_out, after"]["training_tokens"] is None
+    assert set(summary["baselines"]["nearest queries"]["mrr by task"]) == {"Router-Cost"}
+    # of pooled queries the random baseline's mean is known, and so is each difference
+    random = summary["baselines"]["random"]["all"]["mrr"]["mean"]
+    assert random == pytest.approx(sum(1 / k for k in range(1, 11)) / 10)
+    pairs = {(one["first"], one["second"]): one for one in summary["tests"]}
+    against = pairs["one, after", "random"]
+    assert against["difference"] == pytest.approx(rankers["one, after"]["all"]["mrr"]["mean"] - random)
+    assert 0 < against["p"] <= 1
+    assert pairs["one, after", "nearest queries"]["tasks"] == ["Router-Cost"]
+    assert ("two_out, after", "one, after") in pairs
+    assert "| one, after | " in (output / "summary.md").read_text()
 
 
 def test_the_harness_scores_a_saved_model_on_a_task_of_ones_own(tiny_model: str, tmp_path: Path) -> None:

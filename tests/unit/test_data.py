@@ -113,6 +113,8 @@ def test_sub_pools_have_every_size_and_hold_the_positive() -> None:
     pools = sub_pools(example, random.Random(0))
     assert [len(pool) for pool in pools] == [2, 3, 4, 5, 6]
     assert all("c" in pool and len(set(pool)) == len(pool) for pool in pools)
+    assert sub_pools(example, random.Random(0), range(3, 5)) == pools[1:3]
+    assert sub_pools(example, random.Random(0), range(9, 12)) == pools[-1:]
 
 
 @given(st.permutations("abcde"))

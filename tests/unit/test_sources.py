@@ -8,6 +8,7 @@ import json
 import re
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -212,6 +213,26 @@ def test_all_rows_of_a_user_are_on_one_side(real_raw: Path, tmp_path: Path) -> N
         users.append(set(found))
     assert not users[0] & users[1]
     assert [len(one) for one in users] == [120, 30]
+
+
+def test_test_rows_of_a_user_and_sizes_of_pools_are_bounded(raw: Path, tmp_path: Path) -> None:
+    def rows(name: str, config: str, split: str, **options: Any) -> list[RankingExample]:
+        if not (tmp_path / name).exists():
+            chosen = {"tasks": ["Rec-Game"], "users": 0, "positions": 4, "history": ["8"], "candidates": 5}
+            prepare(PrepareOptions(str(raw), str(tmp_path / name), **(chosen | options)))  # type: ignore[arg-type]
+        return [one for _, one in read_ranking_bench(str(tmp_path / name / "bench"), config, split)]  # type: ignore[arg-type]
+
+    every, few = rows("all", "direct", "test"), rows("few", "direct", "test", test_rows=2, pool_sizes="2-3")
+    assert rows("few", "direct", "train") == rows("all", "direct", "train")
+    assert 0 < len(few) < len(every)
+    assert set(few) < set(every)
+    kept = [one in few for one in every]
+    assert sum(kept[:4]) == sum(kept[4:8]) == 2  # a user's four rows stand together
+    pools = [one for one in rows("all", "iterative", "train") if len(one.candidates) in (2, 3)]
+    assert rows("few", "iterative", "train") == pools
+    for text in ("1-3", "3-2", "3", "a-b"):
+        with pytest.raises(UserError, match=r"--pool-sizes: found .*; LOW-HIGH is wanted, from 2, such as 2-4"):
+            prepare(PrepareOptions(str(raw), str(tmp_path / "no"), pool_sizes=text))
 
 
 def test_another_recbole_data_set_can_stand_in_for_the_published_one(raw: Path, tmp_path: Path) -> None:
