@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import queue
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -156,13 +157,15 @@ class RayWorkers:
         except self._ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, UserError | RunError):
                 raise type(error.cause)(str(error.cause)) from None
-            if broke_off(error.cause):
+            if isinstance(error.cause, self._ray.exceptions.RayError) or broke_off(error.cause):
                 raise LostWorker(
                     f"{method}: a collective of the processes broke off ({_first_line(error.cause)})"
                 ) from None
             raise
         except self._ray.exceptions.RayActorError as error:
             raise LostWorker(f"a process of the run died in {method} ({_first_line(error)})") from None
+        except self._ray.exceptions.RayError as error:  # its node, its memory, or what it owned
+            raise LostWorker(f"{method}: {_first_line(error)}") from None
 
     def close(self) -> None:
         """End the processes and give their places back."""
@@ -174,13 +177,17 @@ class RayWorkers:
             self._ray.util.remove_placement_group(group)
 
 
+_LOST = (
+    "Connection closed by peer", "Connection reset by peer", "Timed out waiting", "Broken pipe", "Application timeout caused",
+)  # fmt: skip
+"""in gloo's words"""
+
+
 def broke_off(error: BaseException) -> bool:
-    """Whether a process says that it lost the others in a collective, or waited too long for them."""
+    """Whether a process says that it lost the others in a collective, or waited too long for them or their weights."""
     text = str(error)
-    lost = any(
-        words in text for words in ("Connection closed by peer", "Connection reset by peer", "Timed out waiting")
-    )
-    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and lost)
+    lost = any(words in text for words in _LOST)
+    return isinstance(error, dist.DistError | queue.Empty | queue.Full) or (isinstance(error, RuntimeError) and lost)
 
 
 def _first_line(error: BaseException) -> str:
@@ -228,8 +235,8 @@ class RayCluster(RayWorkers):
         apart = getattr(self, "_apart", None)
         if apart is not None:
             apart.close()
-        for queue in getattr(self, "_queues", []):
-            queue.shutdown(force=True)
+        for channel in getattr(self, "_queues", []):
+            channel.shutdown(force=True)
 
 
 @contextmanager

@@ -39,8 +39,10 @@ class Sampling:
         self._completions: list[list[Completion]] = [[] for _ in prompts]
         self._pending: list[list[Future[Outcome]]] = [[] for _ in prompts]
         self._max_failure_rate = max_failure_rate
+        self._early: list[Failure] = []
+        """of rewards so far, as their threads tell it"""
         self.failures: list[Failure] = []
-        """of rewards so far"""
+        """of rewards, once all are computed"""
 
     def receive(self, timing: dict[str, float]) -> None:
         """Wait until every response is complete, and hand each to the reward as it comes.
@@ -65,7 +67,7 @@ class Sampling:
                 ]
                 for pending in self._pending[place]:
                     pending.add_done_callback(self._note_failure)
-                refuse_too_many(self.failures, len(samples) * len(self._prompts), self._max_failure_rate)
+                refuse_too_many(self._early, len(samples) * len(self._prompts), self._max_failure_rate)
 
     def state(self) -> dict[str, Any]:
         """Its responses, once they are received, as JSON takes them."""
@@ -74,7 +76,7 @@ class Sampling:
 
     def _note_failure(self, done: Future[Outcome]) -> None:
         if not done.cancelled() and done.exception() is None and isinstance(failure := done.result(), Failure):
-            self.failures.append(failure)
+            self._early.append(failure)
 
     def breakdowns(self, timing: dict[str, float]) -> list[Outcome]:
         """Score and parts of each response, or why it has none, those of a prompt one after another; waits for what is not computed yet.

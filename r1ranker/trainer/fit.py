@@ -60,7 +60,7 @@ def _attempt(config: Config, again: bool, ray: ExitStack) -> str:
         if not again:
             ray.enter_context(ray_running(config))
         seed_everything(config.trainer.seed)  # for rewards, which are computed here
-        own = resumed is not None and resumed.directory.parent == states
+        own = resumed is not None and resumed.directory.resolve().parent == states.resolve()
         with (
             started(config, run.total_steps) as cluster,
             Tracking(config, run.total_steps, resumed.step if resumed is not None and own else None) as tracking,
@@ -72,7 +72,13 @@ def _attempt(config: Config, again: bool, ray: ExitStack) -> str:
                 tracking.say(text)
             keep = config.trainer.max_actor_ckpt_to_keep
             saver = StateSaver(states, keep, tracking.say, resumed.step if resumed is not None and own else 0)
-            _train(run, cluster, tracking, saver, stopping, resumed)
+            try:
+                _train(run, cluster, tracking, saver, stopping, resumed)
+            except LostWorker as error:
+                if stopping.asked:  # whoever ended the run may have ended its processes as well
+                    note(str(error))
+                    stopping.go()
+                raise
             stopping.go()
     return run.actor_dir
 
@@ -94,14 +100,15 @@ def _train(
             metrics = run.step(cluster, step)
             if _due(step, trainer.test_freq, last):
                 metrics |= run.validate(cluster, step)
-            due = _due(step, trainer.save_freq, last) or step == last or stopping.asked
+            asked = stopping.asked  # a signal from here on ends the next step
+            due = _due(step, trainer.save_freq, last) or step == last or asked
             if due:
                 metrics |= run.save(cluster, step)
             tracking.log(metrics, step)
             saver.poll(cluster)
             if due:
                 saver.begin(cluster, step, run.state(step))
-            if stopping.asked:
+            if asked:
                 break
         saver.demand(cluster)
     except (RunError, UserError) as error:
@@ -117,6 +124,8 @@ def _train(
 def _make_paths_absolute(config: Config) -> None:
     """Processes of an attached Ray cluster have another working directory."""
     config.trainer.default_local_dir = os.path.abspath(config.output_dir)
+    if config.trainer.resume_mode not in ("auto", "disable"):
+        config.trainer.resume_mode = os.path.abspath(config.trainer.resume_mode)
     for model in (config.actor_rollout_ref.model, config.critic.model):
         if model.path and os.path.isdir(model.path):
             model.path = os.path.abspath(model.path)

@@ -21,7 +21,6 @@ from r1ranker.trainer.random_state import seed_everything
 
 BUCKET_BYTES = 64 * 2**20
 """of weights that travel together to rollout processes of their own"""
-BUCKET_TIMEOUT = 600.0
 """seconds that a bucket may wait for the other side"""
 
 
@@ -137,7 +136,7 @@ class RolloutProcess(Process):
         import ray
 
         while True:
-            (reference,) = queue.get(timeout=BUCKET_TIMEOUT)
+            (reference,) = queue.get(timeout=self.config.trainer.timeout)
             if reference is None:
                 return
             for name, weight in ray.get(reference).items():

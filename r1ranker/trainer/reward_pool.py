@@ -48,7 +48,7 @@ class RewardPool:
         return process.compute(prompt, text, self._timeout, ":".join(map(str, code_of(self._reward))))
 
     def _started(self, instead_of: RewardProcess | None) -> RewardProcess:
-        process = RewardProcess(self._config)
+        process = RewardProcess(self._config, self._timeout)
         with self._lock:
             if instead_of is not None:
                 self._processes.discard(instead_of)

@@ -16,6 +16,8 @@ from r1ranker.errors import RunError, UserError
 from r1ranker.trainer.config import RewardFunctionConfig
 from r1ranker.trainer.scoring import Failure, Outcome, breakdown, code_of, place_of, reward_function, row_of
 
+LOADING = 120.0
+"""seconds that loading the reward may take at least"""
 LAST_WORDS = 2.0
 """seconds that a process which hangs has to say where"""
 SLICE = 1.0
@@ -42,14 +44,20 @@ _Answer = Outcome | UserError | _Died | _Hangs | None
 class RewardProcess:
     """A process with the reward function loaded, for one call at a time; one that dies or hangs is not used again."""
 
-    def __init__(self, config: RewardFunctionConfig) -> None:
-        """Raises UserError where the function cannot be loaded there, RunError where the process dies of it."""
+    def __init__(self, config: RewardFunctionConfig, timeout: float | None = None) -> None:
+        """Raises UserError where the function cannot be loaded there, RunError where the process dies of it or hangs."""
         context = get_context("spawn")  # a fork would take the driver's threads' locks with it
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_serve, args=(theirs, config), daemon=False)
         self._process.start()
         theirs.close()
-        loaded = self._answer(None)
+        limit = max(LOADING, timeout or 0.0)
+        loaded = self._answer(limit)
+        if loaded is None:
+            self.kill()
+            raise RunError(
+                f"{config.path or config.name}: the reward was not loaded within {limit:g} s in a process of reward.num_workers"
+            )
         if isinstance(loaded, _Died):
             raise RunError(f"a process of reward.num_workers died while it loaded the reward ({loaded.how})")
         if isinstance(loaded, UserError):

@@ -123,5 +123,5 @@ def _step(policy: Policy, optimisation: Optimisation, examples: Sequence[Traject
         loss = -(batch.columns["weights"] * logprobs).sum()
         loss.backward()
         total += loss.item()
-    optimisation.step(math.isfinite(total))
-    return total
+    norm = optimisation.step(math.isfinite(total))
+    return total if math.isfinite(norm) else math.nan

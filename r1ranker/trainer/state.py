@@ -147,11 +147,13 @@ def set_aside(states: Path, up_to: State | None) -> None:
     if not leaving:
         return
     aside = states.parent / ASIDE
-    shutil.rmtree(aside, ignore_errors=True)
     try:
-        aside.mkdir()
+        aside.mkdir(exist_ok=True)
         for path in leaving:
-            path.rename(aside / path.name)
+            target = aside / path.name
+            while target.exists():  # of a run before that one, which may be all that is whole
+                target = target.with_name(f"{target.name}_")
+            path.rename(target)
     except OSError as error:
         raise UserError(
             f"{error.filename}: cannot be moved to {aside} ({error.strerror}); a directory of one's own, or another "

@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
@@ -14,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from r1ranker.atomic import atomic_path
-from r1ranker.errors import UserError
+from r1ranker.errors import RunError, UserError
 from r1ranker.tasks.text import one_line
 from r1ranker.trainer.config import Config
 from r1ranker.trainer.config_load import as_dict
@@ -46,12 +47,16 @@ class JsonLines:
             ) from error
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
-        self._file.flush()
-        os.fsync(self._file.fileno())  # a state may only be whole once its step's line is there
+        try:
+            self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+            self._file.flush()
+            os.fsync(self._file.fileno())  # a state may only be whole once its step's line is there
+        except OSError as error:
+            raise RunError(f"{self._file.name}: cannot be written ({error.strerror})") from error
 
     def close(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # of a line that could not be written, and was told
+            self._file.close()
 
 
 def _lines_up_to(step: int, file: Path) -> Iterator[str]:

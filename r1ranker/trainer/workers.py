@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Sequence
 from dataclasses import replace
@@ -10,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 
 from r1ranker.atomic import atomic_path
 from r1ranker.device import compute_dtype, peak_memory_gib
@@ -21,7 +23,7 @@ from r1ranker.trainer.critic import Critic
 from r1ranker.trainer.optimisation import Optimisation
 from r1ranker.trainer.out_of_memory import explained
 from r1ranker.trainer.policy import Bins, Policy, PolicyLoss
-from r1ranker.trainer.process import BUCKET_BYTES, BUCKET_TIMEOUT, Process
+from r1ranker.trainer.process import BUCKET_BYTES, Process
 from r1ranker.trainer.shards import Learner, PartWriter, read_part, restore_part_random
 
 
@@ -130,13 +132,12 @@ class Worker(Process):
                 self._send(bucket, queues)
             self._send(None, queues)
 
-    @staticmethod
-    def _send(bucket: dict[str, np.ndarray] | None, queues: Sequence[Any]) -> None:
+    def _send(self, bucket: dict[str, np.ndarray] | None, queues: Sequence[Any]) -> None:
         import ray
 
         reference = None if bucket is None else ray.put(bucket)
         for queue in queues:
-            queue.put([reference], timeout=BUCKET_TIMEOUT)
+            queue.put([reference], timeout=self.config.trainer.timeout)
 
     def save_policy(self, directory: str, about: dict[str, Any]) -> None:
         """Write the policy as a Hugging Face directory, whole or not at all, in the type it is computed in. Collective."""
@@ -148,7 +149,10 @@ class Worker(Process):
         if self.rank:
             return
         with atomic_path(Path(directory)) as temporary:
-            self.policy.language_model.save_pretrained(temporary, state_dict=state)
+            try:
+                self.policy.language_model.save_pretrained(temporary, state_dict=state)
+            except SafetensorError as error:  # which has the system's words in an error of its own
+                raise OSError(errno.EIO, str(error)) from error
             self.tokenizer.save_pretrained(temporary)
             (Path(temporary) / "r1ranker.json").write_text(json.dumps(about, indent=2) + "\n")
 

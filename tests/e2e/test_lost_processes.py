@@ -13,8 +13,9 @@ import pytest
 from runs import PPO, SMALL, assert_same_run, figures, overrides_of, train
 from safetensors.numpy import load_file
 
-from r1ranker.errors import RunError, UserError
+from r1ranker.errors import LostWorker, RunError, UserError
 from r1ranker.trainer import cluster as cluster_module
+from r1ranker.trainer import fit as fit_module
 from r1ranker.trainer.cluster import call_all, started
 from r1ranker.trainer.config_load import load_config
 from r1ranker.trainer.process import RolloutProcess
@@ -50,6 +51,20 @@ def test_a_process_that_is_killed_in_a_step_is_started_again_and_nothing_is_diff
     monkeypatch.undo()
     train(toy, tiny_model, tmp_path / "run", *SMALL, *config)
     assert [line["step"] for line in figures(tmp_path / "run")] == [1, 2, 3, 4]
+
+
+def test_a_run_that_was_asked_to_end_ends_though_a_process_is_lost(
+    toy: Path, tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def lost(*arguments: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise LostWorker("step 1: a process of the run died")
+
+    monkeypatch.setattr(fit_module, "_train", lost)
+    with pytest.raises(SystemExit) as ended:
+        train(toy, tiny_model, tmp_path, *SMALL)
+    assert ended.value.code == 143
+    assert "a process of the run died" in capsys.readouterr().err
 
 
 def test_any_number_of_processes_reads_a_state_of_any_other(toy: Path, tiny_model: str, tmp_path: Path) -> None:

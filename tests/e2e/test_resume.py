@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -165,14 +166,15 @@ def test_a_run_begun_anew_keeps_the_old_states_until_it_has_one(
 
 
 def test_a_run_goes_on_from_a_state_that_is_named(
-    undisturbed: Path, left_at_four: Path, toy: Path, tiny_model: str, tmp_path: Path
+    undisturbed: Path, left_at_four: Path, toy: Path, tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     other = tmp_path / "other"
     train(toy, tiny_model, other, *SMALL, f"trainer.resume_mode={left_at_four}/state/step_3")
     for name, value in weights(undisturbed / "actor").items():
         np.testing.assert_array_equal(weights(other / "actor")[name], value)
     assert figures(other) == figures(undisturbed)[3:]
-    train(toy, tiny_model, left_at_four, *SMALL, f"trainer.resume_mode={left_at_four}/state/step_3")  # one of its own
+    monkeypatch.chdir(left_at_four)
+    train(toy, tiny_model, left_at_four, *SMALL, "trainer.resume_mode=state/step_3")  # one of its own
     assert_same_run(left_at_four, undisturbed)
 
 
@@ -236,18 +238,34 @@ def test_a_best_metric_that_there_is_not_is_named(toy: Path, tiny_model: str, tm
         train(toy, tiny_model, tmp_path, *SMALL, "trainer.best_metric=val-core/Rec-Movie/reward/mean")
 
 
+@contextmanager
+def mounted(disk: Path, size: str) -> Iterator[Path]:
+    """A file system of a size of its own."""
+    disk.mkdir(parents=True)
+    options = ["mount", "-t", "tmpfs", "-o", f"size={size}", "none", str(disk)]
+    if subprocess.run(options, capture_output=True, check=False).returncode:
+        pytest.skip("no small file system can be mounted here: that takes root's rights")
+    try:
+        yield disk
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A file system that holds two states of the tiny model, and not three."""
-    disk = tmp_path / "run" / "state"
-    disk.mkdir(parents=True)
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=5500k", "none", str(disk)], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("no small file system can be mounted here: that takes root's rights")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+    with mounted(tmp_path / "run" / "state", "5500k") as disk:
+        yield disk
+
+
+def test_a_disk_too_full_for_the_actor_is_named(undisturbed: Path, toy: Path, tiny_model: str, tmp_path: Path) -> None:
+    with mounted(tmp_path / "run", "400k") as run:
+        with pytest.raises(UserError, match=r"run/actor: cannot be written \(.*No space left on device") as told:
+            train(toy, tiny_model, run, *SMALL)
+        assert "\n" not in str(told.value)
+        subprocess.run(["mount", "-o", "remount,size=50m", str(run)], check=True)
+        train(toy, tiny_model, run, *SMALL)
+        assert_same_run(run, undisturbed)
 
 
 def test_a_full_disk_is_named_and_older_states_stay(

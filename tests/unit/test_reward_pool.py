@@ -23,6 +23,7 @@ from r1ranker.errors import RunError, Terminated, UserError, _unwind
 from r1ranker.rewards import compute_score
 from r1ranker.rollout.engine import Completion
 from r1ranker.tasks.prompts import AnswerFormat
+from r1ranker.trainer import reward_process
 from r1ranker.trainer.collect import Sampling
 from r1ranker.trainer.config import AlgorithmConfig, RewardFunctionConfig
 from r1ranker.trainer.estimation import put_advantages
@@ -149,6 +150,23 @@ def test_a_reward_that_kills_its_process_while_it_is_loaded_ends_the_run_in_one_
     with (
         closing(RewardPool(RewardFunctionConfig(str(file), "own"), 1)) as rewards,
         pytest.raises(RunError, match=r"died while it loaded the reward \(exit code 5\)"),
+    ):
+        rewards.submit(prompt_of(), "x").result()
+
+
+def test_a_reward_that_hangs_while_a_process_loads_it_ends_the_run_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "own.py"
+    file.write_text(
+        "import multiprocessing, time\nif multiprocessing.parent_process(): time.sleep(1e6)\ndef own(*_): return 1\n"
+    )
+    monkeypatch.setattr(reward_process, "LOADING", 2.0)
+    with (
+        closing(RewardPool(RewardFunctionConfig(str(file), "own"), 1)) as rewards,
+        pytest.raises(
+            RunError, match=r"own.py: the reward was not loaded within 2 s in a process of reward.num_workers"
+        ),
     ):
         rewards.submit(prompt_of(), "x").result()
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from r1ranker.errors import UserError
+from r1ranker.errors import RunError, UserError
 from r1ranker.trainer.config_load import as_dict, load_config, own_config
 from r1ranker.trainer.random_state import random_states, restore_random_states
 from r1ranker.trainer.record import write_record
@@ -31,6 +31,7 @@ from r1ranker.trainer.state import (
     set_aside,
     steps_of,
 )
+from r1ranker.trainer.tracking import JsonLines
 
 BASE = ["data.train_files=x", "data.val_files=x", "actor_rollout_ref.model.path=m"]
 
@@ -132,11 +133,21 @@ def test_states_of_another_run_wait_until_there_is_one_of_this(tmp_path: Path) -
     assert [step for step, _ in steps_of(tmp_path / ASIDE)] == [6]
     set_aside(states, None)
     assert steps_of(states) == []
-    assert [step for step, _ in steps_of(tmp_path / ASIDE)] == [4, 2]
+    assert [step for step, _ in steps_of(tmp_path / ASIDE)] == [6, 4, 2]
     set_aside(states, None)  # a second beginning takes nothing away
-    assert [step for step, _ in steps_of(tmp_path / ASIDE)] == [4, 2]
+    save(states, 4)
+    set_aside(states, None)
+    assert sorted(path.name for path in (tmp_path / ASIDE).iterdir()) == ["step_2", "step_4", "step_4_", "step_6"]
     prune(states, save(states, 1), 2)
     assert not (tmp_path / ASIDE).exists()
+
+
+def test_metrics_that_cannot_be_written_are_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "metrics.jsonl").symlink_to("/dev/full")
+    log = JsonLines(load_config("quickstart", [*BASE, f"trainer.default_local_dir={tmp_path}"]))
+    with pytest.raises(RunError, match=r"metrics.jsonl: cannot be written \(No space left on device\)"):
+        log.log({"critic/score/mean": 0.5}, 1)
+    log.close()
 
 
 def test_random_states_go_through_json() -> None:
