@@ -8,4 +8,7 @@ if ! command -v chromedriver >/dev/null && [ "$(id -u)" = 0 ] && command -v apt-
         chromium chromium-driver fonts-dejavu-core) >/dev/null 2>&1 ||
         echo "note: Chromium cannot be installed here; the report's browser tests are left out" >&2
 fi
-exec python -m pytest "$@"
+if [ $# -gt 0 ]; then
+    exec python -m pytest "$@"
+fi
+exec python scripts/run_tests.py
