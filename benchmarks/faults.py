@@ -18,7 +18,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fault_numbers import bad_numbers, fuzz, rewards
-from fault_runs import WITH_RAY, Ground, Row, copied, killed_run, last_step, same, table
+from fault_runs import WITH_RAY, Ground, Row, copied, killed_run, last_step, same
+
+from r1ranker.experiments.summary import markdown_table
 
 KILLS = 24
 """of one run of forty steps, times --times"""
@@ -260,7 +262,7 @@ def main() -> int:
     if options.cases:
         rows += fuzz(options.cases, options.seed)
     cells = [(row.fault, str(row.injected), row.promise, f"{row.kept} of {row.injected}", row.lost) for row in rows]
-    print(table([("fault", "injected", "promise", "kept", "lost"), *cells]))
+    print(markdown_table(["fault", "injected", "promise", "kept", "lost"], cells))
     return int(any(row.kept < row.injected for row in rows))
 
 

@@ -62,9 +62,10 @@ def bootstrap_interval(
 def summarise(per_query: Sequence[dict[str, float]], seed: int = 0) -> dict[str, dict[str, float]]:
     """Mean and 95% interval of each metric over queries."""
     names = list(per_query[0]) if per_query else []
-    summary = {}
-    for name in names:
-        values = [query[name] for query in per_query]
-        low, high = bootstrap_interval(values, seed)
-        summary[name] = {"mean": float(np.mean(values)), "low": low, "high": high}
-    return summary
+    return {name: mean_with_interval([query[name] for query in per_query], seed) for name in names}
+
+
+def mean_with_interval(values: Sequence[float], seed: int = 0) -> dict[str, float]:
+    """Mean over queries, and the ends of its 95% interval: mean, low, high."""
+    low, high = bootstrap_interval(values, seed)
+    return {"mean": float(np.mean(values)), "low": low, "high": high}

@@ -83,9 +83,9 @@ def _routing_table(task: str, labels: Sequence[str], results: Sequence[dict[str,
         if name != "model"
     ]
     for name, metrics, worth in [*models, *baselines]:
-        usd = [_with_interval(worth["usd_per_1000_queries"], 1, 2)] if dollars else []
+        usd = [with_interval(worth["usd_per_1000_queries"], 1, 2)] if dollars else []
         mrr = f"{100 * metrics['mrr']['mean']:.1f}" if metrics else ""
-        intervals = [_with_interval(worth[metric]) for metric in ("quality", "merit", "gain")]
+        intervals = [with_interval(worth[metric]) for metric in ("quality", "merit", "gain")]
         table.add_row(name, mrr, intervals[0], *usd, f"{100 * worth['cost']['mean']:.1f}", *intervals[1:])
     return table
 
@@ -111,10 +111,11 @@ def _labels(reports: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _cell(metric: dict[str, float], name: str) -> str:
-    return _with_interval(metric) if name == "mrr" else f"{100 * metric['mean']:.1f}"
+    return with_interval(metric) if name == "mrr" else f"{100 * metric['mean']:.1f}"
 
 
-def _with_interval(metric: dict[str, float], scale: int = 100, decimals: int = 1) -> str:
+def with_interval(metric: dict[str, float], scale: int = 100, decimals: int = 1) -> str:
+    """`mean [low, high]`, scaled."""
     mean, low, high = (f"{scale * metric[name]:.{decimals}f}" for name in ("mean", "low", "high"))
     return f"{mean} [{low}, {high}]"
 
@@ -124,10 +125,10 @@ def compare_table(reports: Sequence[tuple[str, dict[str, Any]]], metrics: Sequen
     table = _table("mean over all test queries, x 100, with 95% bootstrap intervals", [*metrics, "valid answers"])
     for label, report in reports:
         pooled = report["pooled"]
-        cells = [_with_interval(pooled["metrics"][metric]) for metric in metrics]
+        cells = [with_interval(pooled["metrics"][metric]) for metric in metrics]
         table.add_row(label, *cells, f"{100 * pooled['valid_answer_rate']:.1f}%")
     for name, baseline in reports[0][1]["pooled"]["baselines"].items():
-        table.add_row(name, *(_with_interval(baseline[metric]) for metric in metrics), "")
+        table.add_row(name, *(with_interval(baseline[metric]) for metric in metrics), "")
     return table
 
 

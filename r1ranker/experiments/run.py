@@ -48,7 +48,7 @@ def run_experiment(experiment: Experiment, output: Path) -> dict[str, list[Repor
             for when, model in (("before", base), ("after", actor)):
                 if when == "before" and not _measured_untrained(experiment, arm):
                     continue
-                found = measured.setdefault(f"{label}, {when}", Measured(label, when, arm.mode))
+                found = measured.setdefault(f"{label}, {when}", Measured(label, when))
                 tasks = arm.test or experiment.data.tasks
                 rows = {task: test[task] for task in tasks}
                 known = [one for task in tasks for one in train[task]]

@@ -15,9 +15,10 @@ from rich.markdown import Markdown
 
 from r1ranker.atomic import atomic_path
 from r1ranker.evaluation.baselines import MostFrequentLabel, as_given, baselines_for, random_order
-from r1ranker.evaluation.metrics import bootstrap_interval
+from r1ranker.evaluation.metrics import mean_with_interval
 from r1ranker.evaluation.records import metrics_of
 from r1ranker.evaluation.results import randomisation_test
+from r1ranker.evaluation.table import with_interval
 from r1ranker.tasks.catalog import get_task
 from r1ranker.tasks.example import RankingExample
 
@@ -33,7 +34,6 @@ class Measured:
 
     label: str
     when: str
-    mode: str
     reports: list[dict[str, Any]] = field(default_factory=list)
     """result files, one a seed"""
     runs: list[Path] = field(default_factory=list)
@@ -112,14 +112,9 @@ def _joined(values: Mapping[str, list[float]], tasks: Sequence[str]) -> list[flo
 
 def _figures(values: Values) -> dict[str, Any]:
     """Of all queries together, and of each task's."""
-    together = {metric: _mean(_joined(found, list(found))) for metric, found in values.items() if found}
-    by_task = {task: _mean(found) for task, found in values["mrr"].items()}
+    together = {metric: mean_with_interval(_joined(found, list(found))) for metric, found in values.items() if found}
+    by_task = {task: mean_with_interval(found) for task, found in values["mrr"].items()}
     return {"all": together, "mrr by task": by_task}
-
-
-def _mean(values: Sequence[float]) -> dict[str, float]:
-    low, high = bootstrap_interval(values)
-    return {"mean": float(np.mean(values)), "low": low, "high": high}
 
 
 def _costs(one: Measured) -> dict[str, Any]:
@@ -150,7 +145,7 @@ def _routing(measured: Sequence[Measured]) -> dict[str, dict[str, dict[str, Any]
                 name: {"mean": float(np.mean([seed[name]["mean"] for seed in own]))} for name in own[0]
             } | {"gain by seed": [seed["gain"]["mean"] for seed in own]}
             for name, worth in seeds[0].items():
-                if name not in ("model", "strict"):
+                if name != "model":
                     table.setdefault(name, worth)
     return found
 
@@ -178,7 +173,7 @@ def as_markdown(summary: dict[str, Any]) -> str:
         tasks = list(summary["queries"])
         both = {**summary["rankers"], **summary["baselines"]}
         lines = [
-            [name, *(_interval(one["mrr by task"][task]) if task in one["mrr by task"] else "" for task in tasks)]
+            [name, *(with_interval(one["mrr by task"][task]) if task in one["mrr by task"] else "" for task in tasks)]
             for name, one in both.items()
         ]
         parts.append(markdown_table(["MRR", *tasks], lines))
@@ -231,15 +226,11 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _cells(figures: Mapping[str, Any]) -> list[str]:
-    return [_interval(figures[metric]) if metric in figures else "" for metric in METRICS]
-
-
-def _interval(one: Mapping[str, float]) -> str:
-    return f"{100 * one['mean']:.1f} [{100 * one['low']:.1f}, {100 * one['high']:.1f}]"
+    return [with_interval(figures[metric]) if metric in figures else "" for metric in METRICS]
 
 
 def _worth(worth: Mapping[str, Any], key: str) -> str:
-    return _interval(worth[key]) if "low" in worth[key] else f"{100 * worth[key]['mean']:.1f}"
+    return with_interval(worth[key]) if "low" in worth[key] else f"{100 * worth[key]['mean']:.1f}"
 
 
 def _dollars(worth: Mapping[str, Any]) -> str:

@@ -60,10 +60,10 @@ def _attempt(config: Config, again: bool, ray: ExitStack) -> str:
         if not again:
             ray.enter_context(ray_running(config))
         seed_everything(config.trainer.seed)  # for rewards, which are computed here
-        own = resumed is not None and resumed.directory.resolve().parent == states.resolve()
+        done = resumed.step if resumed is not None and resumed.is_among(states) else None  # of this run, not another's
         with (
             started(config, run.total_steps) as cluster,
-            Tracking(config, run.total_steps, resumed.step if resumed is not None and own else None) as tracking,
+            Tracking(config, run.total_steps, done) as tracking,
             Stopping() as stopping,
         ):
             write_record(config, None if resumed is None else str(resumed.directory))  # models could be loaded
@@ -71,7 +71,7 @@ def _attempt(config: Config, again: bool, ray: ExitStack) -> str:
             for text in run.notes:
                 tracking.say(text)
             keep = config.trainer.max_actor_ckpt_to_keep
-            saver = StateSaver(states, keep, tracking.say, resumed.step if resumed is not None and own else 0)
+            saver = StateSaver(states, keep, tracking.say, done or 0)
             try:
                 _train(run, cluster, tracking, saver, stopping, resumed)
             except LostWorker as error:

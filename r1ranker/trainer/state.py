@@ -40,6 +40,10 @@ class State:
     def step(self) -> int:
         return int(self.driver["step"])
 
+    def is_among(self, states: Path) -> bool:
+        """Whether it is one of those under `states`, however either is written."""
+        return self.directory.resolve().parent == states.resolve()
+
 
 def entry(file: Path) -> dict[str, Any]:
     """The manifest's line of a file."""
@@ -142,7 +146,7 @@ def set_aside(states: Path, up_to: State | None) -> None:
 
     `up_to`: the state that it goes on from; older ones beside it stay. Raises UserError where they cannot be moved.
     """
-    kept = up_to.step if up_to is not None and up_to.directory.parent.resolve() == states.resolve() else -1
+    kept = up_to.step if up_to is not None and up_to.is_among(states) else -1
     leaving = [path for step, path in steps_of(states) if step > kept]
     if not leaving:
         return
