@@ -1,4 +1,4 @@
-"""The command line: r1ranker prepare | init-model | sft | train | eval | compare | report | experiment | replay. Heavy imports wait until a command needs them."""
+"""The command line: r1ranker prepare | init-model | sft | train | eval | compare | report | experiment | export | replay. Heavy imports wait until a command needs them."""
 
 from __future__ import annotations
 
@@ -214,6 +214,18 @@ def experiment_command(
     from r1ranker.experiments.spec import load_experiment
 
     run_experiment(load_experiment(name, overrides or []), Path(output or f"checkpoints/{Path(name).stem}"))
+
+
+@app.command("export")
+def export_command(
+    state: Annotated[str, typer.Argument(help="a training state: RUN/state/step_N")],
+    output: Annotated[str, typer.Argument(help="directory to write")],
+) -> None:
+    """Write the actor of a training state as a Hugging Face directory."""
+    from r1ranker.trainer.export import export_actor
+
+    step = export_actor(state, output)
+    typer.echo(f"{output}: the actor of step {step}")
 
 
 @app.command("replay")

@@ -16,7 +16,15 @@ from r1ranker.data.options import PrepareOptions
 from r1ranker.data.prepare import prepare
 from r1ranker.errors import UserError
 from r1ranker.experiments.spec import Arm, Experiment, Harness
-from r1ranker.experiments.summary import Measured, baselines_of, print_summary, summarise_experiment, write_summary
+from r1ranker.experiments.summary import (
+    Measured,
+    baselines_of,
+    print_summary,
+    read_metrics,
+    summarise_experiment,
+    training_costs,
+    write_summary,
+)
 from r1ranker.ranking.decode import EliminationSettings
 
 Report = dict[str, Any]
@@ -57,6 +65,8 @@ def run_experiment(experiment: Experiment, output: Path) -> dict[str, list[Repor
                 )
                 if when == "after" and arm.trained_as is None:
                     found.runs.append(here / label)
+                    if experiment.curve is not None:
+                        found.curves.append(_curve(experiment, label, arm, base, rows, known, here, seed, bench))
     if experiment.harness.tasks:
         _ask_harness(experiment.harness, measured, experiment, output, console)
     baselines = baselines_of(test, train) if experiment.baselines else {}
@@ -189,6 +199,29 @@ def _evaluate(
         router_data=None if router is None else router.path,
     )  # fmt: skip
     return evaluate(model, test, train, options, router=router)[0]
+
+
+def _curve(
+    experiment: Experiment, label: str, arm: Arm, base: str, test: dict[str, list[Any]], train: Sequence[Any], here: Path,
+    seed: int, bench: str,
+) -> list[dict[str, float]]:  # fmt: skip
+    """{"step", "tokens", "seconds", "mrr"} at the beginning and at each state of a training."""
+    from r1ranker.trainer.export import export_actor
+    from r1ranker.trainer.state import STATES, steps_of
+
+    fewer = {task: spread(rows, experiment.curve) for task, rows in test.items()}
+    lines = read_metrics(here / label)
+    points = []
+    for step, state in [(0, None), *reversed(steps_of(here / label / STATES))]:
+        exported = here / "states" / label / f"step_{step}"
+        if state is not None and not exported.is_dir():
+            export_actor(str(state), str(exported))
+        model = base if state is None else str(exported)
+        directory = here / "eval" / label / f"step_{step}"
+        report = _evaluate(experiment, arm, model, fewer, train, directory, seed, bench, None)
+        before = [line for line in lines if line["step"] <= step]
+        points.append({"step": float(step), "mrr": report["pooled"]["metrics"]["mrr"]["mean"]} | training_costs(before))
+    return points
 
 
 def _router(experiment: Experiment, test: dict[str, list[Any]], train: dict[str, list[Any]]) -> Any:

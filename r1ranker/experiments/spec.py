@@ -103,6 +103,8 @@ class Experiment:
     data: DataSpec = field(default_factory=DataSpec)
     model: ModelSpec = field(default_factory=ModelSpec)
     arms: dict[str, Arm] = field(default_factory=dict)
+    curve: int | None = None
+    """test rows a task on which every saved state of a training is measured as well (trainer.save_freq says how many)"""
     harness: Harness = field(default_factory=Harness)
 
 

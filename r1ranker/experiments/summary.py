@@ -38,6 +38,8 @@ class Measured:
     """result files, one a seed"""
     runs: list[Path] = field(default_factory=list)
     """directories of its training runs"""
+    curves: list[list[dict[str, float]]] = field(default_factory=list)
+    """points of each training: step, tokens, seconds, mrr"""
 
 
 def baselines_of(
@@ -90,6 +92,7 @@ def summarise_experiment(title: str, measured: Sequence[Measured], baselines: Ma
         "baselines": {name: _figures(found) for name, found in baselines.items()},
         "tests": tests,
         "routing": _routing(measured),
+        "curves": {one.label: one.curves for one in measured if one.curves},
         "peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
     }
 
@@ -122,13 +125,21 @@ def _costs(one: Measured) -> dict[str, Any]:
     keys = ("valid_answer_rate", "calls_per_query", "prompt_tokens_per_query", "response_tokens_per_query")
     costs: dict[str, Any] = {key: float(np.mean([report["pooled"][key] for report in one.reports])) for key in keys}
     costs["mrr by seed"] = [report["pooled"]["metrics"]["mrr"]["mean"] for report in one.reports]
-    lines = [
-        [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-        for run in one.runs
-    ]
-    for name, key in (("training_seconds", "timing_s/step"), ("training_tokens", "perf/total_num_tokens")):
-        costs[name] = float(np.mean([sum(line.get(key, 0.0) for line in run) for run in lines])) if lines else None
+    runs = [training_costs(read_metrics(run)) for run in one.runs]
+    for name in ("seconds", "tokens"):
+        costs[f"training_{name}"] = float(np.mean([run[name] for run in runs])) if runs else None
     return costs
+
+
+def read_metrics(run: Path) -> list[dict[str, float]]:
+    """The lines of a training run's metrics, one a step."""
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+def training_costs(lines: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Seconds and tokens of the steps whose metrics these are; a prompt counts for each of its samples."""
+    keys = {"seconds": "timing_s/step", "tokens": "perf/total_num_tokens"}
+    return {name: float(sum(line.get(key, 0.0) for line in lines)) for name, key in keys.items()}
 
 
 def _routing(measured: Sequence[Measured]) -> dict[str, dict[str, dict[str, Any]]]:
@@ -195,6 +206,15 @@ def as_markdown(summary: dict[str, Any]) -> str:
         ]
         head = [task, "quality", "merit", "merit over the best single LLM's", "$ per 1,000 queries", "by seed"]
         parts.append(markdown_table(head, lines))
+    for label, curves in summary["curves"].items():
+        points = [
+            {key: float(np.mean([point[key] for point in at])) for key in at[0]} for at in zip(*curves, strict=True)
+        ]
+        lines = [
+            [f"{point['step']:,.0f}", f"{100 * point['mrr']:.1f}", f"{point['seconds']:,.0f}", f"{point['tokens'] / 1e6:,.1f}"]
+            for point in points
+        ]  # fmt: skip
+        parts.append(markdown_table([f"{label}, step", "MRR", "training, s", "training tokens, million"], lines))
     lines = []
     for name, one in summary["rankers"].items():
         if one["training_seconds"] is not None:

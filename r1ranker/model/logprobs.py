@@ -16,10 +16,12 @@ def token_logprobs(
     allowed: Tensor,
     with_entropy: bool,
     entropy_learns: bool = True,
+    reads: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probabilities [R] of `targets` [R] in the distributions of `logits` [R, V], and their entropies [R] in nats.
 
     Rows listed in `constrained` [C] are distributions over the ids in `allowed` [C, K] alone (padded with -1).
+    With `reads` [R] target r is of the distribution of row reads[r] of logits [P, V]; all are constrained then.
     Without `entropy_learns` the entropies carry no gradient, whose buffers would be three times those of the rest.
     """
     rows = len(targets)
@@ -30,8 +32,7 @@ def token_logprobs(
     logprobs = logits.new_zeros(rows, dtype=torch.float32)
     entropy = logits.new_zeros(rows, dtype=torch.float32) if with_entropy else None
     if len(constrained):
-        scores = logits[constrained].gather(1, allowed.clamp_min(0)).float() / scale
-        scores = scores.masked_fill(allowed < 0, -torch.inf)
+        scores = _scores_of(logits, constrained if reads is None else reads, allowed) / scale
         chosen = (allowed == targets[constrained][:, None]).float().argmax(dim=1)
         of_tokens, of_rows = _from_scores(scores, chosen, with_entropy, entropy_learns)
         logprobs = logprobs.index_put((constrained,), of_tokens)
@@ -49,6 +50,14 @@ def token_logprobs(
         if entropy is not None and of_rows is not None:
             entropy = entropy.index_put((free,), of_rows)
     return logprobs, entropy
+
+
+def _scores_of(logits: Tensor, rows: Tensor, allowed: Tensor) -> Tensor:
+    """Logits [C, K] of the ids `allowed` [C, K] in `rows` [C] of logits [P, V], -inf for padding."""
+    # a flat index: no copy of whole rows, and a gradient that is summed in a fixed order where rows are read repeatedly
+    places = rows[:, None] * logits.shape[1] + allowed.clamp_min(0)
+    scores = logits.flatten().index_select(0, places.flatten()).view(allowed.shape).float()
+    return scores.masked_fill(allowed < 0, -torch.inf)
 
 
 def _from_scores(

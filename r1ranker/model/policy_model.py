@@ -44,16 +44,23 @@ class PolicyModel(nn.Module):
         `constrained` [C] and `allowed` [C, K] are those of token_logprobs; `inputs` go to the model's trunk.
         """
         hidden = self.language_model.base_model(use_cache=False, **inputs).last_hidden_state[0]
+        reads: Tensor | None = None
+        if 0 < len(targets) == len(constrained):  # the logits of a place are computed once for all the samples there
+            predicting, reads = predicting.unique(return_inverse=True)
         states = hidden[predicting]
 
-        def of_rows(states: Tensor, *chunk: Tensor) -> tuple[Tensor, Tensor | None]:
-            return token_logprobs(self._logits(states), chunk[0], temperature, chunk[1], chunk[2], with_entropy, entropy_learns)  # fmt: skip
+        def of_rows(states: Tensor, *chunk: Tensor, reads: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+            logits = self._logits(states)
+            return token_logprobs(
+                logits, chunk[0], temperature, chunk[1], chunk[2], with_entropy, entropy_learns, reads
+            )
 
         rows = max(1, LOGITS_BYTES // (4 * self.language_model.config.vocab_size))
         if len(states) <= rows:
-            logprobs, entropy = of_rows(states, targets, constrained, allowed)
+            logprobs, entropy = of_rows(states, targets, constrained, allowed, reads=reads)
             # copies: FSDP hangs a hook on what is returned, which a view would lose
             return logprobs.clone(), entropy
+        states = states if reads is None else states[reads]
         parts = []
         for start in range(0, len(states), rows):
             own = (constrained >= start) & (constrained < start + rows)

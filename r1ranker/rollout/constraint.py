@@ -68,6 +68,17 @@ class ConstraintState:
             return []
         return sorted({self._sequence(candidate)[self._depth] for candidate in self._matching})
 
+    def rest(self) -> tuple[int, ...] | None:
+        """The tokens up to the answer's end where none of them is a choice any more; None where one is."""
+        if self._free or len(self._matching) > 1:
+            return None
+        (chosen,) = self._matching
+        left = [candidate for candidate in self._remaining if candidate != chosen] if self._constraint.more else []
+        if len(left) > 1:
+            return None
+        after = self._constraint.last[left[0]] if left else ()
+        return self._sequence(chosen)[self._depth :] + after
+
     def advance(self, token: int) -> None:
         """Take the sampled token, which must be among the allowed ones."""
         if self._free:

@@ -56,6 +56,8 @@ class _Row:
     """the step that sampled its first token"""
     state: ConstraintState | None
     allowed: list[list[int]] = field(default_factory=list)
+    rest: int = 0
+    """tokens at its end that the constraint left no choice about, put down without a step"""
 
 
 @dataclass(frozen=True)
@@ -251,20 +253,37 @@ class Batch:
         stopped = (tokens[:, None] == self._stop_ids).any(dim=1) | (columns + 1 == self.params.max_tokens)
         ended = (stopped.nonzero()[:, 0] + first).tolist()
         if any(row.state for row in self._rows[first:]):
-            going = set(range(first, count)).difference(ended)
+            over = set(ended)
             for place, token, ids in zip(range(first, count), tokens.tolist(), allowed, strict=True):
                 row = self._rows[place]
                 if row.state:
                     row.allowed.append(ids)
-                    if place in going:
+                    if place not in over:
                         row.state.advance(token)
+                        if self._finished(place, row, row.state.rest()):
+                            over.add(place)
+            ended = sorted(over)
         return self._end(ended) if ended else []
+
+    def _finished(self, place: int, row: _Row, rest: tuple[int, ...] | None) -> bool:
+        """Put down the rest of a response where it is certain: no forward pass says more about it."""
+        if rest is None:
+            return False
+        length = self._step - row.born + 1
+        stop = next((end for end, token in enumerate(rest, start=1) if token in self._stop), len(rest))
+        rest = rest[: min(stop, self.params.max_tokens - length)]
+        row.rest = len(rest)
+        row.allowed += [[token] for token in rest]
+        after = slice(length, length + row.rest)
+        self._tokens[place, after] = torch.tensor(rest, dtype=torch.long, device=self._tokens.device)
+        self._logprobs[place, after] = 0.0
+        return True
 
     def _end(self, ended: Sequence[int]) -> Done:
         done: Done = []
         for place in ended:
             row = self._rows[place]
-            length = self._step - row.born + 1
+            length = self._step - row.born + 1 + row.rest
             ids = self._tokens[place, :length].tolist()
             row.open.completions[row.sample] = Completion(
                 token_ids=ids,

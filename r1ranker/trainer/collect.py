@@ -129,10 +129,10 @@ def restored(state: Mapping[str, Any]) -> Iterator[tuple[int, list[Completion]]]
 
 
 def requests_of(
-    config: Config, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], step: int
+    config: Config, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], *when: int
 ) -> list[Request]:
-    """Requests with a seed each, made from the run's seed, the step and the place in the batch."""
-    seeds = np.random.SeedSequence([config.trainer.seed, step]).generate_state(len(prompts), dtype=np.uint64)
+    """Requests with a seed each, made from the run's seed, the step (and round) and the place in the batch."""
+    seeds = np.random.SeedSequence([config.trainer.seed, *when]).generate_state(len(prompts), dtype=np.uint64)
     constrain = config.actor_rollout_ref.rollout.constrain == "candidates"
     return [
         Request(

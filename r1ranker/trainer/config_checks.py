@@ -195,6 +195,15 @@ def _check_rollout(config: Config) -> None:
             f"actor_rollout_ref.rollout.n: found {rollout.n}; algorithm.adv_estimator={estimator} compares samples of one "
             "prompt, so at least 2 are wanted"
         )
+    if rollout.eliminate_to is not None and rollout.eliminate_to < 2:
+        raise UserError(
+            f"actor_rollout_ref.rollout.eliminate_to: found {rollout.eliminate_to}; at least 2 candidates are wanted, or null"
+        )
+    if rollout.eliminate_to is not None and config.trainer.async_steps:
+        raise UserError(
+            "actor_rollout_ref.rollout.eliminate_to: the pools of a batch hang on the policy of its step, so "
+            "trainer.async_steps=0 is wanted"
+        )
     if rollout.top_p != 1 or rollout.top_k != -1:
         raise UserError(
             "actor_rollout_ref.rollout: top_p must be 1 and top_k -1 in training; what is left out by them cannot be trained on"

@@ -17,6 +17,7 @@ from r1ranker.data.prompts import Prompt
 from r1ranker.device import has_gpu
 from r1ranker.errors import UserError, nearest
 from r1ranker.model.loading import load_tokenizer
+from r1ranker.ranking.ranker import SETTINGS_FILE
 from r1ranker.rollout.engine import Request, SamplingParams
 from r1ranker.trainer import dispatch
 from r1ranker.trainer.bad_steps import BadSteps, NotFinite, refuse_not_finite
@@ -27,6 +28,7 @@ from r1ranker.trainer.config import Config
 from r1ranker.trainer.config_checks import file_list
 from r1ranker.trainer.config_load import as_dict
 from r1ranker.trainer.correction import correct
+from r1ranker.trainer.elimination import asking, survivors
 from r1ranker.trainer.estimation import put_advantages, with_gradient
 from r1ranker.trainer.kl_control import KLController
 from r1ranker.trainer.losses import token_shares
@@ -102,7 +104,8 @@ class Run:
         """One batch: sample, score, estimate, update, sync."""
         timing: dict[str, float] = {}
         started_at = time.perf_counter()
-        sampling = self.ahead or self.sample(cluster, step)
+        with timed(timing, "eliminate"):
+            sampling = self.ahead or self.sample(cluster, step)
         sampling.receive(timing)
         is_ahead = self.config.trainer.async_steps and step < self.total_steps
         self.ahead = self.sample(cluster, step + 1) if is_ahead else None
@@ -152,6 +155,9 @@ class Run:
         )
         self._before_ahead = self.loader.state()
         prompts = self.loader.next()
+        if rollout.eliminate_to is not None:
+            ask = asking(cluster, self.config, self.tokenizer, params, step)
+            prompts = survivors(prompts, rollout.eliminate_to, ask, self.tokenizer)
         return self._begin(cluster, prompts, requests_of(self.config, self.tokenizer, prompts, step), params)
 
     def _begin(
@@ -303,7 +309,7 @@ class Run:
         )
         breakdowns: list[Outcome] = []
         size = self.config.data.val_batch_size or len(self.validation)
-        requests = requests_of(self.config, self.tokenizer, self.validation, step=0)
+        requests = requests_of(self.config, self.tokenizer, self.validation, 0)
         with timed(timing, "testing"):
             for start in range(0, len(self.validation), size):
                 chosen = slice(start, start + size)
@@ -330,8 +336,12 @@ class Run:
         return {"timing_s/save_checkpoint": timing["save_checkpoint"]}
 
     def _export(self, cluster: Cluster, step: int, directory: str) -> None:
+        call_all(cluster, "save_policy", directory, self._about(step))
+
+    def _about(self, step: int) -> dict[str, Any]:
+        """What is needed to rank with the actor of `step`."""
         first = self.loader.prompts[0]
-        about = {
+        return {
             "strategy": first.mode,
             "answer_style": first.answer_format.answer_style,
             "think": first.answer_format.think,
@@ -339,7 +349,6 @@ class Run:
             "max_response_length": self.config.data.max_response_length,
             "step": step,
         }
-        call_all(cluster, "save_policy", directory, about)
 
     def state(self, step: int) -> dict[str, Any]:
         """The driver's part of a training state after `step`."""
@@ -351,6 +360,7 @@ class Run:
             "loader": self._before_ahead if self.ahead is not None else self.loader.state(),
             "ahead": None if self.ahead is None else self.ahead.state(),
             "best": self.best,
+            "actor": self._about(step),
             "random": random_states(),
             "data": self.data_checksums,
             "config": as_dict(self.config),
@@ -368,7 +378,7 @@ class Run:
             most = self.config.reward.max_failure_rate
             self.ahead = Sampling(self.loader.next(), arriving, self.tokenizer, self.rewards, version, most)
         with suppress(OSError, ValueError, KeyError):
-            self.saved = int(json.loads((Path(self.actor_dir) / "r1ranker.json").read_text(encoding="utf-8"))["step"])
+            self.saved = int(json.loads((Path(self.actor_dir) / SETTINGS_FILE).read_text(encoding="utf-8"))["step"])
         changed = [f"{name} {before} -> {versions().get(name)}" for name, before in state["versions"].items() if versions().get(name) != before]  # fmt: skip
         if changed:
             self.notes.append(f"other versions than where the run was left: {', '.join(changed)}")

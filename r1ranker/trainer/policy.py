@@ -80,7 +80,7 @@ class Policy:
 
     def packed(self, trajectories: Sequence[Trajectory]) -> MicroBatch:
         """A micro-batch on this device."""
-        return pack(trajectories, self._execution.share_prompts).to(self.device)
+        return pack(trajectories, self._execution.share_prompts, forced_ends=False).to(self.device)
 
     def forward(
         self, batch: MicroBatch, with_entropy: bool, entropy_learns: bool = False

@@ -81,7 +81,7 @@ def read_part(directory: str, rank: int, learners: Mapping[str, Learner]) -> Non
     Raises UserError where the state is of another model.
     """
     with ExitStack() as opened, torch.no_grad():
-        parts = [_Part(file, opened) for file in sorted(Path(directory).glob("rank_*.safetensors"))]
+        parts = _parts(directory, opened)
         for role, (module, optimisation) in learners.items():
             for name, parameter in module.named_parameters():
                 _fill(parts, f"{role}/{name}", parameter, directory)
@@ -93,6 +93,18 @@ def read_part(directory: str, rank: int, learners: Mapping[str, Learner]) -> Non
                         state[moment] = torch.zeros_like(parameter)
                         _fill(parts, f"{role}/{moment}/{name}", state[moment], directory)
             optimisation.restore(parts[0].about["schedules"][role])
+
+
+def read_weights(directory: str, role: str, module: nn.Module) -> None:
+    """Fill parameters alone from the parts in `directory`. Raises UserError where the state is of another model."""
+    with ExitStack() as opened, torch.no_grad():
+        parts = _parts(directory, opened)
+        for name, parameter in module.named_parameters():
+            _fill(parts, f"{role}/{name}", parameter, directory)
+
+
+def _parts(directory: str, opened: ExitStack) -> list[_Part]:
+    return [_Part(file, opened) for file in sorted(Path(directory).glob("rank_*.safetensors"))]
 
 
 class _Part:

@@ -52,6 +52,13 @@ class Trajectory:
         return len(self.prompt_ids) + len(self.response_ids)
 
     @property
+    def decided(self) -> int:
+        """Sampled tokens up to the last that could have been another one; the constraint left no choice after it."""
+        if not self.allowed:
+            return len(self.response_ids)
+        return next((end for end in range(len(self.allowed), 0, -1) if len(self.allowed[end - 1]) != 1), 0)
+
+    @property
     def valid(self) -> np.ndarray:
         """[L] bool: tokens that can be trained on, those whose log-probability is finite."""
         return np.isfinite(self.rollout_logprobs)
@@ -98,11 +105,13 @@ def families_of(prompts: Sequence[Sequence[int]], share: bool = True) -> list[li
     return list(families.values())
 
 
-def pack(trajectories: Sequence[Trajectory], share_prompts: bool = True) -> MicroBatch:
+def pack(trajectories: Sequence[Trajectory], share_prompts: bool = True, forced_ends: bool = True) -> MicroBatch:
     """One micro-batch of all the trajectories, their sampled tokens in their order; of none: a filler of one token.
 
     A prompt that several have stands in the row once, followed by their responses, which all attend to it
-    (`share_prompts` off: each has its own). The last sampled token predicts nothing and is left out.
+    (`share_prompts` off: each has its own). The last sampled token predicts nothing and is left out. Without
+    `forced_ends` so are the tokens at a response's end that the constraint left no choice about: their probability is 1
+    whatever the state, so the prompt's last one is said to predict them.
     """
     if not trajectories:
         return _filler()
@@ -120,21 +129,24 @@ def pack(trajectories: Sequence[Trajectory], share_prompts: bool = True) -> Micr
 
     for family in families_of([trajectory.prompt_ids for trajectory in trajectories], share_prompts):
         prompt = trajectories[family[0]].prompt_ids
-        inputs = [trajectories[index].response_ids[:-1] for index in family]
+        ends = [
+            len(trajectories[index].response_ids) if forced_ends else trajectories[index].decided for index in family
+        ]
+        inputs = [trajectories[index].response_ids[: max(end - 1, 0)] for index, end in zip(family, ends, strict=True)]
         start, beginning = len(tokens), len(lengths)
         if len(family) == 1:
             put([*prompt, *inputs[0]], 0, -1)
             place = start + len(prompt)
         else:
             put(prompt, 0, -1)
-        for index, response in zip(family, inputs, strict=True):
+        first = start + len(prompt) - 1  # the prompt's last token predicts the first sampled one
+        for index, end, response in zip(family, ends, inputs, strict=True):
             if len(family) > 1:
                 place = len(tokens)
                 if response:
                     put(response, len(prompt), beginning)
-            if trajectories[index].response_ids:
-                # the prompt's last token predicts the first sampled one
-                predicting[index] = np.array([start + len(prompt) - 1, *range(place, place + len(response))])
+            predicting[index] = np.full(len(trajectories[index].response_ids), first)
+            predicting[index][1:end] = np.arange(place, place + len(response))
     allowed = [ids for one in trajectories for ids in one.allowed or [[] for _ in one.response_ids]]
     columns = {}
     for name in COLUMNS:

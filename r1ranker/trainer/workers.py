@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +19,7 @@ from r1ranker.model.fsdp import full_parameters, full_tensor
 from r1ranker.model.loading import load_tokenizer
 from r1ranker.trainer.config import FSDPConfig
 from r1ranker.trainer.critic import Critic
+from r1ranker.trainer.export import write_about
 from r1ranker.trainer.optimisation import Optimisation
 from r1ranker.trainer.out_of_memory import explained
 from r1ranker.trainer.policy import Bins, Policy, PolicyLoss
@@ -154,7 +154,7 @@ class Worker(Process):
             except SafetensorError as error:  # which has the system's words in an error of its own
                 raise OSError(errno.EIO, str(error)) from error
             self.tokenizer.save_pretrained(temporary)
-            (Path(temporary) / "r1ranker.json").write_text(json.dumps(about, indent=2) + "\n")
+            write_about(Path(temporary), about)
 
     def save_state(self, directory: str) -> None:
         """Begin to write this process's part of a training state; the weights may change as soon as this returns."""

@@ -22,6 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from r1ranker.errors import RunError, UserError
+from r1ranker.trainer.export import export_actor
 from r1ranker.trainer.loop import Run
 
 ONE_TASK = (
@@ -176,6 +177,19 @@ def test_a_run_goes_on_from_a_state_that_is_named(
     monkeypatch.chdir(left_at_four)
     train(toy, tiny_model, left_at_four, *SMALL, "trainer.resume_mode=state/step_3")  # one of its own
     assert_same_run(left_at_four, undisturbed)
+
+
+def test_the_actor_of_a_state_is_the_one_that_the_run_wrote(undisturbed: Path, tmp_path: Path) -> None:
+    assert export_actor(str(undisturbed / "state" / "step_6"), str(tmp_path / "actor")) == 6
+    for name, value in weights(undisturbed / "actor").items():
+        np.testing.assert_array_equal(weights(tmp_path / "actor")[name], value)
+    about = [json.loads((one / "actor" / "r1ranker.json").read_text()) for one in (undisturbed, tmp_path)]
+    assert about[0] == about[1]
+    tokenizers = [AutoTokenizer.from_pretrained(one / "actor").get_vocab() for one in (undisturbed, tmp_path)]
+    assert tokenizers[0] == tokenizers[1]
+    with pytest.raises(UserError, match="a state such as"):
+        export_actor(str(undisturbed / "actor"), str(tmp_path / "other"))
+    assert not (tmp_path / "other").exists()
 
 
 def test_a_damaged_state_is_passed_over(

@@ -32,11 +32,17 @@ def walk(
     state = ConstraintState(constraint, lambda token: tokenizer.decode([token]))
     free = tokenizer("so</think>\n<answer>", add_special_tokens=False)["input_ids"] if answer_format.think else []
     ids: list[int] = []
+    certain: list[tuple[int, tuple[int, ...] | None]] = []
+    choices: list[int] = []
     while not ids or ids[-1] != tokenizer.eos_token_id:
-        allowed = state.allowed()
+        allowed, rest = state.allowed(), state.rest()
+        certain.append((len(ids), rest))
+        choices += [len(ids)] if len(allowed) != 1 else []
         ids.append(rng.choice(allowed) if allowed else free[len(ids)])
         state.advance(ids[-1])
         assert len(ids) < 500
+    for length, rest in certain:  # exactly where nothing is left to be chosen, what comes is foretold
+        assert rest == (None if any(place >= length for place in choices) else tuple(ids[length:]))
     return str(tokenizer.decode(ids[:-1]))
 
 

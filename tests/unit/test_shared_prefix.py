@@ -66,9 +66,11 @@ def groups_of(sizes: list[tuple[int, list[int]]], mode: str = "token-mean", seed
 LOSS = PolicyLoss(ClipRange(), entropy_coeff=0.01, kl_coef=0.1)
 
 
-def policy_pass(model: PreTrainedModel, batch: list[Trajectory], share: bool) -> tuple[Tensor, dict[str, Tensor]]:
+def policy_pass(
+    model: PreTrainedModel, batch: list[Trajectory], share: bool, forced_ends: bool = True
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Log-probabilities, and every parameter's gradient of the loss."""
-    micro_batch = pack(batch, share)
+    micro_batch = pack(batch, share, forced_ends)
     places = micro_batch.predicting, micro_batch.targets, micro_batch.constrained, micro_batch.allowed
     logprobs, entropy = PolicyModel(model)(*places, 0.8, True, True, **micro_batch.model_inputs())
     model.zero_grad()
@@ -100,6 +102,45 @@ def test_sharing_changes_neither_losses_nor_gradients(
 ) -> None:
     batch = groups_of(sizes, mode)
     assert_same(policy_pass(model, batch, True), policy_pass(model, batch, False))
+
+
+@settings(max_examples=30)
+@given(sizes, st.sampled_from(LOSS_AGG_MODES), st.data())
+def test_ends_without_a_choice_need_not_be_computed(
+    model: PreTrainedModel, sizes: list[tuple[int, list[int]]], mode: str, data: st.DataObject
+) -> None:
+    batch = groups_of(sizes, mode)
+    for one in batch:
+        length = len(one.response_ids)
+        open_until = data.draw(st.integers(0, length))
+        one.allowed = [
+            [token] if place >= open_until or place % 3 == 2 else sorted({token, (token + 1) % VOCABULARY, 5})
+            for place, token in enumerate(one.response_ids)
+        ]
+    found = policy_pass(model, batch, True, forced_ends=False)
+    # a response without a constraint, and without a part in the loss, has every row of logits computed by itself
+    (free,) = groups_of([(3, [2])])
+    free.allowed, free.weights = [], np.zeros(2)
+    logprobs, gradients = policy_pass(model, [*batch, free], False)
+    assert_same(found, (logprobs[:-2], gradients))
+    states = [one.prompt_ids + one.response_ids for one in batch]
+    with torch.no_grad():
+        logits = [model(input_ids=torch.tensor([ids]), layout=RowLayout.of([len(ids)])).logits[0] for ids in states]
+    expected = [
+        (logits[index][len(one.prompt_ids) + place - 1, ids] / 0.8).log_softmax(-1)[ids.index(token)]
+        for index, one in enumerate(batch)
+        for place, (token, ids) in enumerate(zip(one.response_ids, one.allowed, strict=True))
+    ]
+    torch.testing.assert_close(found[0], torch.stack(expected), atol=1e-5, rtol=0)
+
+
+def test_the_row_ends_where_there_is_no_choice_any_more() -> None:
+    batch = groups_of([(20, [5, 5, 5])])
+    batch[0].allowed = [[one] for one in batch[0].response_ids]
+    batch[1].allowed = [[one, 1] for one in batch[1].response_ids[:3]] + [[one] for one in batch[1].response_ids[3:]]
+    batch[2].allowed = []
+    assert pack(batch, forced_ends=False).input_ids.shape[1] == 20 + 0 + 2 + 4
+    assert pack(batch).input_ids.shape[1] == 20 + 4 + 4 + 4
 
 
 def test_groups_that_lie_apart_or_are_split_come_out_the_same(model: PreTrainedModel) -> None:
