@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, overload
 
@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from r1ranker.rewards import MODES
-from r1ranker.tasks.prompts import AnswerFormat, Mode, with_fewer
+from r1ranker.tasks.prompts import AnswerFormat, Mode
 
 ROWS = pa.schema([("token_ids", pa.list_(pa.int32())), ("row", pa.string())])
 """of a tokenised file; row: JSON of what a Prompt holds beside its token ids"""
@@ -35,29 +35,6 @@ class Prompt:
     answer_format: AnswerFormat
     messages: list[dict[str, str]] = field(default_factory=list)
     """the chat whose tokens it has"""
-
-    def with_token_ids(self, token_ids: list[int]) -> Prompt:
-        """The same with other tokens."""
-        return replace(self, token_ids=token_ids)
-
-    def with_candidates(self, kept: Sequence[int]) -> Prompt:
-        """The same request with the candidates at the places `kept` alone; its token ids are still those of before.
-
-        Raises UserError where the pool does not stand in the chat as it is worded here.
-        """
-        style = self.answer_format.answer_style
-        messages = [
-            message | {"content": with_fewer(message["content"], self.candidates, kept, style)}
-            if message["role"] == "user"
-            else message
-            for message in self.messages
-        ]
-        each = ("candidate_text", "grades")
-        truth = {
-            name: [value[place] for place in kept] if name in each and value is not None else value
-            for name, value in self.ground_truth.items()
-        }
-        return replace(self, messages=messages, ground_truth=truth)
 
     @property
     def candidates(self) -> list[str]:

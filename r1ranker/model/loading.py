@@ -16,6 +16,8 @@ from r1ranker.model.attention import register_packed
 
 _TOKENIZER_FILES = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
 """any of these sets holds a vocabulary"""
+SETTINGS_FILE = "r1ranker.json"
+"""beside the weights of a trained ranker: how it is to be asked"""
 _WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from r1ranker.errors import UserError
 from r1ranker.tasks.catalog import Task, get_task
 from r1ranker.tasks.example import RankingExample
 from r1ranker.tasks.own import word_request
@@ -36,28 +35,10 @@ def candidate_lines(example: RankingExample, style: AnswerStyle) -> list[str]:
     """The pool, one candidate a line: `- name` or `[1] name`, with its text behind a colon where there is one."""
     lines = []
     for place, name in enumerate(example.candidates):
+        mark = f"[{place + 1}]" if style == "label" else "-"
         text = f": {shown(example.texts[place])}" if example.texts else ""
-        lines.append(f"{_mark(place, style)} {shown(name)}{text}")
+        lines.append(f"{mark} {shown(name)}{text}")
     return lines
-
-
-def _mark(place: int, style: AnswerStyle) -> str:
-    return f"[{place + 1}]" if style == "label" else "-"
-
-
-def with_fewer(text: str, candidates: Sequence[str], kept: Sequence[int], style: AnswerStyle) -> str:
-    """A problem's text with the candidates at the places `kept` alone, labelled anew.
-
-    Raises UserError where `text` does not list `candidates` as `candidate_lines` does.
-    """
-    lines, count = text.split("\n"), len(candidates)
-    begins = [f"{_mark(place, style)} {shown(name)}" for place, name in enumerate(candidates)]
-    for start in range(len(lines) - count, -1, -1):  # the pool comes last
-        pool = lines[start : start + count]
-        if all(line == begin or line.startswith(f"{begin}:") for line, begin in zip(pool, begins, strict=True)):
-            fewer = [_mark(place, style) + pool[own].removeprefix(_mark(own, style)) for place, own in enumerate(kept)]
-            return "\n".join([*lines[:start], *fewer, *lines[start + count :]])
-    raise UserError(f"a prompt that does not list its {count} candidates one a line, {begins[0]!r} first")
 
 
 def render_problem(example: RankingExample, mode: Mode, answer_style: AnswerStyle = "name") -> str:
@@ -105,9 +86,14 @@ def chat_messages(problem: str, answer_format: AnswerFormat, mode: Mode) -> list
     prefill = PREFILL_THINK if answer_format.think else PREFILL_ANSWER
     return [
         {"role": "system", "content": SYSTEM},
-        {"role": "user", "content": f"{problem}\n\n{answer_request(mode, answer_format)}"},
+        user_message(problem, answer_format, mode),
         {"role": "assistant", "content": prefill},
     ]
+
+
+def user_message(problem: str, answer_format: AnswerFormat, mode: Mode) -> dict[str, str]:
+    """The user's turn."""
+    return {"role": "user", "content": f"{problem}\n\n{answer_request(mode, answer_format)}"}
 
 
 def user_problem(messages: Sequence[dict[str, str]], answer_format: AnswerFormat, mode: Mode) -> str:

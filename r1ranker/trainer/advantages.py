@@ -49,6 +49,22 @@ def rloo(scores: Sequence[float], groups: Sequence[int]) -> np.ndarray:
     return advantages
 
 
+def maxrl(scores: Sequence[float], groups: Sequence[int]) -> np.ndarray:
+    """Advantages [N] for the logarithm of the mean score: (score - mean) / mean within each group (MaxRL, arXiv 2602.02710).
+
+    Where a score is 1 for success and 0 else, the gradient approaches that of the log-likelihood of success as groups
+    grow. In the divisor scores below 0 count as 0; a group without any above it has advantage 0, as one without signal.
+    """
+    arrays, silent = group_statistics(scores, groups)
+    advantages = np.zeros(len(scores))
+    for index, (score, group) in enumerate(zip(scores, groups, strict=True)):
+        values = arrays[group]
+        success = np.maximum(values, 0.0).mean()
+        if group not in silent and success > 0:
+            advantages[index] = (float(score) - values.mean()) / success
+    return advantages
+
+
 def gae(rewards: Ragged, values: Ragged, gamma: float, lam: float) -> tuple[Ragged, Ragged]:
     """Generalised advantage estimates and returns, each [L] a response (arXiv 1506.02438).
 

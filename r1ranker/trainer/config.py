@@ -28,7 +28,7 @@ class RolloutCorrectionConfig:
 @dataclass
 class AlgorithmConfig:
     adv_estimator: str = "grpo"
-    """gae | grpo | rloo | reinforce_plus_plus"""
+    """gae | grpo | rloo | maxrl | reinforce_plus_plus"""
     gamma: float = 1.0
     lam: float = 1.0
     norm_adv_by_std_in_grpo: bool = True

@@ -8,53 +8,27 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from transformers import PreTrainedTokenizerBase
 
+from r1ranker.data.parquet import row_to_example
 from r1ranker.data.prompts import Prompt
 from r1ranker.data.tokenise import encode_chats
-from r1ranker.errors import UserError
 from r1ranker.rollout.engine import SamplingParams
 from r1ranker.tasks.answers import parse_answer
+from r1ranker.tasks.prompts import render_problem, user_message
 from r1ranker.trainer.cluster import Cluster
 from r1ranker.trainer.collect import requests_of
 from r1ranker.trainer.config import Config
 from r1ranker.trainer.dispatch import generate
-from r1ranker.trainer.scoring import response_text, row_of
+from r1ranker.trainer.scoring import response_text
 
 ROUNDS = 4
 """at most; a pool that is larger still stays as it is then"""
 
 Ask = Callable[[Sequence[Prompt], int], Sequence[Sequence[str]]]
 """(prompts, round from 1 on) -> the texts of each prompt's answers"""
-
-
-def survivors(prompts: Sequence[Prompt], most: int, ask: Ask, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
-    """The prompts with pools of at most `most`; those of direct ranking, and those that are small enough, as they are.
-
-    In a round go out the candidates that the answers name, most often named first; the positive stays.
-    """
-    left = list(prompts)
-    for number in range(1, ROUNDS + 1):
-        open_ = [
-            place
-            for place, prompt in enumerate(left)
-            if prompt.mode == "iterative" and len(prompt.candidates) > max(most, 2)
-        ]
-        if not open_:
-            break
-        shrunk: dict[int, list[int]] = {}
-        for place, texts in zip(open_, ask([left[place] for place in open_], number), strict=True):
-            count = len(left[place].candidates)
-            out = set(_named(left[place], texts)[: count - most])
-            if out:
-                shrunk[place] = [candidate for candidate in range(count) if candidate not in out]
-        smaller = [_with_candidates(left[place], kept) for place, kept in shrunk.items()]
-        for place, prompt, ids in zip(
-            shrunk, smaller, encode_chats(tokenizer, [one.messages for one in smaller]), strict=True
-        ):
-            left[place] = prompt.with_token_ids(ids)
-    return left
 
 
 def asking(
@@ -73,13 +47,47 @@ def asking(
     return ask
 
 
-def _with_candidates(prompt: Prompt, kept: Sequence[int]) -> Prompt:
-    try:
-        return prompt.with_candidates(kept)
-    except UserError as error:
-        raise UserError(
-            f"{row_of(prompt)}: {error}; actor_rollout_ref.rollout.eliminate_to=null takes it as it is"
-        ) from error
+def survivors(prompts: Sequence[Prompt], most: int, ask: Ask, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
+    """The prompts with pools of at most `most`; those of direct ranking, and those that are small enough, as they are.
+
+    In a round go out the candidates that the answers name, most often named first; the positive stays.
+    """
+    left = list(prompts)
+    for number in range(1, ROUNDS + 1):
+        large = [
+            place for place, one in enumerate(left) if one.mode == "iterative" and len(one.candidates) > max(most, 2)
+        ]
+        if not large:
+            break
+        shrunk: dict[int, Prompt] = {}
+        for place, texts in zip(large, ask([left[place] for place in large], number), strict=True):
+            count = len(left[place].candidates)
+            out = set(_named(left[place], texts)[: count - most])
+            if out:
+                kept = [candidate for candidate in range(count) if candidate not in out]
+                shrunk[place] = with_candidates(left[place], kept)
+        tokens = encode_chats(tokenizer, [one.messages for one in shrunk.values()])
+        for (place, prompt), ids in zip(shrunk.items(), tokens, strict=True):
+            left[place] = replace(prompt, token_ids=ids)
+    return left
+
+
+def with_candidates(prompt: Prompt, kept: Sequence[int]) -> Prompt:
+    """The same request, worded for the candidates at the places `kept` alone; its token ids are still those of before."""
+    form, truth = prompt.answer_format, prompt.ground_truth
+    row = {
+        "data_source": prompt.data_source,
+        "prompt": prompt.messages,
+        "reward_model": {"ground_truth": truth},
+        "extra_info": {**prompt.extra_info, "answer_style": form.answer_style, "think": form.think},
+    }
+    pool = tuple(prompt.candidates[place] for place in kept)
+    example = row_to_example(row).with_pool(pool)
+    asked = user_message(render_problem(example, prompt.mode, form.answer_style), form, prompt.mode)
+    place = next(place for place, message in enumerate(prompt.messages) if message["role"] == "user")
+    messages = [*prompt.messages[:place], asked, *prompt.messages[place + 1 :]]
+    grades = {} if truth.get("grades") is None else {"grades": list(example.grades)}
+    return replace(prompt, messages=messages, ground_truth={**truth, "candidate_text": list(pool), **grades})
 
 
 def _named(prompt: Prompt, texts: Sequence[str]) -> list[int]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 import torch
 
-from r1ranker.trainer.advantages import Ragged, discounted_returns, gae, grpo, on_last_token, rloo, whiten
+from r1ranker.trainer.advantages import Ragged, discounted_returns, gae, grpo, maxrl, on_last_token, rloo, whiten
 from r1ranker.trainer.config import ActorConfig, AlgorithmConfig
 from r1ranker.trainer.kl_control import KLController
 from r1ranker.trainer.losses import kl_estimate
@@ -32,11 +33,12 @@ def put_advantages(
     else:
         groups = [trajectory.group_id for trajectory in trajectories]
         scores = [trajectory.score for trajectory in trajectories]
-        whole = (
-            grpo(scores, groups, algorithm.norm_adv_by_std_in_grpo)
-            if algorithm.adv_estimator == "grpo"
-            else rloo(scores, groups)
-        )
+        estimators: dict[str, Callable[[Sequence[float], Sequence[int]], np.ndarray]] = {
+            "grpo": partial(grpo, norm_by_std=algorithm.norm_adv_by_std_in_grpo),
+            "rloo": rloo,
+            "maxrl": maxrl,
+        }
+        whole = estimators[algorithm.adv_estimator](scores, groups)
         advantages = [
             np.full(len(trajectory.response_ids), value) for trajectory, value in zip(trajectories, whole, strict=True)
         ]

@@ -10,8 +10,7 @@ import torch
 
 from r1ranker.atomic import atomic_path
 from r1ranker.errors import UserError
-from r1ranker.model.loading import load_causal_lm, load_tokenizer
-from r1ranker.ranking.ranker import SETTINGS_FILE
+from r1ranker.model.loading import SETTINGS_FILE, load_causal_lm, load_tokenizer
 from r1ranker.trainer.shards import read_weights
 from r1ranker.trainer.state import read
 

@@ -16,8 +16,7 @@ from r1ranker.data.manifest import checksum
 from r1ranker.data.prompts import Prompt
 from r1ranker.device import has_gpu
 from r1ranker.errors import UserError, nearest
-from r1ranker.model.loading import load_tokenizer
-from r1ranker.ranking.ranker import SETTINGS_FILE
+from r1ranker.model.loading import SETTINGS_FILE, load_tokenizer
 from r1ranker.rollout.engine import Request, SamplingParams
 from r1ranker.trainer import dispatch
 from r1ranker.trainer.bad_steps import BadSteps, NotFinite, refuse_not_finite

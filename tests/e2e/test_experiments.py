@@ -11,6 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from r1ranker.errors import UserError
 from r1ranker.evaluation.harness import run_harness
+from r1ranker.evaluation.results import read_result, result_files
 from r1ranker.experiments.run import run_experiment
 from r1ranker.experiments.spec import BUILT_IN, load_experiment
 
@@ -87,13 +88,14 @@ def test_seeds_are_averaged_and_compared_with_baselines_query_by_query(tmp_path:
     (tmp_path / "own.yaml").write_text(
         """
 title: two seeds
-steps: 1
+steps: 2
 cold_start: 0
 seeds: [1, 2]
 baselines: true
+curve: 3
 data: {source: toy, size: 16, tasks: [Rec-Movie, Router-Cost], limit: 5}
 arms:
-  one: {mode: iterative}
+  one: {mode: iterative, overrides: [trainer.save_freq=1]}
   two_out: {trained_as: one, elimination: {eliminate: 2}}
 """
     )
@@ -118,6 +120,22 @@ arms:
     assert rankers["two_out, after"]["calls_per_query"] < rankers["one, after"]["calls_per_query"]
     assert rankers["one, after"]["training_tokens"] > 0
     assert rankers["two_out, after"]["training_tokens"] is None
+    for seed, points in enumerate(summary["curves"]["one"], start=1):
+        assert [point["step"] for point in points] == [0, 1, 2]
+        assert [point["tokens"] for point in points] == sorted(point["tokens"] for point in points)
+        lines = (output / f"seed_{seed}" / "one" / "metrics.jsonl").read_text().splitlines()
+        spent = [json.loads(line) for line in lines]
+        assert points[-1]["tokens"] == sum(line.get("perf/total_num_tokens", 0) for line in spent)
+        assert points[-1]["seconds"] == pytest.approx(sum(line.get("timing_s/step", 0) for line in spent))
+        # the last state is the trained actor: the same rankings on the same rows
+        last = read_result(str(result_files(output / f"seed_{seed}" / "eval" / "one" / "step_2")[0]))
+        assert points[-1]["mrr"] == last["pooled"]["metrics"]["mrr"]["mean"]
+        whole = reports["one, after"][seed - 1]
+        for task, found in last["tasks"].items():
+            rankings = {(*one["history"], one["query"]): one["ranking"] for one in whole["tasks"][task]["rankings"]}
+            assert len(found["rankings"]) == 3
+            assert all(rankings[(*one["history"], one["query"])] == one["ranking"] for one in found["rankings"])
+    assert "| one, step | MRR |" in (output / "summary.md").read_text()
     assert set(summary["baselines"]["nearest queries"]["mrr by task"]) == {"Router-Cost"}
     # of pooled queries the random baseline's mean is known, and so is each difference
     random = summary["baselines"]["random"]["all"]["mrr"]["mean"]

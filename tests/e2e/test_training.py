@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from runs import train
+from runs import figures, train
 from safetensors.numpy import load_file
 
 from r1ranker import Ranker
@@ -167,6 +167,17 @@ def test_a_ranker_learns_the_toy_world(mode: str, toy: Path, tiny_model: str, tm
         return float(report["tasks"]["Rec-Movie"]["metrics"]["mrr"]["mean"])
 
     assert mrr(actor) > mrr(tiny_model) + 0.2
+
+
+def test_pools_that_the_policy_leaves_are_small_and_the_same_again(toy: Path, tiny_model: str, tmp_path: Path) -> None:
+    leaving = ("actor_rollout_ref.rollout.eliminate_to=3", "algorithm.adv_estimator=maxrl")
+    _, plain = train(toy, tiny_model, tmp_path / "plain")
+    _, lines = train(toy, tiny_model, tmp_path / "left", *leaving)
+    train(toy, tiny_model, tmp_path / "again", *leaving)
+    for before, after in zip(plain[1:], lines[1:], strict=True):
+        assert after["prompt_length/mean"] < before["prompt_length/mean"]
+        assert after["prompt_length/max"] < before["prompt_length/max"]
+    assert figures(tmp_path / "left") == figures(tmp_path / "again")
 
 
 def test_a_cold_start_lowers_the_loss_and_teaches_the_form(toy_thinking: Path, tiny_model: str, tmp_path: Path) -> None:

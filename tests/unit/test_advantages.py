@@ -44,6 +44,32 @@ def test_rloo_leaves_each_sample_out_of_its_own_baseline(pairs: list[tuple[float
         assert value == pytest.approx(expected, abs=1e-9)
 
 
+def test_maxrl_follows_the_log_likelihood_of_success() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=6)
+    policy = np.exp(logits) / np.exp(logits).sum()
+    success = np.array([1, 0, 0, 1, 0, 0])
+    p = float(policy @ success)
+    # d log p / d logits of a softmax policy: pi (R / p - 1)
+    expected = policy * (success / p - 1)
+    samples, size = 40_000, 64
+    actions = rng.choice(6, size=(samples // size, size), p=policy)
+    scores = success[actions].astype(float)
+    advantages = adv.maxrl(scores.ravel().tolist(), np.repeat(np.arange(len(actions)), size).tolist())
+    score_function = np.eye(6)[actions.ravel()] - policy
+    np.testing.assert_allclose((advantages[:, None] * score_function).mean(axis=0), expected, atol=0.02)
+    plain = adv.grpo(scores.ravel().tolist(), np.repeat(np.arange(len(actions)), size).tolist(), norm_by_std=False)
+    np.testing.assert_allclose((plain[:, None] * score_function).mean(axis=0), expected * p, atol=0.02)
+
+
+def test_maxrl_is_silent_where_nothing_succeeds_or_all_is_equal() -> None:
+    assert adv.maxrl([0.0, 0.0, 1.0, 1.0, -1.0, 0.0], [0, 0, 1, 1, 2, 2]).tolist() == [0.0] * 6
+    assert adv.maxrl([1.0, 0.0, 0.0, 0.0], [0] * 4).tolist() == [3.0, -1.0, -1.0, -1.0]
+    assert adv.maxrl([1.0, 0.0], [0, 1]).tolist() == [0.0, 0.0]
+    # penalties do not make the divisor small
+    assert adv.maxrl([1.0, -0.5, -0.5, 0.1], [0] * 4) == pytest.approx(np.array([0.975, -0.525, -0.525, 0.075]) / 0.275)
+
+
 @pytest.mark.parametrize("size", [2, 3, 5, 8, 16])
 def test_groups_of_equal_graded_rewards_have_no_advantage_at_all(size: int) -> None:
     for rank in range(1, 21):

@@ -93,6 +93,7 @@ REFUSED = {
     "reward.max_failure_rate=1": "from 0 to under 1",
     "trainer.n_gpus_per_node=3": "not a multiple of the 3 processes",
     "actor_rollout_ref.rollout.constrain=pool": "none, candidates",
+    "actor_rollout_ref.rollout.eliminate_to=1": "at least 2 candidates are wanted",
     "trainer.default_hdfs_dir=hdfs://x": "only null",
     "trainer.logger=[tensorbord]": "did you mean 'tensorboard'",
     "actor_rollout_ref.actor.optim.lr=-1": "over 0",
