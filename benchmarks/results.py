@@ -6,15 +6,16 @@ Resumable: what an earlier call has finished is not done again. `DIR` is searche
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import subprocess
 import sys
 from pathlib import Path
 
-from r1ranker.experiments.summary import SUMMARY, TABLES
+from r1ranker.experiments.summary import SUMMARY, TABLES, mean_curve
 
 ROOT = Path(__file__).resolve().parents[1]
-EXPERIMENTS = {"rec_movie": "*/ml-100k.inter", "routing": "*/router_data.csv.gz"}
+EXPERIMENTS = {"rec_movie": "*/ml-100k.inter", "algorithms": "*/ml-100k.inter", "routing": "*/router_data.csv.gz"}
 """experiment -> the file whose directory it reads"""
 RESULTS = ROOT / "docs" / "results.md"
 
@@ -50,14 +51,48 @@ def main() -> int:
         if subprocess.run([*command, "--output", str(output)], check=False).returncode:
             failed.append(name)
         elif (output / SUMMARY).is_file():
-            put(name, (output / TABLES).read_text(encoding="utf-8"))
-    done = [str(Path(options.output) / name) for name in chosen if (Path(options.output) / name / SUMMARY).is_file()]
+            put(name, (output / TABLES).read_text(encoding="utf-8") + picture(name, output / SUMMARY))
+    finished = [Path(options.output) / name for name in chosen if (Path(options.output) / name / SUMMARY).is_file()]
+    # trained rankers and their runs; the points of curves are measured on fewer rows
+    done = [str(path) for one in finished for path in (*one.glob("seed_*/eval/*/after"), *_runs(one))]
     if done:
         report = [sys.executable, "-m", "r1ranker.cli", "report", *done, "--output", f"{options.output}/report.html"]
         subprocess.run(report, check=True)
     if failed:
         print(f"not finished: {', '.join(failed)}", file=sys.stderr)
     return int(bool(failed))
+
+
+def _runs(output: Path) -> list[Path]:
+    return [file.parent for file in sorted(output.glob("seed_*/*/metrics.jsonl"))]
+
+
+def picture(name: str, summary: Path) -> str:
+    """Draw the curves of an experiment into docs/; the Markdown that shows them, empty where there are none."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    curves = json.loads(summary.read_text(encoding="utf-8"))["curves"]
+    if not curves:
+        return ""
+    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
+    for label, seeds in curves.items():
+        mean = mean_curve(seeds)
+        for axis, key, unit in ((axes[0], "tokens", 1e6), (axes[1], "seconds", 1.0)):
+            axis.plot(
+                [point[key] / unit for point in mean], [100 * point["mrr"] for point in mean], marker="o", label=label
+            )
+    axes[0].set(xlabel="training tokens, million", ylabel="MRR x 100")
+    axes[1].set(xlabel="training, s")
+    axes[1].legend()
+    file = RESULTS.with_name(f"{name}.svg")
+    # without the date and the random ids, so that the same figures give the same file
+    matplotlib.rcParams["svg.hashsalt"] = name
+    figure.savefig(file, metadata={"Date": None})
+    pyplot.close(figure)
+    return f"\n![MRR against training tokens and seconds]({file.name})\n"
 
 
 def put(name: str, tables: str) -> None:

@@ -150,6 +150,7 @@ def _models(
         f"critic.model.path={base}",
         f"actor_rollout_ref.rollout.constrain={experiment.constrain}",
         *([] if steps is None else [f"trainer.total_training_steps={steps}"]),
+        *([] if experiment.curve is None else ["trainer.max_actor_ckpt_to_keep=null"]),
         f"trainer.experiment_name={label}",
         f"trainer.default_local_dir={here / label}",
     ]

@@ -169,74 +169,81 @@ def write_summary(summary: dict[str, Any], output: Path) -> None:
 
 
 def as_markdown(summary: dict[str, Any]) -> str:
-    """Tables: rankers and baselines, by task where there are several, tests, costs."""
-    rows = [[name, *_cells(figures["all"]), _seeds(figures)] for name, figures in summary["rankers"].items()]
-    whole = {
-        name: one for name, one in summary["baselines"].items() if len(one["mrr by task"]) == len(summary["queries"])
-    }
-    rows += [[name, *_cells(figures["all"]), ""] for name, figures in whole.items()]
+    """Tables: rankers and baselines, by task where there are several, tests, routing, curves, costs."""
     count = sum(summary["queries"].values())
     parts = [
         f"{count:,} test queries, {summary['seeds']} seeds; MRR and NDCG x 100 with 95% bootstrap intervals over queries, a query's value being the mean over the seeds.",
-        markdown_table(["", "MRR", "NDCG@10", "MRR by seed"], rows),
+        _all_table(summary),
+        *([_task_table(summary)] if len(summary["queries"]) > 1 else []),
+        *([_test_table(summary["tests"])] if summary["tests"] else []),
+        *(_routing_table(task, systems) for task, systems in summary["routing"].items()),
+        *(_curve_table(label, curves) for label, curves in summary["curves"].items()),
+        _cost_table(summary["rankers"]),
+        f"Most memory of the process: {summary['peak_memory_gib']:.1f} GiB.",
     ]
-    if len(summary["queries"]) > 1:
-        tasks = list(summary["queries"])
-        both = {**summary["rankers"], **summary["baselines"]}
-        lines = [
-            [name, *(with_interval(one["mrr by task"][task]) if task in one["mrr by task"] else "" for task in tasks)]
-            for name, one in both.items()
-        ]
-        parts.append(markdown_table(["MRR", *tasks], lines))
-    if summary["tests"]:
-        lines = [
-            [one["first"], one["second"], f"{100 * one['difference']:+.1f}", f"{one['p']:.4f}"]
-            for one in summary["tests"]
-        ]
-        parts.append(markdown_table(["MRR of", "against", "difference", "p (paired randomisation test)"], lines))
-    for task, systems in summary["routing"].items():
-        lines = [
-            [
-                name,
-                *(_worth(worth, key) for key in ("quality", "merit", "gain")),
-                _dollars(worth),
-                ", ".join(f"{100 * gain:+.1f}" for gain in worth.get("gain by seed", ())),
-            ]
-            for name, worth in systems.items()
-        ]
-        head = [task, "quality", "merit", "merit over the best single LLM's", "$ per 1,000 queries", "by seed"]
-        parts.append(markdown_table(head, lines))
-    for label, curves in summary["curves"].items():
-        points = [
-            {key: float(np.mean([point[key] for point in at])) for key in at[0]} for at in zip(*curves, strict=True)
-        ]
-        lines = [
-            [f"{point['step']:,.0f}", f"{100 * point['mrr']:.1f}", f"{point['seconds']:,.0f}", f"{point['tokens'] / 1e6:,.1f}"]
-            for point in points
-        ]  # fmt: skip
-        parts.append(markdown_table([f"{label}, step", "MRR", "training, s", "training tokens, million"], lines))
-    lines = []
-    for name, one in summary["rankers"].items():
+    return "\n\n".join(parts) + "\n"
+
+
+def _all_table(summary: Mapping[str, Any]) -> str:
+    """Rankers, and the baselines that rank every task."""
+    rows = [[name, *_cells(figures["all"]), _seeds(figures)] for name, figures in summary["rankers"].items()]
+    for name, one in summary["baselines"].items():
+        if len(one["mrr by task"]) == len(summary["queries"]):
+            rows.append([name, *_cells(one["all"]), ""])
+    return markdown_table(["", "MRR", "NDCG@10", "MRR by seed"], rows)
+
+
+def _task_table(summary: Mapping[str, Any]) -> str:
+    tasks = list(summary["queries"])
+    rows = [
+        [name, *(with_interval(one["mrr by task"][task]) if task in one["mrr by task"] else "" for task in tasks)]
+        for name, one in {**summary["rankers"], **summary["baselines"]}.items()
+    ]
+    return markdown_table(["MRR", *tasks], rows)
+
+
+def _test_table(tests: Sequence[Mapping[str, Any]]) -> str:
+    rows = [[one["first"], one["second"], f"{100 * one['difference']:+.1f}", f"{one['p']:.4f}"] for one in tests]
+    return markdown_table(["MRR of", "against", "difference", "p (paired randomisation test)"], rows)
+
+
+def _routing_table(task: str, systems: Mapping[str, Mapping[str, Any]]) -> str:
+    rows = []
+    for name, worth in systems.items():
+        figures = [_worth(worth, key) for key in ("quality", "merit", "gain")]
+        by_seed = ", ".join(f"{100 * gain:+.1f}" for gain in worth.get("gain by seed", ()))
+        rows.append([name, *figures, _dollars(worth), by_seed])
+    head = [task, "quality", "merit", "merit over the best single LLM's", "$ per 1,000 queries", "by seed"]
+    return markdown_table(head, rows)
+
+
+def _curve_table(label: str, curves: Sequence[Sequence[Mapping[str, float]]]) -> str:
+    rows = []
+    for mean in mean_curve(curves):
+        figures = f"{100 * mean['mrr']:.1f}", f"{mean['seconds']:,.0f}", f"{mean['tokens'] / 1e6:,.1f}"
+        rows.append([f"{mean['step']:,.0f}", *figures])
+    return markdown_table([f"{label}, step", "MRR", "training, s", "training tokens, million"], rows)
+
+
+def mean_curve(curves: Sequence[Sequence[Mapping[str, float]]]) -> list[dict[str, float]]:
+    """Means over the seeds at each step that all of them have; one that was interrupted has another state there."""
+    by_step = [{point["step"]: point for point in points} for points in curves]
+    steps = sorted(set.intersection(*(set(points) for points in by_step)))
+    return [
+        {key: float(np.mean([points[step][key] for points in by_step])) for key in by_step[0][step]} for step in steps
+    ]
+
+
+def _cost_table(rankers: Mapping[str, Mapping[str, Any]]) -> str:
+    rows = []
+    for name, one in rankers.items():
+        training = ["", ""]
         if one["training_seconds"] is not None:
             training = [f"{one['training_seconds']:,.0f}", f"{one['training_tokens'] / 1e6:,.1f}"]
-        else:
-            training = ["", ""]
-        asked = [
-            f"{one[key]:,.1f}" for key in ("calls_per_query", "prompt_tokens_per_query", "response_tokens_per_query")
-        ]
-        lines.append([name, *training, *asked, f"{100 * one['valid_answer_rate']:.1f}%"])
-    head = [
-        "",
-        "training, s",
-        "training tokens, million",
-        "calls a query",
-        "prompt tokens",
-        "response tokens",
-        "valid answers",
-    ]
-    parts.append(markdown_table(head, lines))
-    parts.append(f"Most memory of the process: {summary['peak_memory_gib']:.1f} GiB.")
-    return "\n\n".join(parts) + "\n"
+        keys = ("calls_per_query", "prompt_tokens_per_query", "response_tokens_per_query")
+        rows.append([name, *training, *(f"{one[key]:,.1f}" for key in keys), f"{100 * one['valid_answer_rate']:.1f}%"])
+    head = ["", "training, s", "training tokens, million"]
+    return markdown_table([*head, "calls a query", "prompt tokens", "response tokens", "valid answers"], rows)
 
 
 def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

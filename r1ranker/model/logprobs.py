@@ -54,7 +54,7 @@ def token_logprobs(
 
 def _scores_of(logits: Tensor, rows: Tensor, allowed: Tensor) -> Tensor:
     """Logits [C, K] of the ids `allowed` [C, K] in `rows` [C] of logits [P, V], -inf for padding."""
-    # a flat index: no copy of whole rows, and a gradient that is summed in a fixed order where rows are read repeatedly
+    # a flat index: no copy of whole rows, and on the CPU a gradient summed in a fixed order where rows are read repeatedly
     places = rows[:, None] * logits.shape[1] + allowed.clamp_min(0)
     scores = logits.flatten().index_select(0, places.flatten()).view(allowed.shape).float()
     return scores.masked_fill(allowed < 0, -torch.inf)

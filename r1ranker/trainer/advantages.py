@@ -65,6 +65,31 @@ def maxrl(scores: Sequence[float], groups: Sequence[int]) -> np.ndarray:
     return advantages
 
 
+def exact(
+    scores: Sequence[float], groups: Sequence[int], weights: Sequence[float], scale: str, epsilon: float = 1e-6
+) -> np.ndarray:
+    """Advantages [N] of groups that hold every response there is, of probability proportional to `weights` [N].
+
+    (score - mean) / scale, with the mean over the policy; `scale`: 'std' (GRPO), 'mean' (MaxRL) or 'none' (Dr. GRPO), as
+    the functions above approach them with many samples.
+    """
+    values, shares, members = np.array(scores, dtype=np.float64), np.array(weights, dtype=np.float64), np.array(groups)
+    advantages = np.zeros(len(values))
+    for group in np.unique(members):
+        own = members == group
+        if np.ptp(values[own]) < SIGNAL_TOLERANCE:
+            continue
+        share = shares[own] / shares[own].sum()
+        mean = share @ values[own]
+        divisor = {
+            "std": np.sqrt(share @ (values[own] - mean) ** 2) + epsilon,
+            "mean": share @ np.maximum(values[own], 0.0) + epsilon,
+            "none": 1.0,
+        }[scale]
+        advantages[own] = (values[own] - mean) / divisor
+    return advantages
+
+
 def gae(rewards: Ragged, values: Ragged, gamma: float, lam: float) -> tuple[Ragged, Ragged]:
     """Generalised advantage estimates and returns, each [L] a response (arXiv 1506.02438).
 

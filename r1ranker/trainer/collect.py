@@ -14,6 +14,7 @@ from r1ranker.data.prompts import Prompt
 from r1ranker.rollout.constraint import build_constraint
 from r1ranker.rollout.engine import Completion, Request
 from r1ranker.trainer.config import Config
+from r1ranker.trainer.every_answer import probabilities
 from r1ranker.trainer.metrics import reward_parts, timed
 from r1ranker.trainer.reward_pool import RewardPool
 from r1ranker.trainer.scoring import Failure, Outcome, refuse_too_many, response_text
@@ -31,8 +32,12 @@ class Sampling:
         rewards: RewardPool,
         policy_version: int,
         max_failure_rate: float = 0.0,
+        every_answer: bool = False,
     ) -> None:
-        """`arriving`: (place of a prompt, its completions), as `dispatch.stream` has them."""
+        """`arriving`: (place of a prompt, its completions), as `dispatch.stream` has them; `every_answer`: all there are."""
+        self._every_answer = every_answer
+        self.tokens_before = 0
+        """spent on making the pools smaller; a prompt counts for each of its answers"""
         self._prompts, self._arriving = prompts, arriving
         self._tokenizer, self._rewards = tokenizer, rewards
         self.policy_version = policy_version
@@ -96,9 +101,9 @@ class Sampling:
         """
         breakdowns = self.breakdowns(timing)
         samples = [
-            (group, prompt, sample)
+            (group, prompt, sample, stands_for)
             for group, (prompt, samples) in enumerate(zip(self._prompts, self._completions, strict=True))
-            for sample in samples
+            for sample, stands_for in zip(samples, self._standing(samples), strict=True)
         ]
         trajectories = [
             Trajectory(
@@ -110,17 +115,24 @@ class Sampling:
                 policy_version=self.policy_version,
                 allowed=sample.allowed,
                 score=parts["score"],
+                stands_for=stands_for,
             )
-            for (group, prompt, sample), parts in zip(samples, breakdowns, strict=True)
+            for (group, prompt, sample, stands_for), parts in zip(samples, breakdowns, strict=True)
             if not isinstance(parts, Failure)
         ]
-        return trajectories, reward_metrics(breakdowns)
+        return trajectories, reward_metrics(breakdowns, [stands_for for _, _, _, stands_for in samples])
+
+    def _standing(self, samples: Sequence[Completion]) -> list[float]:
+        return (len(samples) * probabilities(samples)).tolist() if self._every_answer else [1.0] * len(samples)
 
 
-def reward_metrics(breakdowns: Sequence[Outcome]) -> dict[str, float]:
+def reward_metrics(breakdowns: Sequence[Outcome], stands_for: Sequence[float]) -> dict[str, float]:
     """Means of the parts of a batch's rewards, and the share of those that failed."""
-    kept = [parts for parts in breakdowns if not isinstance(parts, Failure)]
-    return reward_parts(kept) | {"reward/failure_rate": 1 - len(kept) / max(1, len(breakdowns))}
+    kept = [
+        (parts, weight) for parts, weight in zip(breakdowns, stands_for, strict=True) if not isinstance(parts, Failure)
+    ]
+    means = reward_parts([parts for parts, _ in kept], [weight for _, weight in kept])
+    return means | {"reward/failure_rate": 1 - len(kept) / max(1, len(breakdowns))}
 
 
 def restored(state: Mapping[str, Any]) -> Iterator[tuple[int, list[Completion]]]:

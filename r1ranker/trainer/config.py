@@ -175,6 +175,8 @@ class RolloutConfig:
     """likewise: only -1 is taken"""
     constrain: str = "none"
     """none | candidates: inside the answer block only names or labels of the pool are sampled"""
+    every_answer: bool = False
+    """iterative, constrained, answered at once: a group is every answer of the pool with its probability, not n samples"""
     eliminate_to: int | None = None
     """iterative: the policy first takes candidates out of larger pools, until so many are left; null: rows as they are"""
     max_num_seqs: int = 256

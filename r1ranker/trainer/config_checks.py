@@ -204,6 +204,15 @@ def _check_rollout(config: Config) -> None:
             "actor_rollout_ref.rollout.eliminate_to: the pools of a batch hang on the policy of its step, so "
             "trainer.async_steps=0 is wanted"
         )
+    if rollout.every_answer:
+        for key, found, wanted in (
+            ("actor_rollout_ref.rollout.constrain", rollout.constrain, ("candidates",)),
+            ("algorithm.adv_estimator", estimator, ("grpo", "maxrl")),
+            ("trainer.async_steps", config.trainer.async_steps, (0,)),
+        ):
+            if found not in wanted:
+                kinds = " or ".join(map(str, wanted))
+                raise UserError(f"{key}: found {found}; actor_rollout_ref.rollout.every_answer wants {kinds}")
     if rollout.top_p != 1 or rollout.top_k != -1:
         raise UserError(
             "actor_rollout_ref.rollout: top_p must be 1 and top_k -1 in training; what is left out by them cannot be trained on"

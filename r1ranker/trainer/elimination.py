@@ -10,47 +10,70 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from r1ranker.data.parquet import row_to_example
 from r1ranker.data.prompts import Prompt
 from r1ranker.data.tokenise import encode_chats
-from r1ranker.rollout.engine import SamplingParams
+from r1ranker.rollout.engine import Completion, SamplingParams
 from r1ranker.tasks.answers import parse_answer
 from r1ranker.tasks.prompts import render_problem, user_message
 from r1ranker.trainer.cluster import Cluster
 from r1ranker.trainer.collect import requests_of
 from r1ranker.trainer.config import Config
 from r1ranker.trainer.dispatch import generate
+from r1ranker.trainer.every_answer import every_answer, probabilities
 from r1ranker.trainer.scoring import response_text
 
 ROUNDS = 4
 """at most; a pool that is larger still stays as it is then"""
 
-Ask = Callable[[Sequence[Prompt], int], Sequence[Sequence[str]]]
-"""(prompts, round from 1 on) -> the texts of each prompt's answers"""
+Worst = Callable[[Sequence[Prompt], int], Sequence[Sequence[int]]]
+"""(prompts, round from 1 on) -> each prompt's candidates that may go out, worst first"""
 
 
-def asking(
-    cluster: Cluster, config: Config, tokenizer: PreTrainedTokenizerBase, params: SamplingParams, step: int
-) -> Ask:
-    """Asks the rollout engines, sampling as `params` says."""
+def reduced(
+    cluster: Cluster,
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    params: SamplingParams,
+    step: int,
+) -> tuple[list[Prompt], int]:
+    """A batch on the pools that the policy leaves, and the tokens that its answers took, each with its prompt.
 
-    def ask(prompts: Sequence[Prompt], number: int) -> list[list[str]]:
+    With rollout.every_answer those that are most likely to go out go, at once; else those that sampled answers name.
+    """
+    rollout, spent = config.actor_rollout_ref.rollout, [0]
+    assert rollout.eliminate_to is not None
+
+    def count(asked: Sequence[Prompt], answers: Sequence[Sequence[Completion]]) -> None:
+        for prompt, own in zip(asked, answers, strict=True):
+            spent[0] += sum(len(prompt.token_ids) + len(one.token_ids) for one in own)
+
+    def by_votes(prompts: Sequence[Prompt], number: int) -> list[list[int]]:
         requests = requests_of(config, tokenizer, prompts, step, number)
-        size = config.actor_rollout_ref.rollout.tensor_model_parallel_size
+        answers = generate(cluster, requests, params, rollout.tensor_model_parallel_size)
+        count(prompts, answers)
         return [
-            [response_text(tokenizer, one.token_ids, one.finish_reason == "stop") for one in samples]
-            for samples in generate(cluster, requests, params, size)
+            named(prompt, [response_text(tokenizer, one.token_ids, one.finish_reason == "stop") for one in samples])
+            for prompt, samples in zip(prompts, answers, strict=True)
         ]
 
-    return ask
+    def by_probability(prompts: Sequence[Prompt], number: int) -> list[list[int]]:
+        answers = every_answer(cluster, config, tokenizer, prompts)
+        count(prompts, answers)
+        return [np.argsort(-probabilities(own), kind="stable").tolist() for own in answers]
+
+    worst = by_probability if rollout.every_answer else by_votes
+    return survivors(prompts, rollout.eliminate_to, worst, tokenizer), spent[0]
 
 
-def survivors(prompts: Sequence[Prompt], most: int, ask: Ask, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
+def survivors(prompts: Sequence[Prompt], most: int, worst: Worst, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
     """The prompts with pools of at most `most`; those of direct ranking, and those that are small enough, as they are.
 
-    In a round go out the candidates that the answers name, most often named first; the positive stays.
+    In a round go out the candidates that `worst` gives; the positive stays.
     """
     left = list(prompts)
     for number in range(1, ROUNDS + 1):
@@ -60,15 +83,17 @@ def survivors(prompts: Sequence[Prompt], most: int, ask: Ask, tokenizer: PreTrai
         if not large:
             break
         shrunk: dict[int, Prompt] = {}
-        for place, texts in zip(large, ask([left[place] for place in large], number), strict=True):
-            count = len(left[place].candidates)
-            out = set(_named(left[place], texts)[: count - most])
+        for place, order in zip(large, worst([left[place] for place in large], number), strict=True):
+            names, positive = left[place].candidates, str(left[place].ground_truth["gt"])
+            count = len(names)
+            out = set([candidate for candidate in order if names[candidate] != positive][: count - most])
             if out:
                 kept = [candidate for candidate in range(count) if candidate not in out]
                 shrunk[place] = with_candidates(left[place], kept)
         tokens = encode_chats(tokenizer, [one.messages for one in shrunk.values()])
         for (place, prompt), ids in zip(shrunk.items(), tokens, strict=True):
-            left[place] = replace(prompt, token_ids=ids)
+            if len(ids) <= len(prompt.token_ids):  # wording that is not known would get its pool once more
+                left[place] = replace(prompt, token_ids=ids)
     return left
 
 
@@ -90,12 +115,12 @@ def with_candidates(prompt: Prompt, kept: Sequence[int]) -> Prompt:
     return replace(prompt, messages=messages, ground_truth={**truth, "candidate_text": list(pool), **grades})
 
 
-def _named(prompt: Prompt, texts: Sequence[str]) -> list[int]:
-    """Candidates but for the positive that are named, most often first; of equals the later one."""
-    names, positive = prompt.candidates, str(prompt.ground_truth["gt"])
+def named(prompt: Prompt, texts: Sequence[str]) -> list[int]:
+    """Candidates that answers name, most often named first; of equals the later one."""
+    names = prompt.candidates
     votes: Counter[int] = Counter()
     for text, count in Counter(texts).items():
         answer = parse_answer(text, names, prompt.mode, prompt.answer_format)
-        if answer.usable(prompt.mode, len(names)) and names[answer.named[0]] != positive:
+        if answer.usable(prompt.mode, len(names)):
             votes[answer.named[0]] += count
     return sorted(votes, key=lambda candidate: (votes[candidate], candidate), reverse=True)

@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from r1ranker.trainer.advantages import Ragged, discounted_returns, gae, grpo, maxrl, on_last_token, rloo, whiten
+from r1ranker.trainer.advantages import Ragged, discounted_returns, exact, gae, grpo, maxrl, on_last_token, rloo, whiten
 from r1ranker.trainer.config import ActorConfig, AlgorithmConfig
 from r1ranker.trainer.kl_control import KLController
 from r1ranker.trainer.losses import kl_estimate
@@ -17,9 +17,12 @@ from r1ranker.trainer.trajectory import Trajectory
 
 
 def put_advantages(
-    trajectories: Sequence[Trajectory], algorithm: AlgorithmConfig, kl_control: KLController
+    trajectories: Sequence[Trajectory], algorithm: AlgorithmConfig, kl_control: KLController, every_answer: bool = False
 ) -> dict[str, float]:
-    """Set advantages and returns of every trajectory; returns the metrics of the rewards after the KL term."""
+    """Set advantages and returns of every trajectory; returns the metrics of the rewards after the KL term.
+
+    `every_answer`: groups hold every answer there is.
+    """
     rewards, metrics = _token_rewards(trajectories, algorithm, kl_control)
     valid = [trajectory.valid for trajectory in trajectories]
     returns: Ragged
@@ -38,7 +41,13 @@ def put_advantages(
             "rloo": rloo,
             "maxrl": maxrl,
         }
-        whole = estimators[algorithm.adv_estimator](scores, groups)
+        if every_answer:
+            scale = (
+                "mean" if algorithm.adv_estimator == "maxrl" else "std" if algorithm.norm_adv_by_std_in_grpo else "none"
+            )
+            whole = exact(scores, groups, [trajectory.stands_for for trajectory in trajectories], scale)
+        else:
+            whole = estimators[algorithm.adv_estimator](scores, groups)
         advantages = [
             np.full(len(trajectory.response_ids), value) for trajectory, value in zip(trajectories, whole, strict=True)
         ]

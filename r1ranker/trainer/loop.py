@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from r1ranker.data.prompts import Prompt
 from r1ranker.device import has_gpu
 from r1ranker.errors import UserError, nearest
 from r1ranker.model.loading import SETTINGS_FILE, load_tokenizer
-from r1ranker.rollout.engine import Request, SamplingParams
+from r1ranker.rollout.engine import Completion, Request, SamplingParams
 from r1ranker.trainer import dispatch
 from r1ranker.trainer.bad_steps import BadSteps, NotFinite, refuse_not_finite
 from r1ranker.trainer.balance import Budget
@@ -27,8 +27,9 @@ from r1ranker.trainer.config import Config
 from r1ranker.trainer.config_checks import file_list
 from r1ranker.trainer.config_load import as_dict
 from r1ranker.trainer.correction import correct
-from r1ranker.trainer.elimination import asking, survivors
+from r1ranker.trainer.elimination import reduced
 from r1ranker.trainer.estimation import put_advantages, with_gradient
+from r1ranker.trainer.every_answer import every_answer
 from r1ranker.trainer.kl_control import KLController
 from r1ranker.trainer.losses import token_shares
 from r1ranker.trainer.metrics import batch_metrics, mean_over_updates, timed, validation_metrics
@@ -103,11 +104,10 @@ class Run:
         """One batch: sample, score, estimate, update, sync."""
         timing: dict[str, float] = {}
         started_at = time.perf_counter()
-        with timed(timing, "eliminate"):
-            sampling = self.ahead or self.sample(cluster, step)
+        sampling = self.ahead or self.sample(cluster, step, timing)
         sampling.receive(timing)
         is_ahead = self.config.trainer.async_steps and step < self.total_steps
-        self.ahead = self.sample(cluster, step + 1) if is_ahead else None
+        self.ahead = self.sample(cluster, step + 1, timing) if is_ahead else None
         trajectories, metrics = sampling.trajectories(timing)
         self._tell(f"step {step}", sampling, len(trajectories) + len(sampling.failures))
         metrics["training/policy_lag"] = float(np.mean([self.updates - one.policy_version for one in trajectories]))
@@ -127,6 +127,7 @@ class Run:
             "perf/max_memory_allocated_gb": max(rate["perf/max_memory_allocated_gb"] for rate in rates)
         }
         metrics |= batch_metrics(trajectories, self.config.data.max_prompt_length, self.config.data.max_response_length)
+        metrics["perf/total_num_tokens"] += sampling.tokens_before
         if metrics["training/bad_step"]:
             metrics = {name: value for name, value in metrics.items() if np.isfinite(value)}
         timing["step"] = time.perf_counter() - started_at
@@ -141,31 +142,42 @@ class Run:
         self.prepare(cluster, trajectories, timing)
         refuse_not_finite(trajectories, ("old_logprobs", "ref_logprobs", "values"))
         with timed(timing, "adv"):
-            metrics = put_advantages(trajectories, self.config.algorithm, self.kl_control)
+            every = self.config.actor_rollout_ref.rollout.every_answer
+            metrics = put_advantages(trajectories, self.config.algorithm, self.kl_control, every)
             metrics |= self.correct(trajectories)
         refuse_not_finite(trajectories, ("advantages", "returns"))
         return metrics | self.update(cluster, trajectories, step, timing)
 
-    def sample(self, cluster: Cluster, step: int) -> Sampling:
+    def sample(self, cluster: Cluster, step: int, timing: dict[str, float]) -> Sampling:
         """The next batch, n responses a prompt, under way."""
         rollout = self.config.actor_rollout_ref.rollout
         params = SamplingParams(
             n=rollout.n, temperature=rollout.temperature, max_tokens=self.config.data.max_response_length
         )
         self._before_ahead = self.loader.state()
-        prompts = self.loader.next()
+        prompts, spent = self.loader.next(), 0
         if rollout.eliminate_to is not None:
-            ask = asking(cluster, self.config, self.tokenizer, params, step)
-            prompts = survivors(prompts, rollout.eliminate_to, ask, self.tokenizer)
-        return self._begin(cluster, prompts, requests_of(self.config, self.tokenizer, prompts, step), params)
+            with timed(timing, "eliminate"):
+                prompts, spent = reduced(cluster, self.config, self.tokenizer, prompts, params, step)
+        if rollout.every_answer:
+            with timed(timing, "gen"):
+                answers = every_answer(cluster, self.config, self.tokenizer, prompts)
+            sampling = self._sampling(prompts, enumerate(answers))
+        else:
+            requests = requests_of(self.config, self.tokenizer, prompts, step)
+            sampling = self._begin(cluster, prompts, requests, params)
+        sampling.tokens_before = spent
+        return sampling
 
     def _begin(
         self, cluster: Cluster, prompts: Sequence[Prompt], requests: Sequence[Request], params: SamplingParams
     ) -> Sampling:
         size = self.config.actor_rollout_ref.rollout.tensor_model_parallel_size
-        arriving = dispatch.stream(cluster, requests, params, size)
-        most = self.config.reward.max_failure_rate
-        return Sampling(prompts, arriving, self.tokenizer, self.rewards, self.updates, most)
+        return self._sampling(prompts, dispatch.stream(cluster, requests, params, size))
+
+    def _sampling(self, prompts: Sequence[Prompt], arriving: Iterator[tuple[int, list[Completion]]]) -> Sampling:
+        most, every = self.config.reward.max_failure_rate, self.config.actor_rollout_ref.rollout.every_answer
+        return Sampling(prompts, arriving, self.tokenizer, self.rewards, self.updates, most, every)
 
     def _tell(self, where: str, sampling: Sampling, responses: int) -> None:
         """Say which rewards of a batch failed."""
@@ -226,28 +238,15 @@ class Run:
             epochs = critic.ppo_epochs or config.actor_rollout_ref.actor.ppo_epochs
             with timed(timing, "update_critic"):
                 metrics |= self._epochs(
-                    cluster,
-                    trajectories,
-                    step,
-                    size,
-                    epochs,
-                    critic.loss_agg_mode,
-                    self._critic_budget(),
-                    "update_critic",
-                )
+                    cluster, trajectories, step, size, epochs, critic.loss_agg_mode, self._critic_budget(), "update_critic"
+                )  # fmt: skip
         actor = config.actor_rollout_ref.actor
         if step > config.trainer.critic_warmup:
             with timed(timing, "update_actor"):
                 metrics |= self._epochs(
-                    cluster,
-                    trajectories,
-                    step,
-                    actor.ppo_mini_batch_size,
-                    actor.ppo_epochs,
-                    actor.loss_agg_mode,
-                    self._actor_budget(),
-                    "update_policy",
-                )
+                    cluster, trajectories, step, actor.ppo_mini_batch_size, actor.ppo_epochs, actor.loss_agg_mode,
+                    self._actor_budget(), "update_policy",
+                )  # fmt: skip
         return metrics
 
     def _epochs(
@@ -273,7 +272,7 @@ class Run:
                 for trajectory, share in zip(
                     batch, token_shares([one.valid for one in batch], loss_agg_mode), strict=True
                 ):
-                    trajectory.weights = share
+                    trajectory.weights = share * trajectory.stands_for
                 if method == "update_policy":
                     batch = with_gradient(batch, self.config.actor_rollout_ref.actor)
                 part = dispatch.update(cluster, batch, budget, method)

@@ -27,7 +27,7 @@ METRIC_NAMES = (
     "actor/{pg_loss,pg_clipfrac,ppo_kl,entropy,kl_loss,kl_coef,reward_kl_penalty,grad_norm,lr}",
     "rollout/{logprob_diff_mean,logprob_diff_max,kl,dropped_tokens}",
     "rollout_corr/{rollout_is_mean,rollout_is_max,rollout_is_min,rollout_is_truncated}",
-    "timing_s/{gen,reward,old_log_prob,ref,values,adv,update_critic,update_actor,sync_weights,testing,save_checkpoint,step}",
+    "timing_s/{eliminate,gen,reward,old_log_prob,ref,values,adv,update_critic,update_actor,sync_weights,testing,save_checkpoint,step}",
     "perf/{total_num_tokens,throughput,max_memory_allocated_gb}",
     "val-core/{task}/reward/mean",
     "val-aux/{task}/{part}/mean",
@@ -57,6 +57,9 @@ def batch_metrics(trajectories: Sequence[Trajectory], max_prompt: int, max_respo
     prompts = np.array([len(trajectory.prompt_ids) for trajectory in trajectories])
     responses = np.array([len(trajectory.response_ids) for trajectory in trajectories])
     metrics = spread("critic/score", scores) | spread("prompt_length", prompts) | spread("response_length", responses)
+    standing = np.array([trajectory.stands_for for trajectory in trajectories])
+    if len(scores):
+        metrics["critic/score/mean"] = float(np.average(scores, weights=standing))
     metrics["prompt_length/clip_ratio"] = float((prompts >= max_prompt).mean())
     metrics["response_length/clip_ratio"] = float(
         np.mean([trajectory.finish_reason == "length" for trajectory in trajectories])
@@ -91,12 +94,14 @@ def spread(name: str, values: np.ndarray) -> dict[str, float]:
     }
 
 
-def reward_parts(breakdowns: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Mean of each part of the reward."""
-    names = dict.fromkeys(name for parts in breakdowns for name in parts)
-    return {
-        f"reward/{name}/mean": float(np.mean([parts[name] for parts in breakdowns if name in parts])) for name in names
-    }
+def reward_parts(breakdowns: Sequence[Mapping[str, Any]], weights: Sequence[float] | None = None) -> dict[str, float]:
+    """Mean of each part of the reward, over the responses that have it."""
+    means = {}
+    for name in dict.fromkeys(name for parts in breakdowns for name in parts):
+        having = [place for place, parts in enumerate(breakdowns) if name in parts]
+        own = None if weights is None else [weights[place] for place in having]
+        means[f"reward/{name}/mean"] = float(np.average([breakdowns[place][name] for place in having], weights=own))
+    return means
 
 
 def validation_metrics(tasks: Sequence[str], breakdowns: Sequence[Mapping[str, Any] | Failure]) -> dict[str, float]:

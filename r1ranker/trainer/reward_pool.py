@@ -36,7 +36,7 @@ class RewardPool:
         cannot be started.
         """
         if self._threads is not None:
-            return self._threads.submit(self._compute, replace(prompt, token_ids=[]), text)
+            return self._threads.submit(self._compute, replace(prompt, token_ids=[], messages=[]), text)
         done: Future[Outcome] = Future()
         done.set_result(breakdown(self._reward, prompt, text))
         return done

@@ -33,6 +33,8 @@ class Trajectory:
     """[L] ids allowed at each token, empty where all were; or an empty list where none was constrained"""
     score: float = 0.0
     """the reward of the whole response"""
+    stands_for: float = 1.0
+    """so many samples: of a group that holds every answer, their number times this one's probability"""
     old_logprobs: np.ndarray | None = None
     """[L], of the policy before this batch's updates"""
     ref_logprobs: np.ndarray | None = None

@@ -58,7 +58,7 @@ def test_an_experiment_ends_in_results_of_every_arm(
         (
             "zero",
             [],
-            "zero: no such experiment; there are direct_iterative, model_sizes, out_of_domain, rec_movie, routing, zero_shot",
+            "zero: no such experiment; there are algorithms, direct_iterative, model_sizes, out_of_domain, rec_movie, routing, zero_shot",
         ),
         ("zero_shot", ["stps=1"], "Key 'stps' not in 'Experiment'"),
         ("zero_shot", ["steps=many"], "Value 'many'"),
@@ -75,6 +75,7 @@ def test_what_is_no_experiment_is_refused(name: str, overrides: list[str], messa
     with pytest.raises(UserError, match=message):
         load_experiment(name, overrides)
     assert {path.stem for path in BUILT_IN.glob("*.yaml")} == {
+        "algorithms",
         "direct_iterative",
         "model_sizes",
         "out_of_domain",
@@ -88,7 +89,7 @@ def test_seeds_are_averaged_and_compared_with_baselines_query_by_query(tmp_path:
     (tmp_path / "own.yaml").write_text(
         """
 title: two seeds
-steps: 2
+steps: 3
 cold_start: 0
 seeds: [1, 2]
 baselines: true
@@ -121,14 +122,14 @@ arms:
     assert rankers["one, after"]["training_tokens"] > 0
     assert rankers["two_out, after"]["training_tokens"] is None
     for seed, points in enumerate(summary["curves"]["one"], start=1):
-        assert [point["step"] for point in points] == [0, 1, 2]
+        assert [point["step"] for point in points] == [0, 1, 2, 3]
         assert [point["tokens"] for point in points] == sorted(point["tokens"] for point in points)
         lines = (output / f"seed_{seed}" / "one" / "metrics.jsonl").read_text().splitlines()
         spent = [json.loads(line) for line in lines]
         assert points[-1]["tokens"] == sum(line.get("perf/total_num_tokens", 0) for line in spent)
         assert points[-1]["seconds"] == pytest.approx(sum(line.get("timing_s/step", 0) for line in spent))
         # the last state is the trained actor: the same rankings on the same rows
-        last = read_result(str(result_files(output / f"seed_{seed}" / "eval" / "one" / "step_2")[0]))
+        last = read_result(str(result_files(output / f"seed_{seed}" / "eval" / "one" / "step_3")[0]))
         assert points[-1]["mrr"] == last["pooled"]["metrics"]["mrr"]["mean"]
         whole = reports["one, after"][seed - 1]
         for task, found in last["tasks"].items():

@@ -62,6 +62,25 @@ def test_maxrl_follows_the_log_likelihood_of_success() -> None:
     np.testing.assert_allclose((plain[:, None] * score_function).mean(axis=0), expected * p, atol=0.02)
 
 
+@pytest.mark.parametrize(("scale", "estimator"), [("std", "grpo"), ("none", "grpo"), ("mean", "maxrl")])
+def test_groups_of_every_response_have_the_advantages_that_many_samples_approach(scale: str, estimator: str) -> None:
+    rng = np.random.default_rng(0)
+    policy, rewards = np.array([0.5, 0.3, 0.15, 0.05]), np.array([1.0, 0.0, 0.6, 1.0])
+    found = adv.exact(rewards.tolist(), [3] * 4, policy.tolist(), scale)
+    drawn = rng.choice(4, size=200_000, p=policy)
+    sampled = rewards[drawn].tolist()
+    if estimator == "maxrl":
+        expected = adv.maxrl(sampled, [0] * len(sampled))
+    else:
+        expected = adv.grpo(sampled, [0] * len(sampled), norm_by_std=scale == "std")
+    for action in range(4):
+        np.testing.assert_allclose(expected[drawn == action], found[action], atol=0.02)
+    assert policy @ found == pytest.approx(0.0, abs=1e-9)
+    # weights need not sum to 1, and groups do not mix
+    both = adv.exact([*rewards, 1.0, 1.0], [3, 3, 3, 3, 1, 1], [*(4 * policy), 0.2, 0.8], scale)
+    np.testing.assert_allclose(both, [*found, 0.0, 0.0], atol=1e-5)
+
+
 def test_maxrl_is_silent_where_nothing_succeeds_or_all_is_equal() -> None:
     assert adv.maxrl([0.0, 0.0, 1.0, 1.0, -1.0, 0.0], [0, 0, 1, 1, 2, 2]).tolist() == [0.0] * 6
     assert adv.maxrl([1.0, 0.0, 0.0, 0.0], [0] * 4).tolist() == [3.0, -1.0, -1.0, -1.0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -11,7 +12,7 @@ from r1ranker.data.prompts import Prompt
 from r1ranker.data.tokenise import encode_chat
 from r1ranker.tasks.example import RankingExample
 from r1ranker.tasks.prompts import AnswerFormat, chat_messages, render_problem
-from r1ranker.trainer.elimination import ROUNDS, survivors, with_candidates
+from r1ranker.trainer.elimination import named, survivors, with_candidates
 
 FILMS = ("Silent Harbour", "Golden Quest", "Silent Harbour II", "Silent", "Paper Moon", "Iron Lake")
 
@@ -60,45 +61,47 @@ def test_other_turns_and_wordings_stay_as_they_are(tokenizer: PreTrainedTokenize
 
 
 @pytest.mark.parametrize("style", ["name", "label"])
-def test_the_candidates_named_most_often_go_out_and_the_positive_stays(
-    style: str, tokenizer: PreTrainedTokenizerBase
-) -> None:
+def test_answers_vote_and_the_positive_stays(style: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    prompt, direct = prompt_of(tokenizer, style=style), prompt_of(tokenizer, "direct")
+    votes = [0, 0, 0, 2, 2, 1, 4]
+    texts = [f"[{vote + 1}]" if style == "label" else FILMS[vote] for vote in votes]
+    order = named(prompt, [*(f"{text}</answer>" for text in texts), "no idea"])
+    assert order == [0, 2, 4, 1], "most often named first, of equals the later one"
     asked: list[tuple[int, list[list[str]]]] = []
 
-    def ask(prompts: Sequence[Prompt], number: int) -> list[list[str]]:
-        asked.append((number, [prompt.candidates for prompt in prompts]))
-        votes = {1: [0, 0, 0, 2, 2, 1, 4], 2: [2]}[number]  # places in the pool as it is then
-        texts = [
-            [f"[{vote + 1}]" if style == "label" else prompt.candidates[vote] for vote in votes] for prompt in prompts
-        ]
-        return [[f"{text}</answer>" for text in own] + ["no idea"] for own in texts]
+    def worst(prompts: Sequence[Prompt], number: int) -> list[list[int]]:
+        asked.append((number, [one.candidates for one in prompts]))
+        return [order for _ in prompts]
 
-    prompt, direct = prompt_of(tokenizer, style=style), prompt_of(tokenizer, "direct")
-    left, untouched = survivors([prompt, direct], 3, ask, tokenizer)
+    left, untouched = survivors([prompt, direct], 4, worst, tokenizer)
     assert untouched is direct
-    # round 1: places 2, 4 and 1 are named, two votes before one and of equals the later one; round 2: place 2 is not the positive
     assert asked == [(1, [list(FILMS)])]
-    assert left.candidates == ["Silent Harbour", "Silent", "Iron Lake"]
-    assert left.ground_truth["grades"] == [3.0, 0.0, 0.0]
-    assert left.ground_truth["gt"] == "Silent Harbour"
+    assert left.candidates == ["Silent Harbour", "Golden Quest", "Silent", "Iron Lake"]
+    assert left.ground_truth["grades"] == [3.0, 1.0, 0.0, 0.0]
     expected = render_problem(example_of(left.candidates), "iterative", style)  # type: ignore[arg-type]
     assert left.messages[1]["content"].startswith(expected)
     assert left.token_ids == encode_chat(tokenizer, left.messages)
-    (second,) = survivors([left], 2, lambda prompts, number: ask(prompts, 2), tokenizer)
-    assert second.candidates == ["Silent Harbour", "Silent"]
     assert prompt.candidates == list(FILMS), "what was dealt stays as it was"
 
 
-def test_a_round_in_which_nothing_can_go_out_is_followed_by_others_up_to_a_bound(
-    tokenizer: PreTrainedTokenizerBase,
-) -> None:
-    rounds: list[int] = []
+def test_rounds_go_on_until_the_pool_is_small_and_no_longer(tokenizer: PreTrainedTokenizerBase) -> None:
+    rounds: list[tuple[int, int]] = []
 
-    def ask(prompts: Sequence[Prompt], number: int) -> list[list[str]]:
-        rounds.append(number)
-        return [[f"{FILMS[0]}</answer>"] for _ in prompts]  # the positive, which stays
+    def last(prompts: Sequence[Prompt], number: int) -> list[list[int]]:
+        rounds.append((number, len(prompts[0].candidates)))
+        return [[len(one.candidates) - 1] for one in prompts]
 
+    (left,) = survivors([prompt_of(tokenizer)], 3, last, tokenizer)
+    assert rounds == [(1, 6), (2, 5), (3, 4)]
+    assert left.candidates == list(FILMS[:3])
+    rounds.clear()
+    (left,) = survivors([prompt_of(tokenizer)], 2, lambda prompts, number: [[0] for _ in prompts], tokenizer)
+    assert left.candidates == list(FILMS), "the positive alone was named, four times"
+
+
+def test_wording_that_would_grow_is_left_as_it_is(tokenizer: PreTrainedTokenizerBase) -> None:
     prompt = prompt_of(tokenizer)
-    (left,) = survivors([prompt], 3, ask, tokenizer)
-    assert left is prompt
-    assert rounds == list(range(1, ROUNDS + 1))
+    prompt.messages[1]["content"] = "Which of the films that I sent you is the worst?"
+    short = replace(prompt, token_ids=encode_chat(tokenizer, prompt.messages))
+    (left,) = survivors([short], 3, lambda prompts, number: [[5, 4, 3] for _ in prompts], tokenizer)
+    assert left is short
