@@ -38,7 +38,7 @@ class Sampling:
         self._every_answer = every_answer
         self.tokens_before = 0
         """spent on making the pools smaller; a prompt counts for each of its answers"""
-        self._prompts, self._arriving = prompts, arriving
+        self.prompts, self._arriving = prompts, arriving
         self._tokenizer, self._rewards = tokenizer, rewards
         self.policy_version = policy_version
         self._completions: list[list[Completion]] = [[] for _ in prompts]
@@ -65,14 +65,14 @@ class Sampling:
                 self._completions[place] = samples
                 self._pending[place] = [
                     self._rewards.submit(
-                        self._prompts[place],
+                        self.prompts[place],
                         response_text(self._tokenizer, sample.token_ids, sample.finish_reason == "stop"),
                     )
                     for sample in samples
                 ]
                 for pending in self._pending[place]:
                     pending.add_done_callback(self._note_failure)
-                refuse_too_many(self._early, len(samples) * len(self._prompts), self._max_failure_rate)
+                refuse_too_many(self._early, len(samples) * len(self.prompts), self._max_failure_rate)
 
     def state(self) -> dict[str, Any]:
         """Its responses, once they are received, as JSON takes them."""
@@ -102,7 +102,7 @@ class Sampling:
         breakdowns = self.breakdowns(timing)
         samples = [
             (group, prompt, sample, stands_for)
-            for group, (prompt, samples) in enumerate(zip(self._prompts, self._completions, strict=True))
+            for group, (prompt, samples) in enumerate(zip(self.prompts, self._completions, strict=True))
             for sample, stands_for in zip(samples, self._standing(samples), strict=True)
         ]
         trajectories = [

@@ -11,7 +11,7 @@ import torch
 from r1ranker.trainer.advantages import Ragged, discounted_returns, exact, gae, grpo, maxrl, on_last_token, rloo, whiten
 from r1ranker.trainer.config import ActorConfig, AlgorithmConfig
 from r1ranker.trainer.kl_control import KLController
-from r1ranker.trainer.losses import kl_estimate
+from r1ranker.trainer.losses import kl_estimate, token_shares
 from r1ranker.trainer.metrics import spread
 from r1ranker.trainer.trajectory import Trajectory
 
@@ -55,6 +55,13 @@ def put_advantages(
     for trajectory, advantage, value in zip(trajectories, advantages, returns, strict=True):
         trajectory.advantages, trajectory.returns = advantage, value
     return metrics
+
+
+def put_shares(trajectories: Sequence[Trajectory], mode: str) -> None:
+    """Set every token's share in the loss of the mini-batch that these are, as `token_shares` has it."""
+    shares = token_shares([trajectory.valid for trajectory in trajectories], mode)
+    for trajectory, share in zip(trajectories, shares, strict=True):
+        trajectory.weights = share * trajectory.stands_for
 
 
 def with_gradient(trajectories: Sequence[Trajectory], actor: ActorConfig) -> list[Trajectory]:

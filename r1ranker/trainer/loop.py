@@ -28,10 +28,9 @@ from r1ranker.trainer.config_checks import file_list
 from r1ranker.trainer.config_load import as_dict
 from r1ranker.trainer.correction import correct
 from r1ranker.trainer.elimination import reduced
-from r1ranker.trainer.estimation import put_advantages, with_gradient
+from r1ranker.trainer.estimation import put_advantages, put_shares, with_gradient
 from r1ranker.trainer.every_answer import every_answer
 from r1ranker.trainer.kl_control import KLController
-from r1ranker.trainer.losses import token_shares
 from r1ranker.trainer.metrics import batch_metrics, mean_over_updates, timed, validation_metrics
 from r1ranker.trainer.random_state import random_states, restore_random_states
 from r1ranker.trainer.record import versions
@@ -250,16 +249,9 @@ class Run:
         return metrics
 
     def _epochs(
-        self,
-        cluster: Cluster,
-        trajectories: list[Trajectory],
-        step: int,
-        mini_batch: int,
-        epochs: int,
-        loss_agg_mode: str,
-        budget: Budget,
-        method: str,
-    ) -> dict[str, float]:
+        self, cluster: Cluster, trajectories: list[Trajectory], step: int, mini_batch: int, epochs: int, loss_agg_mode: str,
+        budget: Budget, method: str,
+    ) -> dict[str, float]:  # fmt: skip
         groups = sorted({trajectory.group_id for trajectory in trajectories})
         order = np.random.default_rng([self.config.trainer.seed, step])
         parts: list[dict[str, float]] = []
@@ -269,10 +261,7 @@ class Run:
             for start in range(0, len(dealt), mini_batch):
                 chosen = set(dealt[start : start + mini_batch].tolist())
                 batch = [trajectory for trajectory in trajectories if trajectory.group_id in chosen]
-                for trajectory, share in zip(
-                    batch, token_shares([one.valid for one in batch], loss_agg_mode), strict=True
-                ):
-                    trajectory.weights = share * trajectory.stands_for
+                put_shares(batch, loss_agg_mode)
                 if method == "update_policy":
                     batch = with_gradient(batch, self.config.actor_rollout_ref.actor)
                 part = dispatch.update(cluster, batch, budget, method)

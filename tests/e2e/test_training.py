@@ -169,8 +169,13 @@ def test_a_ranker_learns_the_toy_world(mode: str, toy: Path, tiny_model: str, tm
     assert mrr(actor) > mrr(tiny_model) + 0.2
 
 
-def test_pools_that_the_policy_leaves_are_small_and_the_same_again(toy: Path, tiny_model: str, tmp_path: Path) -> None:
-    leaving = ("actor_rollout_ref.rollout.eliminate_to=3", "algorithm.adv_estimator=maxrl")
+@pytest.mark.parametrize("every", ["true", "false"])
+def test_pools_that_the_policy_leaves_are_small_and_the_same_again(
+    every: str, toy: Path, tiny_model: str, tmp_path: Path
+) -> None:
+    leaving = (
+        "actor_rollout_ref.rollout.eliminate_to=3", "algorithm.adv_estimator=maxrl", f"actor_rollout_ref.rollout.every_answer={every}",
+    )  # fmt: skip
     _, plain = train(toy, tiny_model, tmp_path / "plain")
     _, lines = train(toy, tiny_model, tmp_path / "left", *leaving)
     train(toy, tiny_model, tmp_path / "again", *leaving)

@@ -94,6 +94,7 @@ REFUSED = {
     "trainer.n_gpus_per_node=3": "not a multiple of the 3 processes",
     "actor_rollout_ref.rollout.constrain=pool": "none, candidates",
     "actor_rollout_ref.rollout.eliminate_to=1": "at least 2 candidates are wanted",
+    "actor_rollout_ref.rollout.every_answer=true": "every_answer wants candidates",
     "trainer.default_hdfs_dir=hdfs://x": "only null",
     "trainer.logger=[tensorbord]": "did you mean 'tensorboard'",
     "actor_rollout_ref.actor.optim.lr=-1": "over 0",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,12 +12,15 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from r1ranker.data.loader import load_prompts
+from r1ranker.data.prompts import Prompt
 from r1ranker.errors import UserError
 from r1ranker.rollout.constraint import build_constraint
 from r1ranker.trainer.cluster import started
 from r1ranker.trainer.config import Config
 from r1ranker.trainer.config_load import load_config
+from r1ranker.trainer.estimation import put_advantages, put_shares
 from r1ranker.trainer.every_answer import every_answer, probabilities
+from r1ranker.trainer.loop import Run
 
 
 @pytest.fixture
@@ -33,6 +37,20 @@ def config(toy: Path, tiny_model: str, tmp_path: Path) -> Config:
     )
 
 
+def path_probabilities(model: Any, prompt: Prompt, paths: Sequence[Sequence[int]]) -> torch.Tensor:
+    """Of each path [K], renormalised at each token over those that some path goes on with."""
+    found = []
+    for path in paths:
+        logits = model(torch.tensor([[*prompt.token_ids, *path]])).logits[0].double()
+        logprob = torch.zeros((), dtype=torch.float64)
+        for depth, token in enumerate(path):
+            going = sorted({other[depth] for other in paths if tuple(other[:depth]) == tuple(path[:depth])})
+            row = logits[len(prompt.token_ids) + depth - 1]
+            logprob = logprob + row[token] - row[going].logsumexp(0)
+        found.append(logprob.exp())
+    return torch.stack(found)
+
+
 def test_probabilities_are_those_of_the_model_over_the_pool(config: Config, toy: Path, tiny_model: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
@@ -42,18 +60,45 @@ def test_probabilities_are_those_of_the_model_over_the_pool(config: Config, toy:
     for prompt, answers in zip(prompts, found, strict=True):
         paths = build_constraint(tokenizer, prompt.candidates, prompt.mode, prompt.answer_format).last
         assert [tuple(answer.token_ids) for answer in answers] == list(paths)
-        expected = []
-        for path in paths:
-            logits = model(torch.tensor([[*prompt.token_ids, *path]])).logits[0].double().log_softmax(-1)
-            logprob = 0.0
-            for depth, token in enumerate(path):
-                # renormalised over the tokens that some candidate goes on with
-                going = sorted({other[depth] for other in paths if other[:depth] == path[:depth]})
-                row = logits[len(prompt.token_ids) + depth - 1]
-                logprob += float(row[token] - row[going].logsumexp(0))
-            expected.append(math.exp(logprob))
-        assert sum(expected) == pytest.approx(1.0)
+        expected = path_probabilities(model, prompt, paths).detach().numpy()
+        assert expected.sum() == pytest.approx(1.0)
         np.testing.assert_allclose(probabilities(answers), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("logarithm", [False, True])
+def test_the_gradient_is_that_of_the_expected_reward_or_its_logarithm(
+    logarithm: bool, config: Config, tiny_model: str
+) -> None:
+    config.algorithm.adv_estimator = "maxrl" if logarithm else "grpo"
+    config.algorithm.norm_adv_by_std_in_grpo = False
+    config.actor_rollout_ref.rollout.eliminate_to = 6
+    config.data.train_batch_size = 6
+    run = Run(config)
+    with started(config, 1) as cluster:
+        sampling = run.sample(cluster, 1, {})
+        sampling.receive({})
+        trajectories, metrics = sampling.trajectories({})
+        put_advantages(trajectories, config.algorithm, run.kl_control, every_answer=True)
+        put_shares(trajectories, "token-mean")
+        gradients = cluster.each("gradients", [([trajectories],)])[0]
+    run.rewards.close()
+    model = AutoModelForCausalLM.from_pretrained(tiny_model)
+    tokens, means, objective = sum(len(one.response_ids) for one in trajectories), [], torch.zeros(())
+    for group in range(6):
+        own = [one for one in trajectories if one.group_id == group]
+        assert 2 <= len(own) <= 6
+        asked = sampling.prompts[group]
+        policy = path_probabilities(model, asked, [one.response_ids for one in own])
+        expected = policy @ torch.tensor([one.score for one in own], dtype=torch.float64)
+        means.append((len(own), expected.item()))
+        objective = objective + len(own) * (expected.log() if logarithm else expected)
+    (-objective / tokens).backward()
+    wanted = {name: one.grad.numpy() for name, one in model.named_parameters() if one.grad is not None}
+    assert set(gradients) == set(wanted)
+    for name, value in wanted.items():
+        np.testing.assert_allclose(gradients[name], value, atol=2e-6, rtol=1e-3, err_msg=name)
+    weighted = sum(size * mean for size, mean in means) / sum(size for size, _ in means)
+    assert metrics["reward/score/mean"] == pytest.approx(weighted, abs=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["direct", "thinking"])
