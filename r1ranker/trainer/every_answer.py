@@ -13,7 +13,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from r1ranker.data.prompts import Prompt
-from r1ranker.errors import UserError
+from r1ranker.errors import RunError, UserError
 from r1ranker.rollout.constraint import ConstraintState, PoolConstraint, build_constraint
 from r1ranker.rollout.engine import Completion
 from r1ranker.trainer.balance import Budget
@@ -29,7 +29,7 @@ def every_answer(
 ) -> list[list[Completion]]:
     """Each prompt's answers in the order of its candidates, with the policy's log-probabilities.
 
-    Raises UserError for a prompt that has other answers than its candidates.
+    Raises UserError for a prompt that has other answers than its candidates, and RunError where the policy has diverged.
     """
     trajectories = [
         trajectory
@@ -41,6 +41,8 @@ def every_answer(
     completions: list[list[Completion]] = [[] for _ in prompts]
     for one in trajectories:
         assert one.old_logprobs is not None
+        if not np.isfinite(one.old_logprobs).all():
+            raise RunError("the policy's log-probabilities are not finite: its weights have diverged")
         completions[one.group_id].append(Completion(one.response_ids, one.old_logprobs.tolist(), "stop", one.allowed))
     return completions
 

@@ -13,7 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from r1ranker.data.loader import load_prompts
 from r1ranker.data.prompts import Prompt
-from r1ranker.errors import UserError
+from r1ranker.errors import RunError, UserError
+from r1ranker.model.init import save_hf
 from r1ranker.rollout.constraint import build_constraint
 from r1ranker.trainer.cluster import started
 from r1ranker.trainer.config import Config
@@ -99,6 +100,16 @@ def test_the_gradient_is_that_of_the_expected_reward_or_its_logarithm(
         np.testing.assert_allclose(gradients[name], value, atol=2e-6, rtol=1e-3, err_msg=name)
     weighted = sum(size * mean for size, mean in means) / sum(size for size, _ in means)
     assert metrics["reward/score/mean"] == pytest.approx(weighted, abs=1e-5)
+
+
+def test_weights_that_have_diverged_are_named(config: Config, toy: Path, tiny_model: str, tmp_path: Path) -> None:
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny_model), AutoTokenizer.from_pretrained(tiny_model)
+    torch.nn.init.constant_(model.get_input_embeddings().weight, float("nan"))
+    save_hf(str(tmp_path / "diverged"), model, tokenizer)
+    config.actor_rollout_ref.model.path = str(tmp_path / "diverged")
+    prompts = load_prompts([f"{toy}/iterative_ranking/train.parquet"], tokenizer, 2000)[0][:2]
+    with started(config, 1) as cluster, pytest.raises(RunError, match="weights have diverged"):
+        every_answer(cluster, config, tokenizer, prompts)
 
 
 @pytest.mark.parametrize("kind", ["direct", "thinking"])
