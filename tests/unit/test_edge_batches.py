@@ -125,7 +125,7 @@ def test_a_response_of_eos_alone_is_learned_from(estimator: str, tiny_model: str
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
 def test_a_response_cut_at_the_limit_is_learned_from_as_any_other(estimator: str, tiny_model: str) -> None:
-    lengths, scores = [[6, 6], [6, 6]], [[-1.0, 0.0], [0.0, -1.0]]
+    lengths, scores = [[6, 6], [6, 6]], [[-1.0, 0.5], [0.5, -1.0]]
     cut, ended = (batch_of(lengths, scores, reason) for reason in ("length", "stop"))
     loss, gradients = learned(cut, estimator, "token-mean", tiny_model)
     assert_finite(loss, gradients)
