@@ -54,8 +54,9 @@ def test_without_it_every_batch_is_of_the_policy_that_is_trained(
     _, lines = train(toy, tiny_model, tmp_path / "apart", *SEPARATE, FAST, "trainer.test_freq=1")
     assert [line["training/policy_lag"] for line in lines[1:]] == [0, 0, 0]
     assert all(line["actor/ppo_kl"] == 0 for line in lines[1:])
-    # the first step is the same either way, and what is validated are the weights after the update
-    assert lines[1]["actor/grad_norm"] == ahead[1]["actor/grad_norm"]
+    # the first step is the same either way but for the engine's rounding, whose log-probabilities are the old ones of a batch
+    # that may be stale; and what is validated are the weights after the update
+    assert lines[1]["actor/grad_norm"] == pytest.approx(ahead[1]["actor/grad_norm"], rel=1e-6)
     _, validated = train(
         toy, tiny_model, tmp_path / "ahead", *SEPARATE, FAST, "trainer.test_freq=1", "trainer.async_steps=1",
     )  # fmt: skip
