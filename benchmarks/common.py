@@ -11,7 +11,7 @@ import numpy as np
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
 from r1ranker.model.init import save_hf, train_tokenizer
-from r1ranker.trainer.losses import token_shares
+from r1ranker.trainer.estimation import put_shares
 from r1ranker.trainer.trajectory import Trajectory
 
 
@@ -44,10 +44,9 @@ def groups(count: int, prompt: int, response: int, n: int, vocabulary: int = 819
 
 def learnable(trajectories: list[Trajectory], random: np.random.Generator) -> list[Trajectory]:
     """The same with random advantages and returns, and shares in the loss."""
-    shares = token_shares([one.valid for one in trajectories], "token-mean")
-    for one, share in zip(trajectories, shares, strict=True):
+    put_shares(trajectories, "token-mean")
+    for one in trajectories:
         one.advantages = one.returns = random.normal(size=len(one.response_ids))
-        one.weights = share
     return trajectories
 
 

@@ -11,7 +11,9 @@ from r1ranker.trainer.config import Config, OptimConfig
 from r1ranker.trainer.correction import LEVELS
 from r1ranker.trainer.losses import KL_TYPES, LOSS_AGG_MODES
 
-ESTIMATORS = ("gae", "grpo", "rloo", "maxrl", "reinforce_plus_plus")
+BY_GROUP = ("grpo", "rloo", "maxrl")
+"""estimators that compare whole responses to one prompt"""
+ESTIMATORS = ("gae", *BY_GROUP, "reinforce_plus_plus")
 _KL_ALIASES = {"kl": "k1", "mse": "k2", "low_var_kl": "k3"}
 
 
@@ -190,7 +192,7 @@ def _check_sizes(config: Config) -> None:
 
 def _check_rollout(config: Config) -> None:
     rollout, estimator = config.actor_rollout_ref.rollout, config.algorithm.adv_estimator
-    if estimator in ("grpo", "rloo", "maxrl") and rollout.n < 2:
+    if estimator in BY_GROUP and rollout.n < 2:
         raise UserError(
             f"actor_rollout_ref.rollout.n: found {rollout.n}; algorithm.adv_estimator={estimator} compares samples of one "
             "prompt, so at least 2 are wanted"
@@ -253,7 +255,7 @@ def _check_rollout(config: Config) -> None:
         raise UserError(
             "algorithm.use_kl_in_reward and actor_rollout_ref.actor.use_kl_loss are both true; the KL is wanted in one place"
         )
-    if config.algorithm.use_kl_in_reward and estimator in ("grpo", "rloo", "maxrl"):
+    if config.algorithm.use_kl_in_reward and estimator in BY_GROUP:
         raise UserError(
             f"algorithm.use_kl_in_reward: {estimator} compares whole responses and takes no token rewards; "
             "actor_rollout_ref.actor.use_kl_loss=true is wanted"

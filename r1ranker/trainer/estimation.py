@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -34,20 +33,7 @@ def put_advantages(
         returns = discounted_returns(rewards, algorithm.gamma)
         advantages = whiten(returns, valid)
     else:
-        groups = [trajectory.group_id for trajectory in trajectories]
-        scores = [trajectory.score for trajectory in trajectories]
-        estimators: dict[str, Callable[[Sequence[float], Sequence[int]], np.ndarray]] = {
-            "grpo": partial(grpo, norm_by_std=algorithm.norm_adv_by_std_in_grpo),
-            "rloo": rloo,
-            "maxrl": maxrl,
-        }
-        if every_answer:
-            scale = (
-                "mean" if algorithm.adv_estimator == "maxrl" else "std" if algorithm.norm_adv_by_std_in_grpo else "none"
-            )
-            whole = exact(scores, groups, [trajectory.stands_for for trajectory in trajectories], scale)
-        else:
-            whole = estimators[algorithm.adv_estimator](scores, groups)
+        whole = _of_responses(trajectories, algorithm, every_answer)
         advantages = [
             np.full(len(trajectory.response_ids), value) for trajectory, value in zip(trajectories, whole, strict=True)
         ]
@@ -55,6 +41,19 @@ def put_advantages(
     for trajectory, advantage, value in zip(trajectories, advantages, returns, strict=True):
         trajectory.advantages, trajectory.returns = advantage, value
     return metrics
+
+
+def _of_responses(trajectories: Sequence[Trajectory], algorithm: AlgorithmConfig, every_answer: bool) -> np.ndarray:
+    """An advantage [N] a response, within its group."""
+    scores = [trajectory.score for trajectory in trajectories]
+    groups = [trajectory.group_id for trajectory in trajectories]
+    if every_answer:
+        of_grpo = "std" if algorithm.norm_adv_by_std_in_grpo else "none"
+        scale = {"grpo": of_grpo, "maxrl": "mean"}[algorithm.adv_estimator]
+        return exact(scores, groups, [trajectory.stands_for for trajectory in trajectories], scale)
+    if algorithm.adv_estimator == "grpo":
+        return grpo(scores, groups, algorithm.norm_adv_by_std_in_grpo)
+    return {"rloo": rloo, "maxrl": maxrl}[algorithm.adv_estimator](scores, groups)
 
 
 def put_shares(trajectories: Sequence[Trajectory], mode: str) -> None:

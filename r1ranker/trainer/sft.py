@@ -23,7 +23,7 @@ from r1ranker.model.loading import load_causal_lm, load_tokenizer
 from r1ranker.trainer.bad_steps import MOST_IN_A_ROW
 from r1ranker.trainer.balance import Budget, arrange
 from r1ranker.trainer.config import OptimConfig, TrainerConfig
-from r1ranker.trainer.losses import token_shares
+from r1ranker.trainer.estimation import put_shares
 from r1ranker.trainer.optimisation import Optimisation
 from r1ranker.trainer.policy import Policy
 from r1ranker.trainer.process import join
@@ -113,8 +113,7 @@ def fine_tune(
 
 def _step(policy: Policy, optimisation: Optimisation, examples: Sequence[Trajectory], max_tokens: int) -> float:
     """One optimizer step; the loss is the mean over all completion tokens of the batch."""
-    for example, share in zip(examples, token_shares([one.valid for one in examples], "token-mean"), strict=True):
-        example.weights = share
+    put_shares(examples, "token-mean")
     total = 0.0
     (bins,) = arrange(examples, 1, Budget(max_tokens))
     for indices in bins:

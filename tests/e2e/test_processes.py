@@ -10,8 +10,7 @@ from r1ranker.trainer.cluster import Cluster, call_all, started
 from r1ranker.trainer.config import Config
 from r1ranker.trainer.config_load import load_config
 from r1ranker.trainer.dispatch import fill, update
-from r1ranker.trainer.estimation import with_gradient
-from r1ranker.trainer.losses import token_shares
+from r1ranker.trainer.estimation import put_shares, with_gradient
 from r1ranker.trainer.trajectory import Trajectory
 
 
@@ -54,8 +53,7 @@ def batch(seed: int = 0, count: int = 7) -> list[Trajectory]:
         )
         if group == 1:
             made[-1].response_ids[-1] = 2
-    for one, share in zip(made, token_shares([one.valid for one in made], "token-mean"), strict=True):
-        one.weights = share
+    put_shares(made, "token-mean")
     return made
 
 

@@ -18,7 +18,8 @@ from r1ranker.model.loading import load_tokenizer
 from r1ranker.trainer.bad_steps import MOST_IN_A_ROW, BadSteps, NotFinite, read_samples, refuse_not_finite
 from r1ranker.trainer.config import Config, OptimConfig
 from r1ranker.trainer.critic import Critic
-from r1ranker.trainer.losses import ClipRange, token_shares
+from r1ranker.trainer.estimation import put_shares
+from r1ranker.trainer.losses import ClipRange
 from r1ranker.trainer.optimisation import Optimisation
 from r1ranker.trainer.policy import Policy, PolicyLoss
 from r1ranker.trainer.process import join
@@ -45,8 +46,7 @@ def batch_of(seed: int = 0, groups: int = 2, n: int = 3) -> list[Trajectory]:
                     advantages=random.normal(size=length),
                 )
             )  # fmt: skip
-    for one, share in zip(batch, token_shares([one.valid for one in batch], "token-mean"), strict=True):
-        one.weights = share
+    put_shares(batch, "token-mean")
     return batch
 
 

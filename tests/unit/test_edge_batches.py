@@ -13,9 +13,9 @@ from r1ranker.model.loading import load_causal_lm
 from r1ranker.model.policy_model import PolicyModel
 from r1ranker.trainer.config import ActorConfig, AlgorithmConfig
 from r1ranker.trainer.config_checks import ESTIMATORS
-from r1ranker.trainer.estimation import put_advantages, with_gradient
+from r1ranker.trainer.estimation import put_advantages, put_shares, with_gradient
 from r1ranker.trainer.kl_control import KLController
-from r1ranker.trainer.losses import LOSS_AGG_MODES, ClipRange, token_shares
+from r1ranker.trainer.losses import LOSS_AGG_MODES, ClipRange
 from r1ranker.trainer.metrics import batch_metrics
 from r1ranker.trainer.policy import PolicyLoss
 from r1ranker.trainer.trajectory import Trajectory, pack
@@ -48,8 +48,7 @@ def batch_of(
 def learned(batch: list[Trajectory], estimator: str, mode: str, model: str) -> tuple[float, dict[str, torch.Tensor]]:
     """Advantages put on `batch`, and the loss and gradients that it has, as an update computes them."""
     put_advantages(batch, AlgorithmConfig(estimator), KLController(0.0))
-    for one, share in zip(batch, token_shares([one.valid for one in batch], mode), strict=True):
-        one.weights = share
+    put_shares(batch, mode)
     language_model = load_causal_lm(model, dtype=torch.float32, attention=PACKED)
     row = pack(with_gradient(batch, ActorConfig()))
     places = row.predicting, row.targets, row.constrained, row.allowed

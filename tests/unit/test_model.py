@@ -20,7 +20,8 @@ from r1ranker.model.loading import check_model_directory, checkpoint_activations
 from r1ranker.model.logprobs import token_logprobs
 from r1ranker.model.policy_model import PolicyModel
 from r1ranker.model.value import ValueModel
-from r1ranker.trainer.losses import ClipRange, token_shares
+from r1ranker.trainer.estimation import put_shares
+from r1ranker.trainer.losses import ClipRange
 from r1ranker.trainer.policy import PolicyLoss
 from r1ranker.trainer.trajectory import MicroBatch, Trajectory, pack
 
@@ -44,8 +45,7 @@ def trajectories(count: int = 7, seed: int = 0) -> list[Trajectory]:
                 ref_logprobs=random.normal(-5.5, 0.2, length),
             )
         )
-    for one, share in zip(made, token_shares([one.valid for one in made], "token-mean"), strict=True):
-        one.weights = share
+    put_shares(made, "token-mean")
     return made
 
 
@@ -136,8 +136,7 @@ def test_unusable_tokens_leave_loss_and_gradient(tiny_model: str) -> None:
     batch[1].old_logprobs = batch[1].rollout_logprobs
     kept = [batch[0], batch[2]]
     for some in (batch, kept):
-        for one, share in zip(some, token_shares([one.valid for one in some], "token-mean"), strict=True):
-            one.weights = share
+        put_shares(some, "token-mean")
         if some is batch:
             found = gradient(model, [batch])
     expected = gradient(model, [kept])

@@ -25,7 +25,8 @@ from r1ranker.model.loading import checkpoint_activations, load_causal_lm
 from r1ranker.model.policy_model import PolicyModel
 from r1ranker.model.prefix_attention import PrefixAttention
 from r1ranker.model.value import ValueModel
-from r1ranker.trainer.losses import LOSS_AGG_MODES, ClipRange, token_shares, value_loss
+from r1ranker.trainer.estimation import put_shares
+from r1ranker.trainer.losses import LOSS_AGG_MODES, ClipRange, value_loss
 from r1ranker.trainer.policy import PolicyLoss
 from r1ranker.trainer.trajectory import Trajectory, pack
 
@@ -58,8 +59,7 @@ def groups_of(sizes: list[tuple[int, list[int]]], mode: str = "token-mean", seed
                     ref_logprobs=random.normal(-5.5, 0.2, length),
                 )
             )
-    for one, share in zip(made, token_shares([one.valid for one in made], mode), strict=True):
-        one.weights = share
+    put_shares(made, mode)
     return made
 
 
