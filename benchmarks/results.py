@@ -15,7 +15,14 @@ from pathlib import Path
 from r1ranker.experiments.summary import SUMMARY, TABLES, mean_curve
 
 ROOT = Path(__file__).resolve().parents[1]
-EXPERIMENTS = {"rec_movie": "*/ml-100k.inter", "algorithms": "*/ml-100k.inter", "routing": "*/router_data.csv.gz"}
+EXPERIMENTS = {
+    "rec_movie": "*/ml-100k.inter",
+    "rec_movie_1m": "*/ml-1m.inter",
+    "rec_game": "*/Amazon_Video_Games.inter",
+    "rec_music": "*/Amazon_CDs_and_Vinyl.inter",
+    "routing": "*/router_data.csv.gz",
+    "algorithms": "*/ml-100k.inter",
+}
 """experiment -> the file whose directory it reads"""
 RESULTS = ROOT / "docs" / "results.md"
 
@@ -26,6 +33,7 @@ def main() -> int:
     parser.add_argument("--all", action="store_true")
     parser.add_argument("--data", required=True, help="a directory that holds the raw sources")
     parser.add_argument("--output", default="checkpoints/results")
+    parser.add_argument("--jobs", default="1", help="trainings side by side")
     parser.add_argument("--override", action="append", default=[], help="key=value of all of them, such as seeds=[1]")
     options = parser.parse_args()
     chosen = list(EXPERIMENTS) if options.all else options.names
@@ -47,6 +55,8 @@ def main() -> int:
             name,
             f"data.source={found[0].parent}",
             *options.override,
+            "--jobs",
+            options.jobs,
         ]
         if subprocess.run([*command, "--output", str(output)], check=False).returncode:
             failed.append(name)

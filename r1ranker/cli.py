@@ -206,6 +206,7 @@ def experiment_command(
     name: Annotated[str, typer.Argument(help="a file of configs/experiments/ without .yaml, or a YAML file")],
     overrides: Annotated[list[str] | None, typer.Argument(help="key=value, such as steps=20 or model.path=DIR")] = None,
     output: Annotated[str | None, typer.Option(help="where everything goes [checkpoints/NAME]")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="trainings side by side, each with its share of the cores")] = 1,
 ) -> None:
     """Run one of the paper's experiments: data, models, training, evaluation and a table; a second call goes on."""
     from pathlib import Path
@@ -213,7 +214,7 @@ def experiment_command(
     from r1ranker.experiments.run import run_experiment
     from r1ranker.experiments.spec import load_experiment
 
-    run_experiment(load_experiment(name, overrides or []), Path(output or f"checkpoints/{Path(name).stem}"))
+    run_experiment(load_experiment(name, overrides or []), Path(output or f"checkpoints/{Path(name).stem}"), jobs)
 
 
 @app.command("export")

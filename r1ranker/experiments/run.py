@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from contextlib import redirect_stderr, redirect_stdout
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from r1ranker.data.generate import TOY
 from r1ranker.data.options import PrepareOptions
 from r1ranker.data.prepare import prepare
 from r1ranker.errors import UserError
+from r1ranker.experiments.parallel import side_by_side
 from r1ranker.experiments.spec import Arm, Experiment, Harness
 from r1ranker.experiments.summary import (
     Measured,
@@ -30,46 +32,43 @@ from r1ranker.ranking.decode import EliminationSettings
 Report = dict[str, Any]
 
 
-def run_experiment(experiment: Experiment, output: Path) -> dict[str, list[Report]]:
+def run_experiment(experiment: Experiment, output: Path, jobs: int = 1) -> dict[str, list[Report]]:
     """Everything, under `output`; label -> the content of each seed's result file, of each arm before and after training.
 
+    jobs: how many trainings run side by side, each in a process of its own with its share of the cores.
     Raises UserError where another experiment's results are there.
     """
-    from r1ranker.evaluation.runner import examples_by_task
-
     console = Console()
     _keep(experiment, output)
     began = time.perf_counter()
     console.rule(experiment.title)
     bench = _data(experiment, output)
-    test = {
-        task: spread(rows, experiment.data.limit)
-        for task, rows in examples_by_task(bench, experiment.data.tasks, "test").items()
-    }
-    train = examples_by_task(bench, experiment.data.tasks, "train")
-    router = _router(experiment, test, train)
+    if jobs > 1:
+        for seed in experiment.seeds:
+            for label, arm in experiment.arms.items():
+                _before(experiment, label, arm, seed, bench, output)
+        units = {
+            f"{labels[0]}, seed {seed}": (experiment, labels, seed, output)
+            for seed in experiment.seeds
+            for labels in _families(experiment)
+        }
+        side_by_side(measure_apart, units, jobs, console)
+    rows = _rows(experiment, bench)
     measured: dict[str, Measured] = {}
     for seed in experiment.seeds:
-        here = output / f"seed_{seed}"
         for label, arm in experiment.arms.items():
-            base, actor = _models(experiment, label, arm, seed, bench, output, console)
-            for when, model in (("before", base), ("after", actor)):
-                if when == "before" and not _measured_untrained(experiment, arm):
-                    continue
-                found = measured.setdefault(f"{label}, {when}", Measured(label, when))
-                tasks = arm.test or experiment.data.tasks
-                rows = {task: test[task] for task in tasks}
-                known = [one for task in tasks for one in train[task]]
-                found.reports.append(
-                    _evaluate(experiment, arm, model, rows, known, here / "eval" / label / when, seed, bench, router)
-                )
-                if when == "after" and arm.trained_as is None:
-                    found.runs.append(here / label)
-                    if experiment.curve is not None:
-                        found.curves.append(_curve(experiment, label, arm, base, rows, known, here, seed, bench))
+            before, after, curve = measure_arm(experiment, rows, label, seed, output, console)
+            if before is not None:
+                measured.setdefault(f"{label}, before", Measured(label, "before")).reports.append(before)
+            found = measured.setdefault(f"{label}, after", Measured(label, "after"))
+            found.reports.append(after)
+            if arm.trained_as is None:
+                found.runs.append(output / f"seed_{seed}" / label)
+            if curve is not None:
+                found.curves.append(curve)
     if experiment.harness.tasks:
         _ask_harness(experiment.harness, measured, experiment, output, console)
-    baselines = baselines_of(test, train) if experiment.baselines else {}
+    baselines = baselines_of(rows.test, rows.train) if experiment.baselines else {}
     summary = summarise_experiment(experiment.title, list(measured.values()), baselines)
     write_summary(summary, output)
     print_summary(summary, console)
@@ -77,15 +76,72 @@ def run_experiment(experiment: Experiment, output: Path) -> dict[str, list[Repor
     return {label: found.reports for label, found in measured.items()}
 
 
+@dataclass
+class Rows:
+    """What everything is measured on."""
+
+    bench: str
+    test: dict[str, list[Any]]
+    train: dict[str, list[Any]]
+    router: Any
+
+
+def _rows(experiment: Experiment, bench: str) -> Rows:
+    from r1ranker.evaluation.runner import examples_by_task
+
+    found = examples_by_task(bench, experiment.data.tasks, "test")
+    test = {task: spread(rows, experiment.data.limit) for task, rows in found.items()}
+    train = examples_by_task(bench, experiment.data.tasks, "train")
+    return Rows(bench, test, train, _router(experiment, test, train))
+
+
+def measure_arm(
+    experiment: Experiment, rows: Rows, label: str, seed: int, output: Path, console: Console
+) -> tuple[Report | None, Report, list[dict[str, float]] | None]:
+    """Train an arm and measure it: before training where that is wanted, after it, and at its states where a curve is."""
+    arm, here = experiment.arms[label], output / f"seed_{seed}"
+    base, actor = _models(experiment, label, arm, seed, rows.bench, output, console)
+    tasks = arm.test or experiment.data.tasks
+    test = {task: rows.test[task] for task in tasks}
+    known = [one for task in tasks for one in rows.train[task]]
+
+    def report(when: str, model: str) -> Report:
+        directory = here / "eval" / label / when
+        return _evaluate(experiment, arm, model, test, known, directory, seed, rows.bench, rows.router)
+
+    before = report("before", base) if experiment.untrained and arm.trained_as is None else None
+    after = report("after", actor)
+    if arm.trained_as is not None or experiment.curve is None:
+        return before, after, None
+    return before, after, _curve(experiment, label, arm, base, test, known, here, seed, rows.bench)
+
+
+def measure_apart(experiment: Experiment, labels: Sequence[str], seed: int, output: Path) -> None:
+    """`measure_arm` of several arms, as a process of its own does it; what they say goes to a file beside the results."""
+    log = output / f"seed_{seed}" / f"{labels[0]}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("a", encoding="utf-8") as said, redirect_stdout(said), redirect_stderr(said):
+        rows = _rows(experiment, _data(experiment, output))
+        for label in labels:
+            measure_arm(experiment, rows, label, seed, output, Console())
+
+
+def _families(experiment: Experiment) -> list[list[str]]:
+    """Arms that share a training, the one that is trained first."""
+    families: dict[str, list[str]] = {}
+    for label, arm in experiment.arms.items():
+        root = label
+        while arm.trained_as is not None:
+            root, arm = arm.trained_as, experiment.arms[arm.trained_as]
+        families.setdefault(root, []).append(label)
+    return list(families.values())
+
+
 def spread(rows: list[Any], limit: int | None) -> list[Any]:
     """At most `limit` rows, evenly spread: the rows of a user stand together."""
     if limit is None or len(rows) <= limit:
         return rows
     return [rows[place * len(rows) // limit] for place in range(limit)]
-
-
-def _measured_untrained(experiment: Experiment, arm: Arm) -> bool:
-    return experiment.untrained and arm.trained_as is None
 
 
 def _keep(experiment: Experiment, output: Path) -> None:
@@ -115,15 +171,10 @@ def _data(experiment: Experiment, output: Path) -> str:
     return str(bench) if bench.is_dir() else spec.source
 
 
-def _models(
-    experiment: Experiment, label: str, arm: Arm, seed: int, bench: str, output: Path, console: Console
-) -> tuple[str, str]:
-    """The model before and the actor after training."""
-    from r1ranker.trainer.config_load import load_config
-    from r1ranker.trainer.fit import fit
-
+def _before(experiment: Experiment, label: str, arm: Arm, seed: int, bench: str, output: Path) -> tuple[str, Path]:
+    """The model before training, and the directory of the rows that an arm learns from."""
     if arm.trained_as is not None:
-        return _models(experiment, arm.trained_as, experiment.arms[arm.trained_as], seed, bench, output, console)
+        return _before(experiment, arm.trained_as, experiment.arms[arm.trained_as], seed, bench, output)
     here, rows = output / f"seed_{seed}", output / "data"
     if arm.train:
         rows = output / "data_of" / label
@@ -135,7 +186,20 @@ def _models(
                 )
             )  # fmt: skip
     # arms of the same model and tasks begin with the same one
-    base = _base(experiment, arm, rows, output, here / label if arm.train or arm.model else here, seed)
+    return _base(experiment, arm, rows, output, here / label if arm.train or arm.model else here, seed), rows
+
+
+def _models(
+    experiment: Experiment, label: str, arm: Arm, seed: int, bench: str, output: Path, console: Console
+) -> tuple[str, str]:
+    """The model before and the actor after training."""
+    from r1ranker.trainer.config_load import load_config
+    from r1ranker.trainer.fit import fit
+
+    if arm.trained_as is not None:
+        return _models(experiment, arm.trained_as, experiment.arms[arm.trained_as], seed, bench, output, console)
+    base, rows = _before(experiment, label, arm, seed, bench, output)
+    here = output / f"seed_{seed}"
     console.rule(f"{label}, seed {seed}")
     directory = rows / f"{arm.mode}_ranking"
     steps = experiment.steps if arm.steps is None else arm.steps

@@ -24,6 +24,7 @@ from r1ranker.tasks.example import RankingExample
 
 METRICS = ("mrr", "ndcg@10")
 SUMMARY, TABLES = "summary.json", "summary.md"
+_PROCESSES = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
 Values = dict[str, dict[str, list[float]]]
 """metric -> task -> a value a query"""
 
@@ -93,7 +94,7 @@ def summarise_experiment(title: str, measured: Sequence[Measured], baselines: Ma
         "tests": tests,
         "routing": _routing(measured),
         "curves": {one.label: one.curves for one in measured if one.curves},
-        "peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+        "peak_memory_gib": max(resource.getrusage(who).ru_maxrss for who in _PROCESSES) / 2**20,
     }
 
 
@@ -179,7 +180,7 @@ def as_markdown(summary: dict[str, Any]) -> str:
         *(_routing_table(task, systems) for task, systems in summary["routing"].items()),
         *(_curve_table(label, curves) for label, curves in summary["curves"].items()),
         _cost_table(summary["rankers"]),
-        f"Most memory of the process: {summary['peak_memory_gib']:.1f} GiB.",
+        f"Most memory of a process: {summary['peak_memory_gib']:.1f} GiB.",
     ]
     return "\n\n".join(parts) + "\n"
 

@@ -58,7 +58,7 @@ def test_an_experiment_ends_in_results_of_every_arm(
         (
             "zero",
             [],
-            "zero: no such experiment; there are algorithms, direct_iterative, model_sizes, out_of_domain, rec_movie, routing, zero_shot",
+            "zero: no such experiment; there are algorithms, direct_iterative, model_sizes, out_of_domain, rec_game, rec_movie, rec_movie_1m, rec_music, routing, zero_shot",
         ),
         ("zero_shot", ["stps=1"], "Key 'stps' not in 'Experiment'"),
         ("zero_shot", ["steps=many"], "Value 'many'"),
@@ -79,7 +79,10 @@ def test_what_is_no_experiment_is_refused(name: str, overrides: list[str], messa
         "direct_iterative",
         "model_sizes",
         "out_of_domain",
+        "rec_game",
         "rec_movie",
+        "rec_movie_1m",
+        "rec_music",
         "routing",
         "zero_shot",
     }
@@ -148,6 +151,36 @@ arms:
     assert pairs["one, after", "nearest queries"]["tasks"] == ["Router-Cost"]
     assert ("two_out, after", "one, after") in pairs
     assert "| one, after | " in (output / "summary.md").read_text()
+
+
+def test_side_by_side_experiments_find_the_same_and_a_failure_leaves_the_others(tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text(
+        """
+title: side by side
+steps: 2
+cold_start: 2
+seeds: [1, 2]
+data: {source: toy, size: 16, tasks: [Rec-Movie], limit: 5}
+arms:
+  one: {mode: iterative}
+  two_out: {trained_as: one, elimination: {eliminate: 2}}
+"""
+    )
+    alone = run_experiment(load_experiment(str(tmp_path / "own.yaml")), tmp_path / "alone")
+    beside = run_experiment(load_experiment(str(tmp_path / "own.yaml")), tmp_path / "beside", jobs=2)
+    assert list(alone) == list(beside)
+    for label, reports in alone.items():
+        for one, other in zip(reports, beside[label], strict=True):
+            assert one["tasks"]["Rec-Movie"]["rankings"] == other["tasks"]["Rec-Movie"]["rankings"]
+    assert "one, seed 1" in (tmp_path / "beside" / "seed_1" / "one.log").read_text()
+    broken = load_experiment(str(tmp_path / "own.yaml"), ["arms.one.overrides=[trainer.nonsense=1]", "arms.other={}"])
+    with pytest.raises(UserError, match=r"one, seed 1: .*nonsense") as raised:
+        run_experiment(broken, tmp_path / "broken", jobs=2)
+    assert "other" not in str(raised.value)
+    assert {path.parent.parent.name for path in (tmp_path / "broken").glob("seed_*/other/actor/config.json")} == {
+        "other"
+    }
+    assert len(result_files(tmp_path / "broken" / "seed_2" / "eval" / "other" / "after")) == 1
 
 
 def test_the_harness_scores_a_saved_model_on_a_task_of_ones_own(tiny_model: str, tmp_path: Path) -> None:
