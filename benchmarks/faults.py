@@ -20,7 +20,7 @@ from pathlib import Path
 from fault_numbers import bad_numbers, fuzz, rewards
 from fault_runs import WITH_RAY, Ground, Row, copied, killed_run, last_step, same
 
-from r1ranker.experiments.summary import markdown_table
+from r1ranker.experiments.tables import markdown_table
 
 KILLS = 24
 """of one run of forty steps, times --times"""

@@ -12,18 +12,26 @@ import subprocess
 import sys
 from pathlib import Path
 
-from r1ranker.experiments.summary import SUMMARY, TABLES, mean_curve
+from r1ranker.experiments.summary import mean_curve
+from r1ranker.experiments.tables import SUMMARY, TABLES
 
 ROOT = Path(__file__).resolve().parents[1]
-EXPERIMENTS = {
+EXPERIMENTS: dict[str, str | None] = {
     "rec_movie": "*/ml-100k.inter",
     "rec_movie_1m": "*/ml-1m.inter",
     "rec_game": "*/Amazon_Video_Games.inter",
     "rec_music": "*/Amazon_CDs_and_Vinyl.inter",
     "routing": "*/router_data.csv.gz",
+    "routing_merits": "*/router_data.csv.gz",
+    "passages": "*/train*.parquet",
+    "nine": "",
     "algorithms": "*/ml-100k.inter",
+    "direct_iterative": None,
+    "model_sizes": None,
+    "zero_shot": None,
+    "robustness": None,
 }
-"""experiment -> the file whose directory it reads"""
+"""experiment -> the file whose directory it reads, empty for the whole of --data; None: the built-in world"""
 RESULTS = ROOT / "docs" / "results.md"
 
 
@@ -41,23 +49,9 @@ def main() -> int:
         parser.error("--all or the names of experiments are wanted")
     failed = []
     for name in chosen:
-        found = sorted(Path(options.data).glob(EXPERIMENTS[name])) or sorted(
-            Path(options.data).glob(EXPERIMENTS[name][2:])
-        )
-        if not found:
-            parser.error(f"--data: no {EXPERIMENTS[name]} in {options.data}; it is wanted for {name}")
         output = Path(options.output) / name
-        command = [
-            sys.executable,
-            "-m",
-            "r1ranker.cli",
-            "experiment",
-            name,
-            f"data.source={found[0].parent}",
-            *options.override,
-            "--jobs",
-            options.jobs,
-        ]
+        command = [sys.executable, "-m", "r1ranker.cli", "experiment", name, *source(parser, name, options.data)]
+        command += [*options.override, "--jobs", options.jobs]
         if subprocess.run([*command, "--output", str(output)], check=False).returncode:
             failed.append(name)
         elif (output / SUMMARY).is_file():
@@ -71,6 +65,19 @@ def main() -> int:
     if failed:
         print(f"not finished: {', '.join(failed)}", file=sys.stderr)
     return int(bool(failed))
+
+
+def source(parser: argparse.ArgumentParser, name: str, data: str) -> list[str]:
+    """The override that says where an experiment's data are."""
+    pattern = EXPERIMENTS[name]
+    if pattern is None:
+        return []
+    if not pattern:
+        return [f"data.source={data}"]
+    found = sorted(Path(data).glob(pattern)) or sorted(Path(data).glob(pattern[2:]))
+    if not found:
+        parser.error(f"--data: no {pattern} in {data}; it is wanted for {name}")
+    return [f"data.source={found[0].parent}"]
 
 
 def _runs(output: Path) -> list[Path]:

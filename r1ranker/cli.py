@@ -57,6 +57,9 @@ def prepare(
         str,
         typer.Option(help="raw, own data and trec: LOW-HIGH, of the iterative rows' pools [all]", show_default=False),
     ] = "",
+    merits: Annotated[
+        bool, typer.Option(help="raw: routing's training rows have every LLM's merit as its grade")
+    ] = False,
     template: Annotated[str | None, typer.Option(help="own data: a YAML file with the task's words")] = None,
     shuffle: Annotated[bool, typer.Option(help="own data: deal each pool's order anew")] = False,
     queries: Annotated[str | None, typer.Option(help="trec: id<tab>text")] = None,
@@ -78,7 +81,7 @@ def prepare(
     prepare_data(
         PrepareOptions(
             source, output, answer_style, think, task, seed, test_share, cold_start, tokenizer, max_prompt_length,
-            size, history or (), candidates, users, positions, recbole or (), template, shuffle, trec, test_rows, pool_sizes,
+            size, history or (), candidates, users, positions, recbole or (), template, shuffle, trec, test_rows, pool_sizes, merits,
         )
     )  # fmt: skip
 

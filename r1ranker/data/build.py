@@ -70,11 +70,14 @@ def build_bench(
             seen: set[int] = set()
             met: Counter[int] = Counter()  # of each key and task
             for sourced in source(out.tally):
-                example = _with_grades(sourced.example) if graded else sourced.example
+                split = plans[group].side[digest([sourced.key])]
+                example = sourced.example
+                if split == "test" and not sourced.graded_tests:
+                    example = replace(example, grades=())
+                if graded:
+                    example = _with_grades(example)
                 counts = out.tally.of(example.task)
                 request = _request(example)
-                key = digest([sourced.key])
-                split = plans[group].side[key]
                 own = digest([sourced.key, example.task])
                 met[own] += 1
                 if split == "test" and test_rows and not _is_kept(met[own], plans[group].rows[own], test_rows):

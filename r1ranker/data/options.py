@@ -12,6 +12,7 @@ from r1ranker.data.build import TEST_SHARE
 from r1ranker.data.generate import HUB_ID, MOST_TOKENS, TOY
 from r1ranker.data.raw import ATOMIC, is_raw
 from r1ranker.data.sources.passage import SIZES
+from r1ranker.data.sources.routing import OBJECTIVES
 from r1ranker.data.sources.trec import TrecFiles
 from r1ranker.data.sources.user_files import SUFFIXES, is_user_file
 from r1ranker.errors import UserError, at_least
@@ -52,6 +53,8 @@ class PrepareOptions:
     """of a user or query at most, evenly spread; 0: all"""
     pool_sizes: str = ""
     """of the iterative rows, LOW-HIGH; all where it is empty"""
+    merits: bool = False
+    """routing: training rows have each LLM's merit as its grade"""
 
 
 _USES: dict[str, tuple[str, tuple[Kind, ...]]] = {
@@ -63,6 +66,7 @@ _USES: dict[str, tuple[str, tuple[Kind, ...]]] = {
     "pool_sizes": ("--pool-sizes", ("raw", "own", "trec")),
     "positions": ("--positions", ("raw",)),
     "recbole": ("--recbole", ("raw",)),
+    "merits": ("--merits", ("raw",)),
     "test_share": ("--test-share", ("raw", "own", "trec")),
     "template": ("--template", ("own", "trec")),
     "shuffle": ("--shuffle", ("own", "trec")),
@@ -150,5 +154,7 @@ def _check_raw(changed: set[str], tasks: Sequence[str]) -> None:
     for field in ("history", "candidates", "users", "positions", "recbole"):
         if field in changed and not set(tasks) & set(ATOMIC):
             raise UserError(f"{_USES[field][0]}: of no use with {', '.join(tasks)}; a recommendation task has one")
+    if "merits" in changed and not set(tasks) & set(OBJECTIVES):
+        raise UserError(f"--merits: of no use with {', '.join(tasks)}; a routing task has them")
     if "test_share" in changed and set(tasks) <= set(SIZES):
         raise UserError(f"--test-share: of no use with {', '.join(tasks)}, whose source is split already")

@@ -79,7 +79,7 @@ def _sources(options: PrepareOptions, kind: Kind) -> tuple[dict[str, Source], li
     if kind == "raw":
         settings = raw_settings(
             options.history, options.candidates, options.users, options.seed, options.tasks, options.positions,
-            options.recbole,
+            options.recbole, options.merits,
         )  # fmt: skip
         return raw_sources(options.source, options.tasks, settings)
     return _user_sources(options) if options.trec is None else _trec_sources(options, options.trec)
@@ -115,6 +115,7 @@ def raw_settings(
     tasks: Sequence[str] | None = None,
     positions: int = 1,
     recbole: Sequence[str] = (),
+    merits: bool = False,
 ) -> RawSettings:
     """Settings of raw sources; `history` holds N for all recommendation tasks and TASK=N for one of `tasks`, `recbole` TASK=NAME."""
     shared, histories = RecommendationSettings().history, {}
@@ -135,7 +136,7 @@ def raw_settings(
         _check_recommendation("--recbole", task, tasks)
         names[task] = name
     recommendation = RecommendationSettings(shared, candidates, users, seed, positions)
-    return RawSettings(recommendation, histories, names, PassageSettings(seed=seed), seed)
+    return RawSettings(recommendation, histories, names, PassageSettings(seed=seed), seed, merits)
 
 
 def _check_recommendation(option: str, task: str, tasks: Sequence[str] | None) -> None:

@@ -38,6 +38,8 @@ class RawSettings:
     """task -> another RecBole data set than the published one"""
     passage: PassageSettings = field(default_factory=PassageSettings)
     seed: int = 42
+    merits: bool = False
+    """routing: training rows have each LLM's merit as its grade"""
 
     def of(self, task: str) -> RecommendationSettings:
         """Those of a recommendation task."""
@@ -63,7 +65,7 @@ def raw_sources(
     if any(name in OBJECTIVES for name in wanted):
         file = _find(directory, ROUTER, "Router")
         described = _found(directory, DESCRIPTIONS)
-        sources["routing"] = routing_source(file, described, settings.seed, wanted)
+        sources["routing"] = routing_source(file, described, settings.seed, wanted, settings.merits)
         lines.append(
             f"Router: {Path(file).name}{f', {Path(described).name}' if described else ''}. {LICENCES['Router']}"
         )
@@ -109,14 +111,16 @@ def recommendation_source(task: str, inter: str, item: str, settings: Recommenda
     return read
 
 
-def routing_source(file: str, descriptions: str | None, seed: int, tasks: Sequence[str]) -> Source:
+def routing_source(
+    file: str, descriptions: str | None, seed: int, tasks: Sequence[str], merits: bool = False
+) -> Source:
     """The queries of router_data.csv, for those of the three objectives that are among `tasks`."""
 
     def read(tally: Tally) -> Iterator[Sourced]:
         counted = Tally()
-        for query, example in read_routing(file, descriptions, seed, counted):
+        for query, example in read_routing(file, descriptions, seed, counted, merits):
             if example.task in tasks:
-                yield Sourced(query, example)
+                yield Sourced(query, example, graded_tests=False)
         _add(tally, counted, tasks)
 
     return read

@@ -21,12 +21,11 @@ from r1ranker.experiments.spec import Arm, Experiment, Harness
 from r1ranker.experiments.summary import (
     Measured,
     baselines_of,
-    print_summary,
     read_metrics,
     summarise_experiment,
     training_costs,
-    write_summary,
 )
+from r1ranker.experiments.tables import print_summary, write_summary
 from r1ranker.ranking.decode import EliminationSettings
 
 Report = dict[str, Any]
@@ -69,7 +68,7 @@ def run_experiment(experiment: Experiment, output: Path, jobs: int = 1) -> dict[
     if experiment.harness.tasks:
         _ask_harness(experiment.harness, measured, experiment, output, console)
     baselines = baselines_of(rows.test, rows.train) if experiment.baselines else {}
-    summary = summarise_experiment(experiment.title, list(measured.values()), baselines)
+    summary = summarise_experiment(experiment.title, list(measured.values()), baselines, experiment.course)
     write_summary(summary, output)
     print_summary(summary, console)
     console.print(f"{output}: {time.perf_counter() - began:.0f} s", highlight=False, markup=False)
@@ -145,14 +144,16 @@ def spread(rows: list[Any], limit: int | None) -> list[Any]:
 
 
 def _keep(experiment: Experiment, output: Path) -> None:
-    """Write the experiment beside its results; raises UserError where another one's are there."""
+    """Write the experiment beside its results; raises UserError where another one's are there. Other seeds are no other experiment."""
     from omegaconf import OmegaConf
 
     file, text = output / "experiment.yaml", OmegaConf.to_yaml(OmegaConf.structured(experiment))
-    if file.is_file() and file.read_text(encoding="utf-8") != text:
-        raise UserError(
-            f"{file}: another experiment's results are there; another --output is wanted, or {output} deleted"
-        )
+    if file.is_file():
+        kept: Any = OmegaConf.to_container(OmegaConf.load(file))
+        if kept | {"seeds": experiment.seeds} != OmegaConf.to_container(OmegaConf.create(text)):
+            raise UserError(
+                f"{file}: another experiment's results are there; another --output is wanted, or {output} deleted"
+            )
     with atomic_path(file) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
@@ -218,7 +219,7 @@ def _models(
         f"trainer.experiment_name={label}",
         f"trainer.default_local_dir={here / label}",
     ]
-    config = load_config(arm.config or experiment.config, [*given, *arm.overrides])
+    config = load_config(arm.config or experiment.config, [*given, *experiment.overrides, *arm.overrides])
     return base, fit(config)  # one that is done is only named
 
 

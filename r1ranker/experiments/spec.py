@@ -102,9 +102,13 @@ class Experiment:
     """RouterBench's table, below data.source: realised quality and cost of routing"""
     data: DataSpec = field(default_factory=DataSpec)
     model: ModelSpec = field(default_factory=ModelSpec)
+    overrides: list[str] = field(default_factory=list)
+    """of every arm's training config, before its own"""
     arms: dict[str, Arm] = field(default_factory=dict)
     curve: int | None = None
     """test rows a task on which every saved state of a training is measured as well (trainer.save_freq says how many)"""
+    course: int | None = None
+    """parts of each training whose means of reward, entropy and the like are shown"""
     harness: Harness = field(default_factory=Harness)
 
 

@@ -1,4 +1,4 @@
-"""What an experiment found: means over seeds with intervals over queries, paired tests, and what it cost; as JSON and as Markdown."""
+"""What an experiment found: means over seeds with intervals over queries, paired tests, and what it cost"""
 
 from __future__ import annotations
 
@@ -10,20 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.markdown import Markdown
 
-from r1ranker.atomic import atomic_path
 from r1ranker.evaluation.baselines import MostFrequentLabel, as_given, baselines_for, random_order
 from r1ranker.evaluation.metrics import mean_with_interval
 from r1ranker.evaluation.records import metrics_of
 from r1ranker.evaluation.results import randomisation_test
-from r1ranker.evaluation.table import with_interval
 from r1ranker.tasks.catalog import get_task
 from r1ranker.tasks.example import RankingExample
 
 METRICS = ("mrr", "ndcg@10")
-SUMMARY, TABLES = "summary.json", "summary.md"
 _PROCESSES = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
 Values = dict[str, dict[str, list[float]]]
 """metric -> task -> a value a query"""
@@ -63,8 +58,13 @@ def baselines_of(
     return found
 
 
-def summarise_experiment(title: str, measured: Sequence[Measured], baselines: Mapping[str, Values]) -> dict[str, Any]:
-    """{"title", "rankers", "baselines", "tests", "peak_memory_gib"}; MRR and NDCG lie between 0 and 1."""
+def summarise_experiment(
+    title: str, measured: Sequence[Measured], baselines: Mapping[str, Values], course: int | None = None
+) -> dict[str, Any]:
+    """{"title", "rankers", "baselines", "tests", "courses", "peak_memory_gib"}; MRR and NDCG lie between 0 and 1.
+
+    course: into how many parts a training is divided, of which means are taken; None: into none.
+    """
     values = {f"{one.label}, {one.when}": _values(one.reports) for one in measured}
     rankers = {name: _figures(found) | _costs(one) for (name, found), one in zip(values.items(), measured, strict=True)}
     tests = []
@@ -93,6 +93,7 @@ def summarise_experiment(title: str, measured: Sequence[Measured], baselines: Ma
         "baselines": {name: _figures(found) for name, found in baselines.items()},
         "tests": tests,
         "routing": _routing(measured),
+        "courses": {one.label: course_of(one.runs, course) for one in measured if one.runs and course is not None},
         "curves": {one.label: one.curves for one in measured if one.curves},
         "peak_memory_gib": max(resource.getrusage(who).ru_maxrss for who in _PROCESSES) / 2**20,
     }
@@ -143,6 +144,34 @@ def training_costs(lines: Sequence[Mapping[str, float]]) -> dict[str, float]:
     return {name: float(sum(line.get(key, 0.0) for line in lines)) for name, key in keys.items()}
 
 
+COURSE = {
+    "reward": "critic/score/mean",
+    "valid answers": "reward/valid/mean",
+    "entropy": "actor/entropy",
+    "KL": "actor/kl_loss",
+    "clipped": "actor/pg_clipfrac",
+    "gradient": "actor/grad_norm",
+    "tokens": "response_length/mean",
+}
+"""what is shown of a training's course -> its metric"""
+
+
+def course_of(runs: Sequence[Path], parts: int) -> list[dict[str, Any]]:
+    """Of each of `parts` equal parts of the trainings: {"step": its last one, name: each run's mean over its steps, in order}."""
+    lines = [[line for line in read_metrics(run) if COURSE["reward"] in line] for run in runs]
+    found = []
+    for part in range(parts):
+        pieces = [one[len(one) * part // parts : len(one) * (part + 1) // parts] for one in lines]
+        if all(pieces):
+            means = {
+                name: [float(np.mean([line[key] for line in piece if key in line])) for piece in pieces]
+                for name, key in COURSE.items()
+                if all(key in piece[0] for piece in pieces)
+            }
+            found.append({"step": pieces[0][-1]["step"]} | means)
+    return found
+
+
 def _routing(measured: Sequence[Measured]) -> dict[str, dict[str, dict[str, Any]]]:
     """task -> system -> what its first choices were worth; of rankers the mean over seeds, with each seed's merit."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
@@ -162,70 +191,6 @@ def _routing(measured: Sequence[Measured]) -> dict[str, dict[str, dict[str, Any]
     return found
 
 
-def write_summary(summary: dict[str, Any], output: Path) -> None:
-    """summary.json, and the same as tables in summary.md."""
-    for name, text in ((SUMMARY, json.dumps(summary, indent=1) + "\n"), (TABLES, as_markdown(summary))):
-        with atomic_path(output / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
-
-
-def as_markdown(summary: dict[str, Any]) -> str:
-    """Tables: rankers and baselines, by task where there are several, tests, routing, curves, costs."""
-    count = sum(summary["queries"].values())
-    parts = [
-        f"{count:,} test queries, {summary['seeds']} seeds; MRR and NDCG x 100 with 95% bootstrap intervals over queries, a query's value being the mean over the seeds.",
-        _all_table(summary),
-        *([_task_table(summary)] if len(summary["queries"]) > 1 else []),
-        *([_test_table(summary["tests"])] if summary["tests"] else []),
-        *(_routing_table(task, systems) for task, systems in summary["routing"].items()),
-        *(_curve_table(label, curves) for label, curves in summary["curves"].items()),
-        _cost_table(summary["rankers"]),
-        f"Most memory of a process: {summary['peak_memory_gib']:.1f} GiB.",
-    ]
-    return "\n\n".join(parts) + "\n"
-
-
-def _all_table(summary: Mapping[str, Any]) -> str:
-    """Rankers, and the baselines that rank every task."""
-    rows = [[name, *_cells(figures["all"]), _seeds(figures)] for name, figures in summary["rankers"].items()]
-    for name, one in summary["baselines"].items():
-        if len(one["mrr by task"]) == len(summary["queries"]):
-            rows.append([name, *_cells(one["all"]), ""])
-    return markdown_table(["", "MRR", "NDCG@10", "MRR by seed"], rows)
-
-
-def _task_table(summary: Mapping[str, Any]) -> str:
-    tasks = list(summary["queries"])
-    rows = [
-        [name, *(with_interval(one["mrr by task"][task]) if task in one["mrr by task"] else "" for task in tasks)]
-        for name, one in {**summary["rankers"], **summary["baselines"]}.items()
-    ]
-    return markdown_table(["MRR", *tasks], rows)
-
-
-def _test_table(tests: Sequence[Mapping[str, Any]]) -> str:
-    rows = [[one["first"], one["second"], f"{100 * one['difference']:+.1f}", f"{one['p']:.4f}"] for one in tests]
-    return markdown_table(["MRR of", "against", "difference", "p (paired randomisation test)"], rows)
-
-
-def _routing_table(task: str, systems: Mapping[str, Mapping[str, Any]]) -> str:
-    rows = []
-    for name, worth in systems.items():
-        figures = [_worth(worth, key) for key in ("quality", "merit", "gain")]
-        by_seed = ", ".join(f"{100 * gain:+.1f}" for gain in worth.get("gain by seed", ()))
-        rows.append([name, *figures, _dollars(worth), by_seed])
-    head = [task, "quality", "merit", "merit over the best single LLM's", "$ per 1,000 queries", "by seed"]
-    return markdown_table(head, rows)
-
-
-def _curve_table(label: str, curves: Sequence[Sequence[Mapping[str, float]]]) -> str:
-    rows = []
-    for mean in mean_curve(curves):
-        figures = f"{100 * mean['mrr']:.1f}", f"{mean['seconds']:,.0f}", f"{mean['tokens'] / 1e6:,.1f}"
-        rows.append([f"{mean['step']:,.0f}", *figures])
-    return markdown_table([f"{label}, step", "MRR", "training, s", "training tokens, million"], rows)
-
-
 def mean_curve(curves: Sequence[Sequence[Mapping[str, float]]]) -> list[dict[str, float]]:
     """Means over the seeds at each step that all of them have; one that was interrupted has another state there."""
     by_step = [{point["step"]: point for point in points} for points in curves]
@@ -233,42 +198,3 @@ def mean_curve(curves: Sequence[Sequence[Mapping[str, float]]]) -> list[dict[str
     return [
         {key: float(np.mean([points[step][key] for points in by_step])) for key in by_step[0][step]} for step in steps
     ]
-
-
-def _cost_table(rankers: Mapping[str, Mapping[str, Any]]) -> str:
-    rows = []
-    for name, one in rankers.items():
-        training = ["", ""]
-        if one["training_seconds"] is not None:
-            training = [f"{one['training_seconds']:,.0f}", f"{one['training_tokens'] / 1e6:,.1f}"]
-        keys = ("calls_per_query", "prompt_tokens_per_query", "response_tokens_per_query")
-        rows.append([name, *training, *(f"{one[key]:,.1f}" for key in keys), f"{100 * one['valid_answer_rate']:.1f}%"])
-    head = ["", "training, s", "training tokens, million"]
-    return markdown_table([*head, "calls a query", "prompt tokens", "response tokens", "valid answers"], rows)
-
-
-def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of GitHub's Markdown."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in lines)
-
-
-def _cells(figures: Mapping[str, Any]) -> list[str]:
-    return [with_interval(figures[metric]) if metric in figures else "" for metric in METRICS]
-
-
-def _worth(worth: Mapping[str, Any], key: str) -> str:
-    return with_interval(worth[key]) if "low" in worth[key] else f"{100 * worth[key]['mean']:.1f}"
-
-
-def _dollars(worth: Mapping[str, Any]) -> str:
-    return f"{worth['usd_per_1000_queries']['mean']:.2f}" if "usd_per_1000_queries" in worth else ""
-
-
-def _seeds(figures: Mapping[str, Any]) -> str:
-    return ", ".join(f"{100 * value:.1f}" for value in figures["mrr by seed"])
-
-
-def print_summary(summary: dict[str, Any], console: Console) -> None:
-    """The tables on the terminal."""
-    console.print(Markdown(as_markdown(summary)))

@@ -13,7 +13,7 @@ from r1ranker.rewards.iterative import iterative_task_score
 from r1ranker.tasks.answers import parse_answer, with_prefill
 from r1ranker.tasks.prompts import AnswerFormat, Mode
 
-__all__ = ["MODES", "REWARDS", "compute_score", "compute_score_linear", "get_reward", "register"]
+__all__ = ["MODES", "REWARDS", "compute_score", "compute_score_linear", "compute_score_task", "get_reward", "register"]
 
 MODES: dict[str, Mode] = {"direct_ranking": "direct", "iterative_ranking": "iterative"}
 """data_source -> how it is ranked"""
@@ -40,6 +40,15 @@ def compute_score_linear(
 ) -> dict[str, float]:
     """The same with the grade itself as its gain in NDCG."""
     return _score(data_source, solution_str, ground_truth, extra_info, linear_gain)
+
+
+@register("compute_score_task")
+def compute_score_task(
+    data_source: str, solution_str: str, ground_truth: Mapping[str, Any], extra_info: Mapping[str, Any] | None = None
+) -> dict[str, float]:
+    """The task's part alone as `score`: an answer's form counts only as far as it has to be found."""
+    parts = _score(data_source, solution_str, ground_truth, extra_info, exponential_gain)
+    return parts | {"score": parts["task"]}
 
 
 def _score(

@@ -49,7 +49,7 @@ def test_an_experiment_ends_in_results_of_every_arm(
         tmp_path / name / kept for kept in ("experiment.yaml", "summary.json", "summary.md")
     }
     with pytest.raises(UserError, match="another experiment's results are there"):
-        run_experiment(load_experiment(name, [*SMALL, "seeds=[2]"]), tmp_path / name)
+        run_experiment(load_experiment(name, [*SMALL, "engine=vllm"]), tmp_path / name)
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_an_experiment_ends_in_results_of_every_arm(
         (
             "zero",
             [],
-            "zero: no such experiment; there are algorithms, direct_iterative, model_sizes, out_of_domain, rec_game, rec_movie, rec_movie_1m, rec_music, routing, zero_shot",
+            "zero: no such experiment; there are algorithms, direct_iterative, model_sizes, nine, out_of_domain, passages, rec_game, rec_movie, rec_movie_1m, rec_music, robustness, routing, routing_merits, zero_shot",
         ),
         ("zero_shot", ["stps=1"], "Key 'stps' not in 'Experiment'"),
         ("zero_shot", ["steps=many"], "Value 'many'"),
@@ -78,12 +78,16 @@ def test_what_is_no_experiment_is_refused(name: str, overrides: list[str], messa
         "algorithms",
         "direct_iterative",
         "model_sizes",
+        "nine",
         "out_of_domain",
+        "passages",
         "rec_game",
         "rec_movie",
         "rec_movie_1m",
         "rec_music",
+        "robustness",
         "routing",
+        "routing_merits",
         "zero_shot",
     }
 
@@ -92,14 +96,16 @@ def test_seeds_are_averaged_and_compared_with_baselines_query_by_query(tmp_path:
     (tmp_path / "own.yaml").write_text(
         """
 title: two seeds
-steps: 3
+steps: 4
 cold_start: 0
 seeds: [1, 2]
+overrides: [trainer.save_freq=1, trainer.total_training_steps=5]
 baselines: true
 curve: 3
+course: 2
 data: {source: toy, size: 16, tasks: [Rec-Movie, Router-Cost], limit: 5}
 arms:
-  one: {mode: iterative, overrides: [trainer.save_freq=1]}
+  one: {mode: iterative, overrides: [trainer.total_training_steps=3]}
   two_out: {trained_as: one, elimination: {eliminate: 2}}
 """
     )
@@ -139,6 +145,18 @@ arms:
             rankings = {(*one["history"], one["query"]): one["ranking"] for one in whole["tasks"][task]["rankings"]}
             assert len(found["rankings"]) == 3
             assert all(rankings[(*one["history"], one["query"])] == one["ranking"] for one in found["rankings"])
+    runs = [output / f"seed_{seed}" / "one" / "metrics.jsonl" for seed in (1, 2)]
+    entropy = [
+        [json.loads(line)["actor/entropy"] for line in run.read_text().splitlines() if "actor/entropy" in line]
+        for run in runs
+    ]
+    parts = summary["courses"]["one"]
+    assert [part["step"] for part in parts] == [1, 3]
+    assert [part["entropy"] for part in parts] == [
+        [pytest.approx(one[0]) for one in entropy],
+        [pytest.approx((one[1] + one[2]) / 2) for one in entropy],
+    ]
+    assert "| one, up to step | reward | valid answers | entropy |" in (output / "summary.md").read_text()
     assert "| one, step | MRR |" in (output / "summary.md").read_text()
     assert set(summary["baselines"]["nearest queries"]["mrr by task"]) == {"Router-Cost"}
     # of pooled queries the random baseline's mean is known, and so is each difference
@@ -166,7 +184,8 @@ arms:
   two_out: {trained_as: one, elimination: {eliminate: 2}}
 """
     )
-    alone = run_experiment(load_experiment(str(tmp_path / "own.yaml")), tmp_path / "alone")
+    run_experiment(load_experiment(str(tmp_path / "own.yaml"), ["seeds=[1]"]), tmp_path / "alone")
+    alone = run_experiment(load_experiment(str(tmp_path / "own.yaml")), tmp_path / "alone")  # a seed more
     beside = run_experiment(load_experiment(str(tmp_path / "own.yaml")), tmp_path / "beside", jobs=2)
     assert list(alone) == list(beside)
     for label, reports in alone.items():

@@ -137,3 +137,19 @@ def test_a_users_own_reward_is_loaded_from_its_file(tmp_path: Path) -> None:
         get_reward(f"{tmp_path}/broken.py:f")
     with pytest.raises(UserError, match="compute_score"):
         get_reward("compute_scor")
+
+
+def test_the_task_alone_counts_without_the_reward_for_form() -> None:
+    truth = {"candidate_text": ["one", "two"], "gt": "one"}
+    for response, task in (
+        ("two</answer>", 1.0),
+        ("two</answer></answer>", 1.0),
+        ("one</answer>", 0.0),
+        ("three</answer>", -0.5),
+    ):
+        whole = get_reward("compute_score")("iterative_ranking", response, truth, {"think": False})
+        alone = get_reward("compute_score_task")("iterative_ranking", response, truth, {"think": False})
+        assert alone["score"] == task == whole["task"]
+        assert whole["score"] == task + whole["format"] + whole["tags"]
+    assert whole["format"] == 0
+    assert alone == whole

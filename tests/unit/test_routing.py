@@ -203,3 +203,33 @@ def test_worth_on_routerbench_is_what_pandas_says(real_raw: Path, tmp_path: Path
     assert means(found, "oracle")["usd_per_1000_queries"] == pytest.approx(1000 * best["cost_usd"].mean())
     assert means(found, "most frequent label") == means(found, "cheapest LLM")
     assert means(found, "most frequent label")["gain"] < -0.2
+
+
+def test_with_merits_training_rows_are_graded_by_what_each_llm_is_worth_and_test_rows_are_not(tmp_path: Path) -> None:
+    write_table(tmp_path / "router_data.csv")
+    tasks = ["Router-Performance", "Router-Balance"]
+    prepare(PrepareOptions(str(tmp_path), str(tmp_path / "out"), tasks=tasks, test_share=0.25, merits=True))
+    bench = str(tmp_path / "out" / "bench")
+    worth = {"Router-Performance": (1.0, 0.0), "Router-Balance": (0.5, 0.5)}
+    seen = 0
+    for task, rows in examples_by_task(bench, tasks, "train").items():
+        a, b = worth[task]
+        for row in rows:
+            for llm, (effect, cost, _) in zip(LLMS, TABLE.get(row.query, TABLE["test\n one"]), strict=True):
+                assert row.grade_of(llm) == pytest.approx((a * effect - b * cost + b) / (a + b))
+                seen += 1
+    assert seen == 2 * 3 * 3
+    for rows in examples_by_task(bench, tasks, "test").values():
+        assert [sorted(row.grades) for row in rows] == [[0.0, 0.0, 1.0]]
+        assert all(row.grade_of(row.positive) == 1.0 for row in rows)
+
+
+def test_merits_want_numbers_from_0_to_1(tmp_path: Path) -> None:
+    text = Path(write_table(tmp_path / "router_data.csv")).read_text().replace("large,1,1.0", "large,1,1.5")
+    (tmp_path / "router_data.csv").write_text(text)
+    options = PrepareOptions(str(tmp_path), str(tmp_path / "out"), tasks=["Router-Cost"], merits=True)
+    with pytest.raises(
+        UserError, match=r"router_data.csv: cost: found 1.5; numbers from 0 to 1 are wanted with --merits"
+    ):
+        prepare(options)
+    assert not (tmp_path / "out").exists()

@@ -39,11 +39,13 @@ class RoutingQuery:
     """the same as measured; empty where they are not known or were not asked for"""
 
 
-def read_routing(path: str, descriptions: str | None, seed: int, tally: Tally) -> Iterator[tuple[str, RankingExample]]:
+def read_routing(
+    path: str, descriptions: str | None, seed: int, tally: Tally, merits: bool = False
+) -> Iterator[tuple[str, RankingExample]]:
     """(query, example) of the three objectives, query after query; LLMs in an order of its own for each query.
 
     `descriptions` is a JSON file of name -> text, or name -> facts. Equal merits go to the cheaper LLM, then to the one
-    whose name comes first, and are counted. Raises UserError naming file and line for whatever cannot be read.
+    whose name comes first, and are counted. `merits`: examples have `merit_grades`. Raises UserError naming file and line for whatever cannot be read.
     """
     texts = read_descriptions(descriptions) if descriptions else {}
     for one in read_queries(path, tally):
@@ -57,7 +59,9 @@ def read_routing(path: str, descriptions: str | None, seed: int, tally: Tally) -
         for task, weights in OBJECTIVES.items():
             best, tied = best_llm(one, *weights)
             tally.of(task).noted["queries whose best LLM was a tie"] += tied
-            yield one.query, RankingExample(task, pool, best, query=one.query, texts=shown)
+            graded = merit_grades(one, *weights, path) if merits else ()
+            grades = tuple(graded[place] for place in order) if graded else ()
+            yield one.query, RankingExample(task, pool, best, query=one.query, texts=shown, grades=grades)
 
 
 def best_llm(one: RoutingQuery, a: float, b: float) -> tuple[str, bool]:
@@ -67,6 +71,21 @@ def best_llm(one: RoutingQuery, a: float, b: float) -> tuple[str, bool]:
     places = [place for place, merit in enumerate(merits) if merit == best]
     chosen = min(places, key=lambda place: (one.costs[place], one.llms[place]))
     return one.llms[chosen], len(places) > 1
+
+
+def merit_grades(one: RoutingQuery, a: float, b: float, path: str) -> tuple[float, ...]:
+    """a * effect - b * cost of each LLM, moved and scaled to 0..1 for all queries alike; empty where all are worth the same.
+
+    Raises UserError for an effect or a cost that is not between 0 and 1.
+    """
+    for name, values in (("effect", one.effects), ("cost", one.costs)):
+        for value in values:
+            if not 0 <= value <= 1:
+                raise UserError(f"{path}: {name}: found {value:g}; numbers from 0 to 1 are wanted with --merits")
+    grades = [
+        round((a * effect - b * cost + b) / (a + b), 9) for effect, cost in zip(one.effects, one.costs, strict=True)
+    ]
+    return tuple(grades) if max(grades) > min(grades) else ()
 
 
 def read_queries(path: str, tally: Tally, dollars: bool = False) -> Iterator[RoutingQuery]:

@@ -19,6 +19,8 @@ class Sourced:
     example: RankingExample
     split: Split | None = None
     """where the source says it itself"""
+    graded_tests: bool = True
+    """whether a test row keeps its grades; else it is measured by its positive alone"""
 
 
 Source = Callable[[Tally], Iterator[Sourced]]
