@@ -27,6 +27,8 @@ EXPERIMENTS: dict[str, str | None] = {
     "nine": "",
     "algorithms": "*/ml-100k.inter",
     "direct_iterative": None,
+    "answers": None,
+    "thinking": None,
     "model_sizes": None,
     "zero_shot": None,
     "robustness": None,

@@ -39,6 +39,10 @@ def prepare(
     cold_start: Annotated[
         bool, typer.Option(help="also write sft.parquet: the answer's format with random answers")
     ] = False,
+    teacher: Annotated[
+        bool,
+        typer.Option(help="with --cold-start: thoughts and answers of the most frequent label instead of random ones"),
+    ] = False,
     tokenizer: Annotated[str | None, typer.Option(help="model directory; prompts are measured in its tokens")] = None,
     max_prompt_length: Annotated[int, typer.Option(help="tokens; the share of prompts over it is shown")] = 1400,
     history: Annotated[
@@ -81,7 +85,7 @@ def prepare(
     prepare_data(
         PrepareOptions(
             source, output, answer_style, think, task, seed, test_share, cold_start, tokenizer, max_prompt_length,
-            size, history or (), candidates, users, positions, recbole or (), template, shuffle, trec, test_rows, pool_sizes, merits,
+            size, history or (), candidates, users, positions, recbole or (), template, shuffle, trec, test_rows, pool_sizes, merits, teacher,
         )
     )  # fmt: skip
 

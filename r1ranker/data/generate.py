@@ -15,7 +15,7 @@ from r1ranker.data.card import About, print_tables
 from r1ranker.data.dataset_writer import DataSetWriter, command_line
 from r1ranker.data.digest import digest
 from r1ranker.data.parquet import RowWriter, training_row, training_schema
-from r1ranker.data.sft import SFT_SCHEMA, cold_start_row
+from r1ranker.data.sft import SFT_SCHEMA, Teacher, cold_start_row
 from r1ranker.data.sources.ranking_bench import SPLITS, Split, read_ranking_bench
 from r1ranker.data.sources.toy import write_toy
 from r1ranker.data.statistics import RowStatistics
@@ -46,6 +46,8 @@ class TrainingOptions:
     answer_format: AnswerFormat = field(default_factory=AnswerFormat)
     cold_start_seed: int | None = None
     """with one, sft.parquet is written: completions of the right form for the training rows"""
+    teacher: Teacher | None = None
+    """whose thoughts and answers they are; None: answers are random"""
     tokenizer: PreTrainedTokenizerBase | None = None
     """with one, the prompts' tokens are measured"""
     most_tokens: int = MOST_TOKENS
@@ -85,7 +87,7 @@ class TrainingRows:
         row = training_row(example, self._mode, split, writer.count, answer_format, problem)
         writer.add(row)
         if split == "train" and self._options.cold_start_seed is not None:
-            self._file(SFT).add(cold_start_row(row, self._rng))
+            self._file(SFT).add(cold_start_row(row, self._rng, self._options.teacher))
         self.out.tally.of(example.task).written[split] += 1
         self._statistics.of(example.task).add(len(example.candidates), example.candidates.index(example.positive))
         if self._options.tokenizer is not None:

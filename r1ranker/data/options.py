@@ -55,6 +55,8 @@ class PrepareOptions:
     """of the iterative rows, LOW-HIGH; all where it is empty"""
     merits: bool = False
     """routing: training rows have each LLM's merit as its grade"""
+    teacher: bool = False
+    """the cold start has thoughts and answers of the most frequent label"""
 
 
 _USES: dict[str, tuple[str, tuple[Kind, ...]]] = {
@@ -67,6 +69,7 @@ _USES: dict[str, tuple[str, tuple[Kind, ...]]] = {
     "positions": ("--positions", ("raw",)),
     "recbole": ("--recbole", ("raw",)),
     "merits": ("--merits", ("raw",)),
+    "teacher": ("--teacher", ("toy", "layout")),
     "test_share": ("--test-share", ("raw", "own", "trec")),
     "template": ("--template", ("own", "trec")),
     "shuffle": ("--shuffle", ("own", "trec")),
@@ -128,6 +131,8 @@ def check_options(options: PrepareOptions, kind: Kind) -> None:
             raise UserError(
                 f"{name}: of no use with {_NAMES[kind]}; {' or '.join(_NAMES[one] for one in kinds)} is wanted"
             )
+    if options.teacher and not options.cold_start:
+        raise UserError("--teacher: of no use without --cold-start")
     if "max_prompt_length" in changed and options.tokenizer is None:
         raise UserError("--max-prompt-length: of no use without --tokenizer")
     if kind == "layout" and Path(options.source).is_dir():

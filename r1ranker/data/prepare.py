@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from r1ranker.atomic import locked
@@ -15,8 +16,9 @@ from r1ranker.data.generate import TrainingOptions, TrainingRows, checked_format
 from r1ranker.data.manifest import MANIFEST
 from r1ranker.data.options import Kind, PrepareOptions, check_options, kind_of_source, pool_sizes
 from r1ranker.data.raw import RawSettings, raw_sources
+from r1ranker.data.sft import Teacher
 from r1ranker.data.sources.passage import PassageSettings
-from r1ranker.data.sources.ranking_bench import CONFIGS, Split
+from r1ranker.data.sources.ranking_bench import CONFIGS, Split, read_ranking_bench
 from r1ranker.data.sources.recommendation import RecommendationSettings
 from r1ranker.data.sources.routing import OBJECTIVES
 from r1ranker.data.sources.sourced import Source, Sourced
@@ -45,7 +47,10 @@ def prepare(options: PrepareOptions) -> None:
 
         tokenizer = load_tokenizer(options.tokenizer)
     training = TrainingOptions(
-        answer_format, options.seed if options.cold_start else None, tokenizer, options.max_prompt_length
+        answer_format,
+        options.seed if options.cold_start else None,
+        tokenizer=tokenizer,
+        most_tokens=options.max_prompt_length,
     )
     with locked(Path(options.output)):
         if kind in ("toy", "layout"):
@@ -64,6 +69,9 @@ def _generate(options: PrepareOptions, kind: Kind, training: TrainingOptions) ->
         raise UserError(
             f"{bench}: holds another data set than {source}; another --output is wanted, or {bench} deleted"
         )
+    if options.teacher:
+        teacher = Teacher(example for _, example in read_ranking_bench(source, "direct", "train"))
+        training = replace(training, teacher=teacher)
     with ExitStack() as commit:
         made = [generate(source, _directory(options, mode), mode, training, options.tasks, commit) for mode in CONFIGS]
     for out in made:

@@ -1,9 +1,10 @@
-"""Cold-start data: completions of the right form whose answers are random, so that the form is taught and not the ranking."""
+"""Cold-start data: completions of the right form whose answers are random, so that the form is taught and not the ranking; or a teacher's."""
 
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -11,6 +12,7 @@ import pyarrow as pa
 from r1ranker.data.parquet import check_messages, row_format, row_mode
 from r1ranker.data.table import read_table
 from r1ranker.errors import UserError
+from r1ranker.tasks.example import RankingExample
 from r1ranker.tasks.text import shown
 
 SFT_SCHEMA = pa.schema(
@@ -21,15 +23,40 @@ SFT_SCHEMA = pa.schema(
 )
 
 
-def cold_start_row(row: dict[str, Any], rng: random.Random) -> dict[str, Any]:
-    """The (prompt, completion) row of a training row: a short thought where there is one, then a random valid answer."""
-    answer_format = row_format(row)
-    names = [shown(name) for name in row["reward_model"]["ground_truth"]["candidate_text"]]
-    written = [f"[{place}]" for place in range(1, len(names) + 1)] if answer_format.answer_style == "label" else names
-    rng.shuffle(written)
-    answer = "\n".join(written) if row_mode(row) == "direct" else written[0]
-    thought = f" There are {len(names)} candidates. I compare them with what is asked.</think>\n<answer>"
-    completion = f"{thought if answer_format.think else ''}{answer}</answer>"
+NAMED = 3
+"""candidates in a teacher's thought"""
+
+
+class Teacher:
+    """Ranks by how often a candidate was the positive of a training row of the same task."""
+
+    def __init__(self, training: Iterable[RankingExample]) -> None:
+        self._counts = Counter((example.task, example.positive) for example in training)
+
+    def order(self, task: str, names: Sequence[str]) -> list[int]:
+        """Places of the candidates, the best first; of equals the one that is listed first."""
+        return sorted(range(len(names)), key=lambda place: -self._counts[task, names[place]])
+
+
+def cold_start_row(row: dict[str, Any], rng: random.Random, teacher: Teacher | None = None) -> dict[str, Any]:
+    """The (prompt, completion) row of a training row: a short thought where there is one, then a random valid answer.
+
+    With a teacher the thought names the candidates that decide its answer, and the answer is its own.
+    """
+    answer_format, direct = row_format(row), row_mode(row) == "direct"
+    names = [str(name) for name in row["reward_model"]["ground_truth"]["candidate_text"]]
+    labels = answer_format.answer_style == "label"
+    written = [f"[{place}]" if labels else shown(name) for place, name in enumerate(names, start=1)]
+    if teacher is None:
+        rng.shuffle(written)
+        thought = f" There are {len(names)} candidates. I compare them with what is asked."
+    else:
+        order = teacher.order(row["extra_info"]["task_name"], names)
+        written = [written[place] for place in (order if direct else reversed(order))]
+        thought = f" {'Most' if direct else 'Least'} often chosen: {', '.join(written[:NAMED])}."
+    answer = "\n".join(written) if direct else written[0]
+    before = f"{thought}</think>\n<answer>" if answer_format.think else ""
+    completion = f"{before}{answer}</answer>"
     return {"prompt": row["prompt"], "completion": completion}
 
 

@@ -177,17 +177,22 @@ def _before(experiment: Experiment, label: str, arm: Arm, seed: int, bench: str,
     if arm.trained_as is not None:
         return _before(experiment, arm.trained_as, experiment.arms[arm.trained_as], seed, bench, output)
     here, rows = output / f"seed_{seed}", output / "data"
-    if arm.train:
+    own_rows = bool(arm.train or arm.answer_style or arm.teacher) or arm.think is not None
+    if own_rows:
         rows = output / "data_of" / label
         if not (rows / "iterative_ranking" / "manifest.json").is_file():
             prepare(
                 PrepareOptions(
-                    bench, str(rows), answer_style=experiment.answer_style, think=experiment.think, tasks=arm.train,
-                    cold_start=experiment.cold_start > 0,
+                    bench, str(rows), answer_style=arm.answer_style or experiment.answer_style, think=_thinks(experiment, arm),
+                    tasks=arm.train or experiment.data.tasks, cold_start=experiment.cold_start > 0, teacher=arm.teacher,
                 )
             )  # fmt: skip
     # arms of the same model and tasks begin with the same one
-    return _base(experiment, arm, rows, output, here / label if arm.train or arm.model else here, seed), rows
+    return _base(experiment, arm, rows, output, here / label if own_rows or arm.model else here, seed), rows
+
+
+def _thinks(experiment: Experiment, arm: Arm) -> bool:
+    return experiment.think if arm.think is None else arm.think
 
 
 def _models(
@@ -207,7 +212,7 @@ def _models(
     given = [
         f"data.train_files={directory / 'train.parquet'}",
         f"data.val_files={directory / 'test.parquet'}",
-        f"data.think={str(experiment.think).lower()}",
+        f"data.think={str(_thinks(experiment, arm)).lower()}",
         f"data.answer_style={arm.answer_style or experiment.answer_style}",
         f"data.seed={seed}",
         f"trainer.seed={seed}",
@@ -261,7 +266,7 @@ def _evaluate(
     style: Any = arm.answer_style or experiment.answer_style
     options = EvaluationOptions(
         bench, seed=seed, output_dir=str(directory), engine=experiment.engine, strategy=arm.mode,  # type: ignore[arg-type]
-        constrain=experiment.constrain, think=experiment.think, answer_style=style, elimination=EliminationSettings(**arm.elimination),
+        constrain=experiment.constrain, think=_thinks(experiment, arm), answer_style=style, elimination=EliminationSettings(**arm.elimination),
         router_data=None if router is None else router.path,
     )  # fmt: skip
     return evaluate(model, test, train, options, router=router)[0]

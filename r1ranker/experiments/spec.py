@@ -58,6 +58,9 @@ class Arm:
     config: str | None = None
     steps: int | None = None
     answer_style: str | None = None
+    think: bool | None = None
+    teacher: bool = False
+    """the cold start has a teacher's thoughts and answers"""
     overrides: list[str] = field(default_factory=list)
     """of the training config"""
     trained_as: str | None = None

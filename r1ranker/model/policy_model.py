@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 
@@ -45,17 +47,29 @@ class PolicyModel(nn.Module):
         """
         hidden = self.language_model.base_model(use_cache=False, **inputs).last_hidden_state[0]
         reads: Tensor | None = None
-        if 0 < len(targets) == len(constrained):  # the logits of a place are computed once for all the samples there
+        head = self.language_model.get_output_embeddings()
+        width = self.language_model.config.vocab_size
+        if 0 < len(targets) == len(constrained):
+            # the logits of a place are computed once for all the samples there, and of the tokens that some place allows alone
             predicting, reads = predicting.unique(return_inverse=True)
+            ids = allowed[allowed >= 0].unique()
+            width = len(ids)
+            weight, bias = (
+                head.weight.index_select(0, ids),
+                None if head.bias is None else head.bias.index_select(0, ids),
+            )
+            head = partial(functional.linear, weight=weight, bias=bias)
+            targets = torch.searchsorted(ids, targets)
+            allowed = torch.where(allowed < 0, allowed, torch.searchsorted(ids, allowed))
         states = hidden[predicting]
 
         def of_rows(states: Tensor, *chunk: Tensor, reads: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-            logits = self._logits(states)
+            logits = self._scaled(head(states))
             return token_logprobs(
                 logits, chunk[0], temperature, chunk[1], chunk[2], with_entropy, entropy_learns, reads
             )
 
-        rows = max(1, LOGITS_BYTES // (4 * self.language_model.config.vocab_size))
+        rows = max(1, LOGITS_BYTES // (4 * width))
         if len(states) <= rows:
             logprobs, entropy = of_rows(states, targets, constrained, allowed, reads=reads)
             # copies: FSDP hangs a hook on what is returned, which a view would lose
@@ -71,9 +85,8 @@ class PolicyModel(nn.Module):
                 parts.append(of_rows(states[start : start + rows], *chunk))
         return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts]) if with_entropy else None
 
-    def _logits(self, states: Tensor) -> Tensor:
-        """Logits [R, V] as the model's own forward pass makes them of its last hidden states [R, H]."""
-        logits: Tensor = self.language_model.get_output_embeddings()(states)
+    def _scaled(self, logits: Tensor) -> Tensor:
+        """Logits [R, V] as the model's own forward pass makes them of its output layer's."""
         config = self.language_model.config
         if getattr(config, "logits_scaling", None):  # Granite
             logits = logits / config.logits_scaling

@@ -18,7 +18,7 @@ from r1ranker.experiments.spec import BUILT_IN, load_experiment
 SMALL = ("steps=1", "cold_start=2", "data.size=16")
 
 
-@pytest.mark.parametrize("name", ["direct_iterative", "zero_shot", "model_sizes"])
+@pytest.mark.parametrize("name", ["direct_iterative", "zero_shot", "model_sizes", "answers", "thinking"])
 def test_an_experiment_ends_in_results_of_every_arm(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -58,7 +58,7 @@ def test_an_experiment_ends_in_results_of_every_arm(
         (
             "zero",
             [],
-            "zero: no such experiment; there are algorithms, direct_iterative, model_sizes, nine, out_of_domain, passages, rec_game, rec_movie, rec_movie_1m, rec_music, robustness, routing, routing_merits, zero_shot",
+            "zero: no such experiment; there are algorithms, answers, direct_iterative, model_sizes, nine, out_of_domain, passages, rec_game, rec_movie, rec_movie_1m, rec_music, robustness, routing, routing_merits, thinking, zero_shot",
         ),
         ("zero_shot", ["stps=1"], "Key 'stps' not in 'Experiment'"),
         ("zero_shot", ["steps=many"], "Value 'many'"),
@@ -76,6 +76,7 @@ def test_what_is_no_experiment_is_refused(name: str, overrides: list[str], messa
         load_experiment(name, overrides)
     assert {path.stem for path in BUILT_IN.glob("*.yaml")} == {
         "algorithms",
+        "answers",
         "direct_iterative",
         "model_sizes",
         "nine",
@@ -88,6 +89,7 @@ def test_what_is_no_experiment_is_refused(name: str, overrides: list[str], messa
         "robustness",
         "routing",
         "routing_merits",
+        "thinking",
         "zero_shot",
     }
 

@@ -27,6 +27,7 @@ from r1ranker.data.parquet import (
     training_row,
     write_rows,
 )
+from r1ranker.data.prepare import PrepareOptions, prepare
 from r1ranker.data.prompts import Prompt
 from r1ranker.data.sft import read_sft_rows
 from r1ranker.data.sources.ranking_bench import read_ranking_bench
@@ -38,6 +39,7 @@ from r1ranker.tasks.catalog import TASK_NAMES
 from r1ranker.tasks.example import RankingExample
 from r1ranker.tasks.pools import Elimination, sub_pools
 from r1ranker.tasks.prompts import AnswerFormat
+from r1ranker.tasks.text import shown
 
 
 def test_the_schema_is_verls(toy: Path) -> None:
@@ -143,6 +145,34 @@ def test_cold_start_rows_are_well_formed_and_do_not_give_the_ranking_away(
         assert all(score["valid"] == 1 and score["format"] == 0 and score["tags"] == 0 for score in scores)
         right = np.mean([score["task"] for score in scores])
         assert right < 0.9  # answers are random
+
+
+@pytest.mark.parametrize(("mode", "think"), [("direct", True), ("iterative", True), ("iterative", False)])
+def test_a_teacher_thinks_and_answers_by_the_labels_of_the_training_rows(
+    mode: str, think: bool, tmp_path: Path
+) -> None:
+    prepare(PrepareOptions("toy", str(tmp_path), think=think, size=30, cold_start=True, teacher=True))
+    bench = pd.read_parquet(tmp_path / "bench" / "direct" / "train.parquet")
+    counts = bench.groupby(["task_name", "gt"]).size()
+    rows = list(read_training_rows([str(tmp_path / f"{mode}_ranking" / "train.parquet")]))
+    completions = [one["completion"] for one in read_sft_rows([str(tmp_path / f"{mode}_ranking" / "sft.parquet")])]
+    assert len(rows) == len(completions)
+    for row, completion in zip(rows, completions, strict=True):
+        task, truth = row["extra_info"]["task_name"], row["reward_model"]["ground_truth"]
+        known = {shown(name): int(counts.get((task, name), 0)) for name in truth["candidate_text"]}
+        thought, _, answer = completion.removesuffix("</answer>").rpartition("<answer>")
+        named = [known[name] for name in answer.split("\n")] if think else [known[completion.removesuffix("</answer>")]]
+        if mode == "direct":
+            assert len(named) == len(known)
+            assert named == sorted(known.values(), reverse=True)
+        else:
+            assert named == [min(known.values())]
+        if think:
+            assert answer.split("\n")[0] in thought
+            assert thought.endswith("</think>\n")
+        score = compute_score(row["data_source"], completion, truth, row["extra_info"])
+        assert score["valid"] == 1
+        assert score["format"] == score["tags"] == 0
 
 
 def prompts(count: int, task: str = "Rec-Movie") -> list[Prompt]:

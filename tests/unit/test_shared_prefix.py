@@ -215,12 +215,48 @@ def test_logits_in_chunks_change_nothing(model: PreTrainedModel, monkeypatch: py
     batch = groups_of([(20, [5, 1, 9, 4]), (7, [3]), (12, [6, 6])])
     whole = policy_pass(model, batch, True)
     calls = []
-    inner = PolicyModel._logits
-    monkeypatch.setattr(PolicyModel, "_logits", lambda self, states: calls.append(len(states)) or inner(self, states))
+    inner = PolicyModel._scaled
+    monkeypatch.setattr(PolicyModel, "_scaled", lambda self, logits: calls.append(len(logits)) or inner(self, logits))
     monkeypatch.setattr(policy_model, "LOGITS_BYTES", 4 * 4 * model.config.vocab_size)
     assert_same(policy_pass(model, batch, True), whole)
     assert max(calls) == 4
     assert sum(calls) == 2 * 34, "each row once forward, once more backward"
+
+
+@pytest.mark.parametrize("chunk", [2**28, 4 * 3 * 5])
+def test_constrained_tokens_take_the_logits_of_allowed_ids_alone(
+    tiny_model: str, monkeypatch: pytest.MonkeyPatch, chunk: int
+) -> None:
+    policy = PolicyModel(load_causal_lm(tiny_model, torch.float32, PACKED))
+    whole = load_causal_lm(tiny_model, torch.float32, "eager")
+    prompts, allowed = ([5, 9, 7], [12, 8]), ([[11, 3, 30], [4, 11]], [[30, 2, 6], [6, 3]])
+    answers = [(0, [11, 4]), (0, [3, 11]), (0, [30, 4]), (1, [2, 3]), (1, [30, 6])]
+    batch = pack([Trajectory(prompts[g], ids, np.zeros(2), "stop", g, allowed=allowed[g]) for g, ids in answers])
+    widths = []
+    inner = PolicyModel._scaled
+    monkeypatch.setattr(
+        PolicyModel, "_scaled", lambda self, logits: widths.append(logits.shape[1]) or inner(self, logits)
+    )
+    monkeypatch.setattr(policy_model, "LOGITS_BYTES", chunk)
+    places = batch.predicting, batch.targets, batch.constrained, batch.allowed
+    logprobs, entropy = policy(*places, 0.7, True, True, **batch.model_inputs())
+    assert set(widths) == {len({id_ for one in allowed for ids in one for id_ in ids})}
+    expected, spread = [], []
+    for group, ids in answers:
+        logits = whole(torch.tensor([[*prompts[group], *ids]])).logits[0] / 0.7
+        for place, token in enumerate(ids):
+            own = logits[len(prompts[group]) + place - 1]
+            every = own[allowed[group][place]].log_softmax(dim=0)
+            expected.append(every[allowed[group][place].index(token)])
+            spread.append(-(every.exp() * every).sum())
+    torch.testing.assert_close(logprobs, torch.stack(expected), atol=1e-5, rtol=0)
+    torch.testing.assert_close(entropy, torch.stack(spread), atol=1e-5, rtol=0)
+    directions = torch.randn(2, len(expected), generator=torch.Generator().manual_seed(3))
+    (directions[0] * logprobs + directions[1] * entropy).sum().backward()
+    (directions[0] * torch.stack(expected) + directions[1] * torch.stack(spread)).sum().backward()
+    others = dict(whole.named_parameters())
+    for name, one in policy.language_model.named_parameters():
+        torch.testing.assert_close(one.grad, others[name].grad, atol=1e-5, rtol=0, msg=name)
 
 
 SHAPE = {
