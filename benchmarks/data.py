@@ -83,7 +83,7 @@ def build_with_pandas(source: str, output: str, model: str) -> int:
             lambda one, config=config: (
                 [one] if config == "direct" else [one.with_pool(pool) for pool in sub_pools(one, rng)]
             )
-        ).explode()  # type: ignore[misc]
+        ).explode()
         for name, word in (
             (f"bench/{config}", lambda one, config=config: bench_row(one, config)),
             (f"{config}_ranking", lambda one, config=config: training_row(one, config, "", 0)),

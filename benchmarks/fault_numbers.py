@@ -67,7 +67,7 @@ def bad_numbers(ground: Ground, times: int, chance: random.Random) -> list[Row]:
 
 def rewards(ground: Ground, times: int, chance: random.Random) -> list[Row]:
     """A reward of one's own that raises, hangs or dies."""
-    rows = []
+    rows: list[Row] = []
     share = 4
     for what, how, settings in (
         ("a reward that raises", "raise KeyError('brand')", ()),
@@ -97,13 +97,13 @@ def rewards(ground: Ground, times: int, chance: random.Random) -> list[Row]:
         )
     file.write_text(FAILING.format(how="raise KeyError('brand')", share=60))
     done = ground.run(ground.place("reward_many"), *own)
-    good = int(done.code == 2 and done.in_a_line and "reward.max_failure_rate is 0.05" in done.text)
+    refused = int(done.code == 2 and done.in_a_line and "reward.max_failure_rate is 0.05" in done.text)
     rows.append(
         Row(
             "a reward that raises for most",
             "ends in the first step, a line, exit code 2",
             1,
-            good,
+            refused,
             "nothing: nothing was learned",
         )
     )

@@ -198,7 +198,7 @@ def permissions(ground: Ground, times: int, chance: random.Random) -> list[Row]:
 
 def lost_processes(ground: Ground, times: int, chance: random.Random) -> list[Row]:
     """Processes of Ray's that are killed, or stop answering."""
-    rows = []
+    rows: list[Row] = []
     apart = (*WITH_RAY[:1], "actor_rollout_ref.rollout.placement=separate")
     quick = "trainer.timeout=20"
     for what, setting, title, number, more in (

@@ -21,6 +21,7 @@ from common import Peak, build, groups
 
 from r1ranker.model.execution import Execution
 from r1ranker.trainer.balance import Budget, arrange
+from r1ranker.trainer.config import TrainerConfig
 from r1ranker.trainer.losses import ClipRange
 from r1ranker.trainer.policy import Policy, PolicyLoss
 from r1ranker.trainer.process import join
@@ -60,7 +61,7 @@ def memory(directory: str, share: bool, prompt: int, response: int, n: int, max_
 
 def measure_memory(directory: str, share: str, prompt: str, response: str, n: str, max_tokens: str) -> None:
     """The child's part of `memory`."""
-    join(None, 0, 1, torch.device("cpu"))
+    join(None, 0, 1, torch.device("cpu"), TrainerConfig().timeout)
     side = Side(directory, share == "1", int(max_tokens))
     side.run(8, 8, 1, 0)  # what is allocated once
     with Peak() as peak:
@@ -82,7 +83,7 @@ def main() -> None:
     if options.memory:
         measure_memory(*options.memory)
         return
-    join(None, 0, 1, torch.device("cpu"))
+    join(None, 0, 1, torch.device("cpu"), TrainerConfig().timeout)
     with tempfile.TemporaryDirectory() as directory:
         build(directory, options.hidden, options.layers)
         shared, plain = (Side(directory, share, options.max_tokens) for share in (True, False))
