@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from r1ranker.data.tokenise import plain_ids
@@ -39,9 +40,15 @@ def build_constraint(
         names = [shown(name) for name in candidates]
     eos = int(tokenizer.eos_token_id)
     # a name and what follows it are tokenised together, since the break between them may be inside a token
-    last = tuple((*plain_ids(tokenizer, name + _CLOSING), eos) for name in names)
-    more = tuple(tuple(plain_ids(tokenizer, name + "\n")) for name in names) if mode == "direct" else ()
+    last = tuple((*_ids(tokenizer, name + _CLOSING), eos) for name in names)
+    more = tuple(_ids(tokenizer, name + "\n") for name in names) if mode == "direct" else ()
     return PoolConstraint(more=more, last=last, begun=not answer_format.think)
+
+
+@lru_cache(maxsize=2**16)
+def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
+    """Kept, since the same candidates stand in many pools."""
+    return tuple(plain_ids(tokenizer, text))
 
 
 class ConstraintState:

@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from r1ranker.data.prompts import Prompt
 from r1ranker.errors import RunError, UserError
-from r1ranker.rollout.constraint import ConstraintState, PoolConstraint, build_constraint
+from r1ranker.rollout.constraint import PoolConstraint, build_constraint
 from r1ranker.rollout.engine import Completion
 from r1ranker.trainer.balance import Budget
 from r1ranker.trainer.cluster import Cluster
@@ -63,13 +63,15 @@ def _constraint(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> PoolConst
 
 
 def _answers(constraint: PoolConstraint, prompt: Prompt, group: int) -> list[Trajectory]:
+    # what may follow each beginning; as ConstraintState has it, where one answer alone goes on no place is a choice any more
+    following: dict[tuple[int, ...], list[int]] = {}
+    for ids in constraint.last:
+        for depth, token in enumerate(ids):
+            following.setdefault(ids[:depth], []).append(token)
+    choices = {begun: sorted(set(tokens)) for begun, tokens in following.items() if len(tokens) > 1}
     answers = []
     for ids in constraint.last:
-        state, allowed = ConstraintState(constraint, lambda token: ""), []
-        while state.rest() is None:
-            allowed.append(state.allowed())
-            state.advance(ids[len(allowed) - 1])
-        allowed += [[token] for token in ids[len(allowed) :]]
+        allowed = [choices.get(ids[:depth], [token]) for depth, token in enumerate(ids)]
         nothing = np.zeros(len(ids))
         answers.append(Trajectory(prompt.token_ids, list(ids), nothing, "stop", group, allowed=allowed))
     return answers

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from r1ranker.data.loader import load_prompts
 from r1ranker.data.prompts import Prompt
 from r1ranker.errors import RunError, UserError
 from r1ranker.model.init import save_hf
-from r1ranker.rollout.constraint import build_constraint
+from r1ranker.rollout.constraint import ConstraintState, PoolConstraint, build_constraint
 from r1ranker.trainer.cluster import started
 from r1ranker.trainer.config import Config
 from r1ranker.trainer.config_load import load_config
 from r1ranker.trainer.estimation import put_advantages, put_shares
-from r1ranker.trainer.every_answer import every_answer, probabilities
+from r1ranker.trainer.every_answer import _answers, every_answer, probabilities
 from r1ranker.trainer.loop import Run
 
 
@@ -50,6 +53,20 @@ def path_probabilities(model: Any, prompt: Prompt, paths: Sequence[Sequence[int]
             logprob = logprob + row[token] - row[going].logsumexp(0)
         found.append(logprob.exp())
     return torch.stack(found)
+
+
+@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=4), min_size=1, max_size=6))
+def test_what_every_answer_allows_is_what_sampling_does(names: list[list[int]]) -> None:
+    last = tuple(dict.fromkeys((*name, 9) for name in names))  # 9 ends an answer, so that none begins another
+    constraint = PoolConstraint((), last, True)
+    prompt: Any = SimpleNamespace(token_ids=[5])
+    for ids, answer in zip(last, _answers(constraint, prompt, 0), strict=True):
+        state, allowed = ConstraintState(constraint, lambda token: ""), []
+        while state.rest() is None:
+            allowed.append(state.allowed())
+            state.advance(ids[len(allowed) - 1])
+        assert answer.response_ids == list(ids)
+        assert answer.allowed == [*allowed, *([token] for token in state.rest() or ())]
 
 
 def test_probabilities_are_those_of_the_model_over_the_pool(config: Config, toy: Path, tiny_model: str) -> None:
