@@ -87,7 +87,10 @@ def init_model(
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, names: Sequence[str] = ()) -> PreTrainedTokenizerFast:
-    """Byte-level BPE with ChatML control tokens; tags, labels [1]..[20], `names` and what goes before them in a list are one token each."""
+    """Byte-level BPE with ChatML control tokens; tags, labels [1]..[20], `names` and what goes before them in a list are one token each.
+
+    A name that the byte-level decoder would take for bytes, such as 'Alien³', is spelled instead.
+    """
     raw = Tokenizer(models.BPE())
     raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     raw.decoder = decoders.ByteLevel()
@@ -98,7 +101,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, names: Sequence[str] 
         show_progress=False,
     )
     raw.train_from_iterator(texts, trainer)
-    whole = dict.fromkeys((*TAGS, *LABELS, *names, *([BULLET] if names else [])))
+    alphabet = set(pre_tokenizers.ByteLevel.alphabet())
+    kept = [name for name in names if name.isascii() or not alphabet.issuperset(name)]
+    whole = dict.fromkeys((*TAGS, *LABELS, *kept, *([BULLET] if names else [])))
     raw.add_tokens([AddedToken(name, special=False, normalized=False) for name in whole])
     return PreTrainedTokenizerFast(
         tokenizer_object=raw,

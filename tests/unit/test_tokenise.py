@@ -54,6 +54,19 @@ def test_titles_are_one_token_where_asked() -> None:
     assert len(plain_ids(TOKENIZER, "Silent Island")) > 1
 
 
+NAMES = ["Alien³", "Amélie", "Pokémon 3", "Léon", "Ran", "Über", "東京物語", "Æon Flux", "½", "Mädchen, die"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_name_reads_as_it_was_written(name: str) -> None:
+    tokenizer = train_tokenizer(["films I have watched"], 300, names=NAMES)
+    text = f"{name}\n{name}</answer>"
+    ids = plain_ids(tokenizer, text)
+    assert tokenizer.decode(ids) == text
+    assert "".join(tokenizer.decode([id_]) for id_ in plain_ids(tokenizer, "Pokémon 3 Ran")) == "Pokémon 3 Ran"
+    assert len(plain_ids(tokenizer, "Pokémon 3")) == 1
+
+
 def test_a_tokenizer_without_template_is_refused() -> None:
     bare = train_tokenizer(["film"], 300)
     bare.chat_template = None
