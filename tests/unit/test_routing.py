@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from r1ranker.data.prepare import PrepareOptions, prepare
+from r1ranker.data.sources.routing import RoutingQuery, merit_grades
 from r1ranker.data.sources.toy_raw import write_toy_raw
 from r1ranker.errors import UserError
 from r1ranker.evaluation.baselines import MostFrequentLabel
@@ -222,6 +223,15 @@ def test_with_merits_training_rows_are_graded_by_what_each_llm_is_worth_and_test
     for rows in examples_by_task(bench, tasks, "test").values():
         assert [sorted(row.grades) for row in rows] == [[0.0, 0.0, 1.0]]
         assert all(row.grade_of(row.positive) == 1.0 for row in rows)
+
+
+def test_llms_that_are_worth_the_same_have_the_same_grade_and_none_where_none_is_right() -> None:
+    def grades(*effects: float) -> tuple[float, ...]:
+        return merit_grades(RoutingQuery("q", LLMS, effects, (0.1, 0.9, 0.5)), 1.0, 0.0, "file")
+
+    assert grades(1, 1, 1) == (1, 1, 1)
+    assert grades(0, 1, 0) == (0, 1, 0)
+    assert grades(0, 0, 0) == ()
 
 
 def test_merits_want_numbers_from_0_to_1(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def best_llm(one: RoutingQuery, a: float, b: float) -> tuple[str, bool]:
 
 
 def merit_grades(one: RoutingQuery, a: float, b: float, path: str) -> tuple[float, ...]:
-    """a * effect - b * cost of each LLM, moved and scaled to 0..1 for all queries alike; empty where all are worth the same.
+    """a * effect - b * cost of each LLM, moved and scaled to 0..1 for all queries alike; empty where all are worth nothing.
 
     Raises UserError for an effect or a cost that is not between 0 and 1.
     """
@@ -85,7 +85,7 @@ def merit_grades(one: RoutingQuery, a: float, b: float, path: str) -> tuple[floa
     grades = [
         round((a * effect - b * cost + b) / (a + b), 9) for effect, cost in zip(one.effects, one.costs, strict=True)
     ]
-    return tuple(grades) if max(grades) > min(grades) else ()
+    return tuple(grades) if max(grades) > 0 else ()
 
 
 def read_queries(path: str, tally: Tally, dollars: bool = False) -> Iterator[RoutingQuery]:
