@@ -66,8 +66,11 @@ def _task_table(summary: Mapping[str, Any]) -> str:
 
 
 def _test_table(tests: Sequence[Mapping[str, Any]]) -> str:
-    rows = [[one["first"], one["second"], f"{100 * one['difference']:+.1f}", f"{one['p']:.4f}"] for one in tests]
-    return markdown_table(["MRR of", "against", "difference", "p (paired randomisation test)"], rows)
+    """A row a ranker, a column an opponent."""
+    found = {(one["first"], one["second"]): f"{100 * one['difference']:+.1f} ({one['p']:.4f})" for one in tests}
+    first, second = (list(dict.fromkeys(pair[side] for pair in found)) for side in (0, 1))
+    rows = [[name, *(found.get((name, other), "") for other in second)] for name in first]
+    return markdown_table(["difference of MRR (p, paired randomisation test)", *(f"to {one}" for one in second)], rows)
 
 
 def _routing_table(task: str, systems: Mapping[str, Mapping[str, Any]]) -> str:
