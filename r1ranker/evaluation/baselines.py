@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 from r1ranker.errors import UserError, note
 from r1ranker.evaluation import sasrec
@@ -57,7 +58,7 @@ def baselines_for(training: Sequence[RankingExample], task: str) -> list[ScoredO
         raise UserError(f"{task}: no training rows; at least one is wanted to fit baselines on")
     fitted: list[ScoredOrder] = [BM25(), TfIdfCosine(rows)]
     if get_task(task).scenario == "routing":
-        fitted.append(NearestQueries(rows))
+        fitted.append(NearestQueries([replace(one, grades=()) for one in rows]))  # what they count is positives
     with_history = [example for example in rows if example.history]
     if with_history:
         sequences = sequences_of(with_history)

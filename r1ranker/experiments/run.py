@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from r1ranker.data.generate import TOY
 from r1ranker.data.options import PrepareOptions
 from r1ranker.data.prepare import prepare
 from r1ranker.errors import UserError
-from r1ranker.experiments.parallel import side_by_side
+from r1ranker.experiments.parallel import Unit, side_by_side
 from r1ranker.experiments.spec import Arm, Experiment, Harness
 from r1ranker.experiments.summary import (
     Measured,
@@ -47,11 +46,13 @@ def run_experiment(experiment: Experiment, output: Path, jobs: int = 1) -> dict[
             for label, arm in experiment.arms.items():
                 _before(experiment, label, arm, seed, bench, output)
         units = {
-            f"{labels[0]}, seed {seed}": (experiment, labels, seed, output)
+            f"{labels[0]}, seed {seed}": Unit(
+                measure_arms, (experiment, labels, seed, output), output / f"seed_{seed}" / f"{labels[0]}.log"
+            )
             for seed in experiment.seeds
             for labels in _families(experiment)
         }
-        side_by_side(measure_apart, units, jobs, console)
+        side_by_side(units, jobs, console)
     rows = _rows(experiment, bench)
     measured: dict[str, Measured] = {}
     for seed in experiment.seeds:
@@ -115,14 +116,11 @@ def measure_arm(
     return before, after, _curve(experiment, label, arm, base, test, known, here, seed, rows.bench)
 
 
-def measure_apart(experiment: Experiment, labels: Sequence[str], seed: int, output: Path) -> None:
-    """`measure_arm` of several arms, as a process of its own does it; what they say goes to a file beside the results."""
-    log = output / f"seed_{seed}" / f"{labels[0]}.log"
-    log.parent.mkdir(parents=True, exist_ok=True)
-    with log.open("a", encoding="utf-8") as said, redirect_stdout(said), redirect_stderr(said):
-        rows = _rows(experiment, _data(experiment, output))
-        for label in labels:
-            measure_arm(experiment, rows, label, seed, output, Console())
+def measure_arms(experiment: Experiment, labels: Sequence[str], seed: int, output: Path) -> None:
+    """`measure_arm` of several arms, whose results are left where they lie."""
+    rows = _rows(experiment, _data(experiment, output))
+    for label in labels:
+        measure_arm(experiment, rows, label, seed, output, Console())
 
 
 def _families(experiment: Experiment) -> list[list[str]]:

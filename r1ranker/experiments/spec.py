@@ -157,6 +157,8 @@ def _check_arm(where: str, label: str, arm: Arm, experiment: Experiment) -> None
     before = list(experiment.arms)[: list(experiment.arms).index(label)]
     if arm.trained_as is not None and arm.trained_as not in before:
         raise UserError(f"{where}.trained_as: found {arm.trained_as!r}; an arm before it is wanted")
+    if arm.teacher and (not experiment.cold_start or arm.trained_as is not None):
+        raise UserError(f"{where}.teacher: of no use without a cold start of its own")
     try:
         EliminationSettings(**arm.elimination)
     except TypeError as error:

@@ -166,7 +166,7 @@ def course_of(runs: Sequence[Path], parts: int) -> list[dict[str, Any]]:
             means = {
                 name: [float(np.mean([line[key] for line in piece if key in line])) for piece in pieces]
                 for name, key in COURSE.items()
-                if all(key in piece[0] for piece in pieces)
+                if all(any(key in line for line in piece) for piece in pieces)
             }
             found.append({"step": pieces[0][-1]["step"]} | means)
     return found

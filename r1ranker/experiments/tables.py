@@ -85,7 +85,7 @@ def _routing_table(task: str, systems: Mapping[str, Mapping[str, Any]]) -> str:
 
 def _course_table(label: str, course: Sequence[Mapping[str, Any]]) -> str:
     """Means over the seeds, with the lowest and the highest of them."""
-    names = [name for name in COURSE if name in course[0]]
+    names = [name for name in COURSE if all(name in part for part in course)]
     rows = []
     for part in course:
         cells = (f"{np.mean(part[name]):.3g} ({min(part[name]):.3g} to {max(part[name]):.3g})" for name in names)

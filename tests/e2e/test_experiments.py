@@ -14,6 +14,7 @@ from r1ranker.evaluation.harness import run_harness
 from r1ranker.evaluation.results import read_result, result_files
 from r1ranker.experiments.run import run_experiment
 from r1ranker.experiments.spec import BUILT_IN, load_experiment
+from r1ranker.experiments.summary import course_of
 
 SMALL = ("steps=1", "cold_start=2", "data.size=16")
 
@@ -68,6 +69,7 @@ def test_an_experiment_ends_in_results_of_every_arm(
         ("zero_shot", ["seeds=[1,1]"], "seeds: found .1, 1.; distinct numbers are wanted"),
         ("zero_shot", ["data.options={usres: 3}"], r"data.options: no 'usres' .did you mean 'users'.. of prepare's"),
         ("zero_shot", ["arms.to_routing.trained_as=to_passages"], "an arm before it is wanted"),
+        ("thinking", ["cold_start=0"], "arms.at_once_taught.teacher: of no use without a cold start"),
         ("zero_shot", ["arms.to_routing.elimination={vote: 3}"], "elimination: .*vote"),
     ],
 )
@@ -197,11 +199,23 @@ arms:
     broken = load_experiment(str(tmp_path / "own.yaml"), ["arms.one.overrides=[trainer.nonsense=1]", "arms.other={}"])
     with pytest.raises(UserError, match=r"one, seed 1: .*nonsense") as raised:
         run_experiment(broken, tmp_path / "broken", jobs=2)
-    assert "other" not in str(raised.value)
+    assert "other" not in str(raised.value).replace(str(tmp_path), "")
     assert {path.parent.parent.name for path in (tmp_path / "broken").glob("seed_*/other/actor/config.json")} == {
         "other"
     }
     assert len(result_files(tmp_path / "broken" / "seed_2" / "eval" / "other" / "after")) == 1
+
+
+def test_a_course_is_told_of_steps_without_an_update_too(tmp_path: Path) -> None:
+    lines = [
+        {"step": step, "critic/score/mean": step / 10} | ({"actor/entropy": 2.0} if step != 3 else {})
+        for step in range(1, 7)
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    parts = course_of([tmp_path, tmp_path], 3)
+    assert [part["step"] for part in parts] == [2, 4, 6]
+    assert [part["reward"] for part in parts] == [[pytest.approx(mean)] * 2 for mean in (0.15, 0.35, 0.55)]
+    assert [part["entropy"] for part in parts] == [[2.0, 2.0]] * 3
 
 
 def test_the_harness_scores_a_saved_model_on_a_task_of_ones_own(tiny_model: str, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from r1ranker.data.prepare import PrepareOptions, prepare
 from r1ranker.data.sources.routing import RoutingQuery, merit_grades
 from r1ranker.data.sources.toy_raw import write_toy_raw
 from r1ranker.errors import UserError
-from r1ranker.evaluation.baselines import MostFrequentLabel
+from r1ranker.evaluation.baselines import MostFrequentLabel, baselines_for
 from r1ranker.evaluation.routing import FixedLLM, RouterTable, first_of, routing_baselines, routing_figures
 from r1ranker.evaluation.runner import EvaluationOptions, examples_by_task, run_evaluation
 from r1ranker.tasks.example import RankingExample
@@ -220,18 +220,27 @@ def test_with_merits_training_rows_are_graded_by_what_each_llm_is_worth_and_test
                 assert row.grade_of(llm) == pytest.approx((a * effect - b * cost + b) / (a + b))
                 seen += 1
     assert seen == 2 * 3 * 3
+    plain = str(tmp_path / "plain")
+    prepare(PrepareOptions(str(tmp_path), plain, tasks=tasks, test_share=0.25))
+    rows, test = (examples_by_task(bench, tasks, split)["Router-Balance"] for split in ("train", "test"))
+    ungraded = examples_by_task(f"{plain}/bench", tasks, "train")["Router-Balance"]
+    nearest, same = (
+        next(one for one in baselines_for(known, "Router-Balance") if one.name == "nearest queries")
+        for known in (rows, ungraded)
+    )
+    assert nearest.scores(test[0]) == same.scores(test[0])  # it counts positives, graded or not
     for rows in examples_by_task(bench, tasks, "test").values():
         assert [sorted(row.grades) for row in rows] == [[0.0, 0.0, 1.0]]
         assert all(row.grade_of(row.positive) == 1.0 for row in rows)
 
 
-def test_llms_that_are_worth_the_same_have_the_same_grade_and_none_where_none_is_right() -> None:
+def test_llms_that_are_worth_the_same_have_the_same_grade_where_none_is_right_too() -> None:
     def grades(*effects: float) -> tuple[float, ...]:
         return merit_grades(RoutingQuery("q", LLMS, effects, (0.1, 0.9, 0.5)), 1.0, 0.0, "file")
 
     assert grades(1, 1, 1) == (1, 1, 1)
     assert grades(0, 1, 0) == (0, 1, 0)
-    assert grades(0, 0, 0) == ()
+    assert grades(0, 0, 0) == (1, 1, 1)
 
 
 def test_merits_want_numbers_from_0_to_1(tmp_path: Path) -> None:

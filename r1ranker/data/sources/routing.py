@@ -60,7 +60,7 @@ def read_routing(
             best, tied = best_llm(one, *weights)
             tally.of(task).noted["queries whose best LLM was a tie"] += tied
             graded = merit_grades(one, *weights, path) if merits else ()
-            grades = tuple(graded[place] for place in order) if graded else ()
+            grades = tuple(graded[place] for place in order) if merits else ()
             yield one.query, RankingExample(task, pool, best, query=one.query, texts=shown, grades=grades)
 
 
@@ -74,7 +74,7 @@ def best_llm(one: RoutingQuery, a: float, b: float) -> tuple[str, bool]:
 
 
 def merit_grades(one: RoutingQuery, a: float, b: float, path: str) -> tuple[float, ...]:
-    """a * effect - b * cost of each LLM, moved and scaled to 0..1 for all queries alike; empty where all are worth nothing.
+    """a * effect - b * cost of each LLM, moved and scaled to 0..1 for all queries alike; 1 where all are worth nothing, which says as little.
 
     Raises UserError for an effect or a cost that is not between 0 and 1.
     """
@@ -85,7 +85,7 @@ def merit_grades(one: RoutingQuery, a: float, b: float, path: str) -> tuple[floa
     grades = [
         round((a * effect - b * cost + b) / (a + b), 9) for effect, cost in zip(one.effects, one.costs, strict=True)
     ]
-    return tuple(grades) if max(grades) > 0 else ()
+    return tuple(grades) if max(grades) > 0 else (1.0,) * len(grades)
 
 
 def read_queries(path: str, tally: Tally, dollars: bool = False) -> Iterator[RoutingQuery]:
