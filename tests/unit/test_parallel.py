@@ -58,7 +58,8 @@ def test_bad_input_stays_bad_input(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_interrupt_ends_what_runs_and_begins_nothing_more(tmp_path: Path, number: int) -> None:
     code = (
-        "from pathlib import Path; from rich.console import Console; from test_parallel import units; "
+        "from pathlib import Path; from rich.console import Console; from test_parallel import units\n"
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # shells have it ignored in the background
         "from r1ranker.errors import exit_on_user_error; from r1ranker.experiments.parallel import side_by_side\n"
         f"if __name__ == '__main__': exit_on_user_error(lambda: side_by_side(units(Path({str(tmp_path)!r}), 'slow1', 'slow2', 'one'), 2, Console()))"
     )
@@ -66,11 +67,14 @@ def test_an_interrupt_ends_what_runs_and_begins_nothing_more(tmp_path: Path, num
     script.write_text(code)
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
     process = subprocess.Popen([sys.executable, str(script)], env=environment, stderr=subprocess.PIPE)
-    while len(list(tmp_path.glob("slow*.begun"))) < 2:
-        assert process.poll() is None, process.communicate()[1]
-        time.sleep(0.05)
-    process.send_signal(number)
-    process.communicate(timeout=60)
+    try:
+        while len(list(tmp_path.glob("slow*.begun"))) < 2:
+            assert process.poll() is None, process.communicate()[1]
+            time.sleep(0.05)
+        process.send_signal(number)
+        process.communicate(timeout=50)
+    finally:
+        process.kill()
     assert process.returncode == (143 if number == signal.SIGTERM else 130)
     assert sorted(path.name for path in tmp_path.glob("*.saved")) == ["slow1.saved", "slow2.saved"]
     assert not (tmp_path / "one.begun").exists()
