@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import random
 import tempfile
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -15,7 +16,7 @@ from r1ranker.data.card import About, print_tables
 from r1ranker.data.dataset_writer import DataSetWriter, command_line
 from r1ranker.data.digest import digest
 from r1ranker.data.parquet import RowWriter, training_row, training_schema
-from r1ranker.data.sft import SFT_SCHEMA, Teacher, cold_start_row
+from r1ranker.data.sft import SFT_SCHEMA, cold_start_row
 from r1ranker.data.sources.ranking_bench import SPLITS, Split, read_ranking_bench
 from r1ranker.data.sources.toy import write_toy
 from r1ranker.data.statistics import RowStatistics
@@ -46,8 +47,8 @@ class TrainingOptions:
     answer_format: AnswerFormat = field(default_factory=AnswerFormat)
     cold_start_seed: int | None = None
     """with one, sft.parquet is written: completions of the right form for the training rows"""
-    teacher: Teacher | None = None
-    """whose thoughts and answers they are; None: answers are random"""
+    teacher: Counter[tuple[str, str]] | None = None
+    """label counts that their thoughts and answers are by; None: answers are random"""
     tokenizer: PreTrainedTokenizerBase | None = None
     """with one, the prompts' tokens are measured"""
     most_tokens: int = MOST_TOKENS

@@ -16,7 +16,6 @@ from r1ranker.data.generate import TrainingOptions, TrainingRows, checked_format
 from r1ranker.data.manifest import MANIFEST
 from r1ranker.data.options import Kind, PrepareOptions, check_options, kind_of_source, pool_sizes
 from r1ranker.data.raw import RawSettings, raw_sources
-from r1ranker.data.sft import Teacher
 from r1ranker.data.sources.passage import PassageSettings
 from r1ranker.data.sources.ranking_bench import CONFIGS, Split, read_ranking_bench
 from r1ranker.data.sources.recommendation import RecommendationSettings
@@ -28,7 +27,7 @@ from r1ranker.data.sources.user_files import OWN, read_user_file
 from r1ranker.data.tally import Tally
 from r1ranker.errors import UserError
 from r1ranker.tasks.catalog import TASK_NAMES, TASKS, get_task
-from r1ranker.tasks.example import RankingExample
+from r1ranker.tasks.example import RankingExample, label_counts
 from r1ranker.tasks.own import default_task, know, read_task
 from r1ranker.tasks.prompts import Mode
 
@@ -70,7 +69,7 @@ def _generate(options: PrepareOptions, kind: Kind, training: TrainingOptions) ->
             f"{bench}: holds another data set than {source}; another --output is wanted, or {bench} deleted"
         )
     if options.teacher:
-        teacher = Teacher(example for _, example in read_ranking_bench(source, "direct", "train"))
+        teacher = label_counts(example for _, example in read_ranking_bench(source, "direct", "train"))
         training = replace(training, teacher=teacher)
     with ExitStack() as commit:
         made = [generate(source, _directory(options, mode), mode, training, options.tasks, commit) for mode in CONFIGS]

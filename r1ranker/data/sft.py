@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -12,7 +12,6 @@ import pyarrow as pa
 from r1ranker.data.parquet import check_messages, row_format, row_mode
 from r1ranker.data.table import read_table
 from r1ranker.errors import UserError
-from r1ranker.tasks.example import RankingExample
 from r1ranker.tasks.text import shown
 
 SFT_SCHEMA = pa.schema(
@@ -27,21 +26,13 @@ NAMED = 3
 """candidates in a teacher's thought"""
 
 
-class Teacher:
-    """Ranks by how often a candidate was the positive of a training row of the same task."""
-
-    def __init__(self, training: Iterable[RankingExample]) -> None:
-        self._counts = Counter((example.task, example.positive) for example in training)
-
-    def order(self, task: str, names: Sequence[str]) -> list[int]:
-        """Places of the candidates, the best first; of equals the one that is listed first."""
-        return sorted(range(len(names)), key=lambda place: -self._counts[task, names[place]])
-
-
-def cold_start_row(row: dict[str, Any], rng: random.Random, teacher: Teacher | None = None) -> dict[str, Any]:
+def cold_start_row(
+    row: dict[str, Any], rng: random.Random, teacher: Counter[tuple[str, str]] | None = None
+) -> dict[str, Any]:
     """The (prompt, completion) row of a training row: a short thought where there is one, then a random valid answer.
 
-    With a teacher the thought names the candidates that decide its answer, and the answer is its own.
+    With a teacher, which is `label_counts` of training rows, the answer is by these, of equals the one that is listed first
+    before, and the thought names the candidates that decide it.
     """
     answer_format, direct = row_format(row), row_mode(row) == "direct"
     names = [str(name) for name in row["reward_model"]["ground_truth"]["candidate_text"]]
@@ -51,7 +42,8 @@ def cold_start_row(row: dict[str, Any], rng: random.Random, teacher: Teacher | N
         rng.shuffle(written)
         thought = f" There are {len(names)} candidates. I compare them with what is asked."
     else:
-        order = teacher.order(row["extra_info"]["task_name"], names)
+        task = row["extra_info"]["task_name"]
+        order = sorted(range(len(names)), key=lambda place: -teacher[task, names[place]])
         written = [written[place] for place in (order if direct else reversed(order))]
         thought = f" {'Most' if direct else 'Least'} often chosen: {', '.join(written[:NAMED])}."
     answer = "\n".join(written) if direct else written[0]

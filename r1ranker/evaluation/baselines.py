@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -15,7 +14,7 @@ from r1ranker.evaluation.neighbours import NearestQueries
 from r1ranker.evaluation.scored import ScoredOrder
 from r1ranker.evaluation.sequences import sequences_of
 from r1ranker.tasks.catalog import get_task
-from r1ranker.tasks.example import RankingExample
+from r1ranker.tasks.example import RankingExample, label_counts
 
 Metrics = dict[str, float]
 
@@ -36,14 +35,11 @@ class MostFrequentLabel(ScoredOrder):
     name = "most frequent label"
 
     def __init__(self, training: Sequence[RankingExample]) -> None:
-        self._counts: dict[str, Counter[str]] = {}
-        for example in training:
-            self._counts.setdefault(example.task, Counter())[example.positive] += 1
+        self._counts = label_counts(training)
 
     def scores(self, example: RankingExample) -> list[float]:
         """How often each candidate was the positive."""
-        counts = self._counts.get(example.task, Counter())
-        return [float(counts[name]) for name in example.candidates]
+        return [float(self._counts[example.task, name]) for name in example.candidates]
 
 
 def baselines_for(training: Sequence[RankingExample], task: str) -> list[ScoredOrder]:

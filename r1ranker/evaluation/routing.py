@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from r1ranker.data.sources.routing import OBJECTIVES, RoutingQuery, best_llm, read_queries
+from r1ranker.data.sources.routing import OBJECTIVES, RoutingQuery, best_llm, merits_of, read_queries
 from r1ranker.data.tally import Tally
 from r1ranker.errors import UserError, nearest, note
 from r1ranker.evaluation.metrics import summarise
@@ -70,14 +70,8 @@ class RouterTable:
             note(f"{self.path}: {others:,} of {len(tested):,} test rows have a positive that is not its best LLM")
 
     def _is_best(self, example: RankingExample) -> bool:
-        merits = merits_of(self.of(example), example.task)
+        merits = merits_of(self.of(example), *OBJECTIVES[example.task])
         return max(merits) - merits[example.candidates.index(example.positive)] < 1e-9
-
-
-def merits_of(query: RoutingQuery, task: str) -> tuple[float, ...]:
-    """a * effect - b * cost of each LLM, with the weights of the task's objective."""
-    a, b = OBJECTIVES[task]
-    return tuple(a * effect - b * cost for effect, cost in zip(query.effects, query.costs, strict=True))
 
 
 class FixedLLM(ScoredOrder):
@@ -115,7 +109,7 @@ def routing_baselines(training: Sequence[RankingExample], task: str, table: Rout
     if not rows:
         raise UserError(f"{task}: no training rows; at least one is wanted to choose the best single LLM on")
     queries = [table.of(example) for example in rows]
-    merits = [merits_of(query, task) for query in queries]
+    merits = [merits_of(query, *OBJECTIVES[task]) for query in queries]
     return [
         NearestMerits(rows, merits),
         FixedLLM(BEST_SINGLE, [dict(zip(query.llms, own, strict=True)) for query, own in zip(queries, merits, strict=True)]),
@@ -170,7 +164,11 @@ def _worth(query: RoutingQuery, names: Sequence[str], task: str) -> Metrics:
     def mean(values: Sequence[float]) -> float:
         return float(np.mean([values[place] for place in places]))
 
-    worth = {"quality": mean(query.effects), "cost": mean(query.costs), "merit": mean(merits_of(query, task))}
+    worth = {
+        "quality": mean(query.effects),
+        "cost": mean(query.costs),
+        "merit": mean(merits_of(query, *OBJECTIVES[task])),
+    }
     return worth | ({"usd_per_1000_queries": 1000 * mean(query.dollars)} if query.dollars else {})
 
 

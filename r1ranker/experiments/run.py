@@ -43,11 +43,11 @@ def run_experiment(experiment: Experiment, output: Path, jobs: int = 1) -> dict[
     bench = _data(experiment, output)
     if jobs > 1:
         for seed in experiment.seeds:
-            for label, arm in experiment.arms.items():
-                _before(experiment, label, arm, seed, bench, output)
+            for label in experiment.arms:
+                _before(experiment, label, seed, bench, output)
         units = {
             f"{labels[0]}, seed {seed}": Unit(
-                measure_arms, (experiment, labels, seed, output), output / f"seed_{seed}" / f"{labels[0]}.log"
+                measure_arms, (experiment, bench, labels, seed, output), output / f"seed_{seed}" / f"{labels[0]}.log"
             )
             for seed in experiment.seeds
             for labels in _families(experiment)
@@ -100,7 +100,7 @@ def measure_arm(
 ) -> tuple[Report | None, Report, list[dict[str, float]] | None]:
     """Train an arm and measure it: before training where that is wanted, after it, and at its states where a curve is."""
     arm, here = experiment.arms[label], output / f"seed_{seed}"
-    base, actor = _models(experiment, label, arm, seed, rows.bench, output, console)
+    base, actor = _models(experiment, label, seed, rows.bench, output, console)
     tasks = arm.test or experiment.data.tasks
     test = {task: rows.test[task] for task in tasks}
     known = [one for task in tasks for one in rows.train[task]]
@@ -116,9 +116,9 @@ def measure_arm(
     return before, after, _curve(experiment, label, arm, base, test, known, here, seed, rows.bench)
 
 
-def measure_arms(experiment: Experiment, labels: Sequence[str], seed: int, output: Path) -> None:
+def measure_arms(experiment: Experiment, bench: str, labels: Sequence[str], seed: int, output: Path) -> None:
     """`measure_arm` of several arms, whose results are left where they lie."""
-    rows = _rows(experiment, _data(experiment, output))
+    rows = _rows(experiment, bench)
     for label in labels:
         measure_arm(experiment, rows, label, seed, output, Console())
 
@@ -126,12 +126,15 @@ def measure_arms(experiment: Experiment, labels: Sequence[str], seed: int, outpu
 def _families(experiment: Experiment) -> list[list[str]]:
     """Arms that share a training, the one that is trained first."""
     families: dict[str, list[str]] = {}
-    for label, arm in experiment.arms.items():
-        root = label
-        while arm.trained_as is not None:
-            root, arm = arm.trained_as, experiment.arms[arm.trained_as]
-        families.setdefault(root, []).append(label)
+    for label in experiment.arms:
+        families.setdefault(_trained(experiment, label), []).append(label)
     return list(families.values())
+
+
+def _trained(experiment: Experiment, label: str) -> str:
+    """The arm whose training an arm shares: itself, unless it is another's ranker asked in another way."""
+    other = experiment.arms[label].trained_as
+    return label if other is None else _trained(experiment, other)
 
 
 def spread(rows: list[Any], limit: int | None) -> list[Any]:
@@ -170,10 +173,10 @@ def _data(experiment: Experiment, output: Path) -> str:
     return str(bench) if bench.is_dir() else spec.source
 
 
-def _before(experiment: Experiment, label: str, arm: Arm, seed: int, bench: str, output: Path) -> tuple[str, Path]:
+def _before(experiment: Experiment, label: str, seed: int, bench: str, output: Path) -> tuple[str, Path]:
     """The model before training, and the directory of the rows that an arm learns from."""
-    if arm.trained_as is not None:
-        return _before(experiment, arm.trained_as, experiment.arms[arm.trained_as], seed, bench, output)
+    label = _trained(experiment, label)
+    arm = experiment.arms[label]
     here, rows = output / f"seed_{seed}", output / "data"
     own_rows = bool(arm.train or arm.answer_style or arm.teacher) or arm.think is not None
     if own_rows:
@@ -194,15 +197,15 @@ def _thinks(experiment: Experiment, arm: Arm) -> bool:
 
 
 def _models(
-    experiment: Experiment, label: str, arm: Arm, seed: int, bench: str, output: Path, console: Console
+    experiment: Experiment, label: str, seed: int, bench: str, output: Path, console: Console
 ) -> tuple[str, str]:
     """The model before and the actor after training."""
     from r1ranker.trainer.config_load import load_config
     from r1ranker.trainer.fit import fit
 
-    if arm.trained_as is not None:
-        return _models(experiment, arm.trained_as, experiment.arms[arm.trained_as], seed, bench, output, console)
-    base, rows = _before(experiment, label, arm, seed, bench, output)
+    label = _trained(experiment, label)
+    arm = experiment.arms[label]
+    base, rows = _before(experiment, label, seed, bench, output)
     here = output / f"seed_{seed}"
     console.rule(f"{label}, seed {seed}")
     directory = rows / f"{arm.mode}_ranking"

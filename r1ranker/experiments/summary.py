@@ -1,4 +1,4 @@
-"""What an experiment found: means over seeds with intervals over queries, paired tests, and what it cost"""
+"""What an experiment found: means over seeds with intervals over queries, paired tests, and what it cost."""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from r1ranker.errors import UserError
@@ -85,3 +87,8 @@ class RankingExample:
             grades=tuple(self.grades[place[name]] for name in pool) if self.grades else (),
             positive=self.positive if self.positive in pool else "",
         )
+
+
+def label_counts(examples: Iterable[RankingExample]) -> Counter[tuple[str, str]]:
+    """(task, candidate) -> how often it was the positive."""
+    return Counter((example.task, example.positive) for example in examples)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,14 +59,21 @@ def read_routing(
         for task, weights in OBJECTIVES.items():
             best, tied = best_llm(one, *weights)
             tally.of(task).noted["queries whose best LLM was a tie"] += tied
-            graded = merit_grades(one, *weights, path) if merits else ()
-            grades = tuple(graded[place] for place in order) if merits else ()
-            yield one.query, RankingExample(task, pool, best, query=one.query, texts=shown, grades=grades)
+            example = RankingExample(task, pool, best, query=one.query, texts=shown)
+            if merits:
+                grades = merit_grades(one, *weights, path)
+                example = replace(example, grades=tuple(grades[place] for place in order))
+            yield one.query, example
+
+
+def merits_of(one: RoutingQuery, a: float, b: float) -> tuple[float, ...]:
+    """a * effect - b * cost of each LLM."""
+    return tuple(a * effect - b * cost for effect, cost in zip(one.effects, one.costs, strict=True))
 
 
 def best_llm(one: RoutingQuery, a: float, b: float) -> tuple[str, bool]:
     """The LLM of the highest a * effect - b * cost, and whether another one has as much."""
-    merits = [round(a * effect - b * cost, 9) for effect, cost in zip(one.effects, one.costs, strict=True)]
+    merits = [round(merit, 9) for merit in merits_of(one, a, b)]
     best = max(merits)
     places = [place for place, merit in enumerate(merits) if merit == best]
     chosen = min(places, key=lambda place: (one.costs[place], one.llms[place]))
@@ -74,7 +81,7 @@ def best_llm(one: RoutingQuery, a: float, b: float) -> tuple[str, bool]:
 
 
 def merit_grades(one: RoutingQuery, a: float, b: float, path: str) -> tuple[float, ...]:
-    """a * effect - b * cost of each LLM, moved and scaled to 0..1 for all queries alike; 1 where all are worth nothing, which says as little.
+    """`merits_of` moved and scaled to 0..1, for all queries alike; 1 where all LLMs are worth nothing, which says as little.
 
     Raises UserError for an effect or a cost that is not between 0 and 1.
     """
@@ -82,9 +89,7 @@ def merit_grades(one: RoutingQuery, a: float, b: float, path: str) -> tuple[floa
         for value in values:
             if not 0 <= value <= 1:
                 raise UserError(f"{path}: {name}: found {value:g}; numbers from 0 to 1 are wanted with --merits")
-    grades = [
-        round((a * effect - b * cost + b) / (a + b), 9) for effect, cost in zip(one.effects, one.costs, strict=True)
-    ]
+    grades = [round((merit + b) / (a + b), 9) for merit in merits_of(one, a, b)]
     return tuple(grades) if max(grades) > 0 else (1.0,) * len(grades)
 
 
