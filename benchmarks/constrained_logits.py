@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy as np
 import torch
 from common import build, learnable
 from torch import Tensor
+from torch.utils.checkpoint import checkpoint
 
 from r1ranker.model import policy_model
 from r1ranker.model.execution import Execution
@@ -31,32 +33,28 @@ from r1ranker.trainer.trajectory import Trajectory
 PROMPTS, SAMPLES, CANDIDATES, PROMPT_TOKENS = 32, 8, 20, 120
 
 
-class WholeVocabulary(policy_model.PolicyModel):
-    """Every logit of a place, in the same chunks."""
+def whole_vocabulary(
+    model: policy_model.PolicyModel, predicting: Tensor, targets: Tensor, constrained: Tensor, allowed: Tensor,
+    temperature: float, with_entropy: bool, entropy_learns: bool, **inputs: Any,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """As PolicyModel.forward, of tokens that are all constrained: every logit of a place, in the same chunks."""
+    states = model.language_model.base_model(use_cache=False, **inputs).last_hidden_state[0][predicting]
+    head = model.language_model.get_output_embeddings()
+    rows = max(1, policy_model.LOGITS_BYTES // (4 * model.language_model.config.vocab_size))
 
-    def forward(
-        self, predicting: Tensor, targets: Tensor, constrained: Tensor, allowed: Tensor, temperature: float,
-        with_entropy: bool, entropy_learns: bool, **inputs: Any,
-    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-        """As PolicyModel.forward, of tokens that are all constrained."""
-        states = self.language_model.base_model(use_cache=False, **inputs).last_hidden_state[0][predicting]
-        head = self.language_model.get_output_embeddings()
-        rows = max(1, policy_model.LOGITS_BYTES // (4 * self.language_model.config.vocab_size))
+    def of(start: int, states: Tensor) -> Any:
+        own, every = slice(start, start + rows), torch.arange(len(states))
+        return token_logprobs(
+            head(states), targets[own], temperature, every, allowed[own], with_entropy, entropy_learns
+        )
 
-        def of(start: int, states: Tensor) -> Any:
-            own = slice(start, start + rows)
-            every = torch.arange(len(states))
-            return token_logprobs(
-                head(states), targets[own], temperature, every, allowed[own], with_entropy, entropy_learns
-            )
-
-        parts: list[tuple[Tensor, Tensor]] = [
-            torch.utils.checkpoint.checkpoint(of, start, states[start : start + rows], use_reentrant=False)
-            if len(states) > rows
-            else of(start, states)
-            for start in range(0, len(states), rows)
-        ]
-        return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
+    parts: list[tuple[Tensor, Tensor]] = [
+        checkpoint(of, start, states[start : start + rows], use_reentrant=False)
+        if len(states) > rows
+        else of(start, states)
+        for start in range(0, len(states), rows)
+    ]
+    return torch.cat([part[0] for part in parts]), torch.cat([part[1] for part in parts])
 
 
 def rankings(vocabulary: int) -> list[Trajectory]:
@@ -88,7 +86,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as directory:
             build(directory, 64, 2, vocabulary)
             sides = [Policy(directory, torch.device("cpu"), 1.0, Execution()) for _ in range(2)]
-        sides[0].module.__class__ = type("FSDPWhole", (type(sides[0].module).__mro__[1], WholeVocabulary), {})
+        sides[0].module.forward = partial(whole_vocabulary, sides[0].module)  # type: ignore[method-assign]
         trajectories = rankings(vocabulary)
         (bins,) = arrange(trajectories, 1, Budget(65536))
         chosen = [[trajectories[index] for index in one] for one in bins]
