@@ -99,7 +99,7 @@ def build_bench(
                         writers[config, split].add(written)
                         on_row(config, split, row, written["problem"])
                         counts.written[f"{config} {split}"] += 1
-                        out.statistics[config].of(example.task).add(len(pool), pool.index(example.positive))
+                        out.statistics[config].of(example.task).add(len(pool), pool.index(row.positive))
         for (config, split), writer in writers.items():
             if not writer.count:
                 raise UserError(f"{directory}: no {config} {split} row is left; see the counts: {_why(out.tally)}")

@@ -78,14 +78,18 @@ class RankingExample:
         return self.grades[self.candidates.index(name)]
 
     def with_pool(self, pool: tuple[str, ...]) -> RankingExample:
-        """The same request with only the candidates of `pool`, in the order of `pool`, each with its own text."""
+        """The same request with only the candidates of `pool`, in the order of `pool`, each with its own text.
+
+        Without the positive, the first of the highest grade is the positive; none where there are no grades above 0.
+        """
         place = {name: index for index, name in enumerate(self.candidates)}
+        best = max(pool, key=self.grade_of, default="")
         return replace(
             self,
             candidates=pool,
             texts=tuple(self.texts[place[name]] for name in pool) if self.texts else (),
             grades=tuple(self.grades[place[name]] for name in pool) if self.grades else (),
-            positive=self.positive if self.positive in pool else "",
+            positive=self.positive if self.positive in pool else best if best and self.grade_of(best) > 0 else "",
         )
 
 

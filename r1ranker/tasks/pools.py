@@ -9,15 +9,21 @@ from r1ranker.tasks.example import RankingExample
 
 
 def sub_pools(example: RankingExample, rng: random.Random, sizes: range | None = None) -> list[tuple[str, ...]]:
-    """One random sub-pool of each size from 2 to n that holds the positive, each in random order.
+    """One random sub-pool of each size from 2 to n, each in random order: one that holds the positive, or of graded candidates one
+    that holds any of a grade above 0. (Were the positive in all of these, the others would look worse than they are without it.)
 
     With `sizes` only those of these sizes, the same ones as without; the whole pool where it is smaller than all of them.
     """
     others = [name for name in example.candidates if name != example.positive]
     pools = []
     for size in range(2, len(example.candidates) + 1):
-        pool = [example.positive, *rng.sample(others, size - 1)]
-        rng.shuffle(pool)
+        if any(example.grades):
+            pool = rng.sample(example.candidates, size)
+            while not any(map(example.grade_of, pool)):
+                pool = rng.sample(example.candidates, size)
+        else:
+            pool = [example.positive, *rng.sample(others, size - 1)]
+            rng.shuffle(pool)
         pools.append(tuple(pool))
     return pools if sizes is None else [pool for pool in pools if len(pool) in sizes] or pools[-1:]
 

@@ -119,6 +119,18 @@ def test_sub_pools_have_every_size_and_hold_the_positive() -> None:
     assert sub_pools(example, random.Random(0), range(9, 12)) == pools[-1:]
 
 
+def test_graded_sub_pools_need_not_hold_the_positive_but_something_relevant() -> None:
+    example = RankingExample("Router-Cost", tuple("abcdef"), "c", query="q", grades=(0.0, 0.5, 1.0, 0.0, 0.2, 0.0))
+    pools = [pool for seed in range(200) for pool in sub_pools(example, random.Random(seed))]
+    assert all(set(pool) & set("bce") and len(set(pool)) == len(pool) for pool in pools)
+    pairs = Counter(frozenset(pool) for pool in pools if len(pool) == 2)
+    assert len(pairs) == 12, "every pair but those of a, d and f"
+    assert all(count >= 4 for count in pairs.values())
+    labels = {pool: example.with_pool(pool).positive for pool in pools}
+    assert all(label == min(set(pool) & set("bce"), key="cbe".index) for pool, label in labels.items())
+    assert example.with_pool(("a", "d")).positive == ""
+
+
 @given(st.permutations("abcde"))
 def test_an_elimination_ranks_in_reverse_order_of_going_out(order: list[str]) -> None:
     state = Elimination("abcde")

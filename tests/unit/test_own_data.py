@@ -22,6 +22,7 @@ from r1ranker.data.sources.user_files import read_user_file
 from r1ranker.data.tally import Tally, TaskTally
 from r1ranker.errors import UserError
 from r1ranker.rewards import compute_score, get_reward
+from r1ranker.rewards.iterative import iterative_task_score
 from r1ranker.tasks.catalog import get_task
 from r1ranker.tasks.own import read_task
 from r1ranker.tasks.parsing import parse_problem
@@ -231,6 +232,7 @@ def test_an_elimination_earns_the_more_the_lower_the_grade() -> None:
         for name in ("a1", "b2", "c3", "x")
     ]
     assert rewards == [0.0, 0.75, 1.0, -0.5]
+    assert [iterative_task_score([place], 0, [4, 3, 2]) for place in range(3)] == [0.5, 0.75, 1.0], "little to lose"
     equal = truth | {"grades": [2, 2, 2]}
     assert compute_score("iterative_ranking", "t</think>\n<answer>b2</answer>", equal)["task"] == 1.0
     binary = {"candidate_text": ["a1", "b2", "c3"], "gt": "a1"}
