@@ -188,8 +188,10 @@ def _before(experiment: Experiment, label: str, seed: int, bench: str, output: P
                     tasks=arm.train or experiment.data.tasks, cold_start=experiment.cold_start > 0, teacher=arm.teacher,
                 )
             )  # fmt: skip
-    # arms of the same model and tasks begin with the same one
-    return _base(experiment, arm, rows, output, here / label if own_rows or arm.model else here, seed), rows
+    # arms of the same model begin with the same one, and those of the same rows with the same cold start
+    own_model = here / label if arm.model else here
+    untrained = _untrained(experiment, arm, output, own_model, seed)
+    return _base(experiment, untrained, rows, here / label if own_rows else own_model, seed), rows
 
 
 def _thinks(experiment: Experiment, arm: Arm) -> bool:
@@ -229,28 +231,33 @@ def _models(
     return base, fit(config)  # one that is done is only named
 
 
-def _base(experiment: Experiment, arm: Arm, rows: Path, output: Path, here: Path, seed: int) -> str:
-    """The arm's model before training: as it is named, or built; with a cold start where one is wanted."""
+def _untrained(experiment: Experiment, arm: Arm, output: Path, here: Path, seed: int) -> str:
+    """The arm's model as it is named, or built with random weights."""
     from omegaconf import OmegaConf
 
     from r1ranker.model.init import ModelSize, init_model
-    from r1ranker.trainer.sft import SFTSettings, fine_tune
 
     spec: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(experiment.model), arm.model))
-    model = spec.path
-    if model is None:
-        untrained = here / "untrained"
-        if not untrained.is_dir():
-            every = [str(output / "data" / f"{mode}_ranking" / "train.parquet") for mode in ("direct", "iterative")]
-            size = ModelSize(spec.hidden_size, spec.layers, spec.heads, spec.kv_heads)
-            init_model(str(untrained), every, size, spec.vocab_size, spec.title_tokens, seed)
-        model = str(untrained)
+    if spec.path is not None:
+        return str(spec.path)
+    untrained = here / "untrained"
+    if not untrained.is_dir():
+        every = [str(output / "data" / f"{mode}_ranking" / "train.parquet") for mode in ("direct", "iterative")]
+        size = ModelSize(spec.hidden_size, spec.layers, spec.heads, spec.kv_heads)
+        init_model(str(untrained), every, size, spec.vocab_size, spec.title_tokens, seed)
+    return str(untrained)
+
+
+def _base(experiment: Experiment, untrained: str, rows: Path, here: Path, seed: int) -> str:
+    """The model before RL: after a cold start where one is wanted."""
+    from r1ranker.trainer.sft import SFTSettings, fine_tune
+
     if not experiment.cold_start:
-        return str(model)
+        return untrained
     base = here / "base"
     if not base.is_dir():
         files = [str(rows / f"{mode}_ranking" / "sft.parquet") for mode in ("direct", "iterative")]
-        fine_tune(model, files, str(base), SFTSettings(steps=experiment.cold_start, seed=seed))
+        fine_tune(untrained, files, str(base), SFTSettings(steps=experiment.cold_start, seed=seed))
     return str(base)
 
 
