@@ -84,6 +84,8 @@ class EvaluationOptions:
     constrain: Any = None
     think: bool | None = None
     answer_style: AnswerStyle | None = None
+    max_tokens: int | None = None
+    """of an answer"""
     elimination: EliminationSettings = field(default_factory=EliminationSettings)
     engine: str = "hf"
     gpu: int = 0
@@ -122,6 +124,7 @@ def evaluate(
     settings = Ranker.settings_of(
         model_path, options.strategy, options.constrain, options.think, options.answer_style,
         seed=options.seed, elimination=options.elimination,
+        **({} if options.max_tokens is None else {"max_tokens": options.max_tokens}),
     )  # fmt: skip
     file = Path(options.output_dir) / f"{_file_name(dataset, list(test), model_path, settings, options.limit)}.json"
     about = {
@@ -288,6 +291,8 @@ def _file_name(dataset: str, tasks: Sequence[str], model_path: str, settings: Ra
     ):  # fmt: skip
         if value != usual:
             parts.append(f"{name}-{value}")
+    if settings.max_tokens != own.max_tokens:
+        parts.append(f"tokens-{settings.max_tokens}")
     if settings.seed:
         parts.append(f"seed-{settings.seed}")
     if limit is not None:

@@ -100,20 +100,20 @@ def measure_arm(
 ) -> tuple[Report | None, Report, list[dict[str, float]] | None]:
     """Train an arm and measure it: before training where that is wanted, after it, and at its states where a curve is."""
     arm, here = experiment.arms[label], output / f"seed_{seed}"
-    base, actor = _models(experiment, label, seed, rows.bench, output, console)
+    base, actor, length = _models(experiment, label, seed, rows.bench, output, console)
     tasks = arm.test or experiment.data.tasks
     test = {task: rows.test[task] for task in tasks}
     known = [one for task in tasks for one in rows.train[task]]
 
     def report(when: str, model: str) -> Report:
         directory = here / "eval" / label / when
-        return _evaluate(experiment, arm, model, test, known, directory, seed, rows.bench, rows.router)
+        return _evaluate(experiment, arm, model, length, test, known, directory, seed, rows.bench, rows.router)
 
     before = report("before", base) if experiment.untrained and arm.trained_as is None else None
     after = report("after", actor)
     if arm.trained_as is not None or experiment.curve is None:
         return before, after, None
-    return before, after, _curve(experiment, label, arm, base, test, known, here, seed, rows.bench)
+    return before, after, _curve(experiment, label, arm, base, length, test, known, here, seed, rows.bench)
 
 
 def measure_arms(experiment: Experiment, bench: str, labels: Sequence[str], seed: int, output: Path) -> None:
@@ -200,8 +200,8 @@ def _thinks(experiment: Experiment, arm: Arm) -> bool:
 
 def _models(
     experiment: Experiment, label: str, seed: int, bench: str, output: Path, console: Console
-) -> tuple[str, str]:
-    """The model before and the actor after training."""
+) -> tuple[str, str, int]:
+    """The model before and the actor after training, and the tokens that it was let answer with."""
     from r1ranker.trainer.config_load import load_config
     from r1ranker.trainer.fit import fit
 
@@ -228,7 +228,7 @@ def _models(
         f"trainer.default_local_dir={here / label}",
     ]
     config = load_config(arm.config or experiment.config, [*given, *experiment.overrides, *arm.overrides])
-    return base, fit(config)  # one that is done is only named
+    return base, fit(config), config.data.max_response_length  # a training that is done is only named
 
 
 def _untrained(experiment: Experiment, arm: Arm, output: Path, here: Path, seed: int) -> str:
@@ -262,8 +262,8 @@ def _base(experiment: Experiment, untrained: str, rows: Path, here: Path, seed: 
 
 
 def _evaluate(
-    experiment: Experiment, arm: Arm, model: str, test: dict[str, list[Any]], train: Sequence[Any], directory: Path,
-    seed: int, bench: str, router: Any,
+    experiment: Experiment, arm: Arm, model: str, length: int, test: dict[str, list[Any]], train: Sequence[Any],
+    directory: Path, seed: int, bench: str, router: Any,
 ) -> Report:  # fmt: skip
     from r1ranker.evaluation.results import read_result, result_files
     from r1ranker.evaluation.runner import EvaluationOptions, evaluate
@@ -274,15 +274,16 @@ def _evaluate(
     style: Any = arm.answer_style or experiment.answer_style
     options = EvaluationOptions(
         bench, seed=seed, output_dir=str(directory), engine=experiment.engine, strategy=arm.mode,  # type: ignore[arg-type]
-        constrain=experiment.constrain, think=_thinks(experiment, arm), answer_style=style, elimination=EliminationSettings(**arm.elimination),
+        constrain=experiment.constrain, think=_thinks(experiment, arm), answer_style=style,
+        max_tokens=length, elimination=EliminationSettings(**arm.elimination),
         router_data=None if router is None else router.path,
     )  # fmt: skip
     return evaluate(model, test, train, options, router=router)[0]
 
 
 def _curve(
-    experiment: Experiment, label: str, arm: Arm, base: str, test: dict[str, list[Any]], train: Sequence[Any], here: Path,
-    seed: int, bench: str,
+    experiment: Experiment, label: str, arm: Arm, base: str, length: int, test: dict[str, list[Any]],
+    train: Sequence[Any], here: Path, seed: int, bench: str,
 ) -> list[dict[str, float]]:  # fmt: skip
     """{"step", "tokens", "seconds", "mrr"} at the beginning and at each state of a training."""
     from r1ranker.trainer.export import export_actor
@@ -297,7 +298,7 @@ def _curve(
             export_actor(str(state), str(exported))
         model = base if state is None else str(exported)
         directory = here / "eval" / label / f"step_{step}"
-        report = _evaluate(experiment, arm, model, fewer, train, directory, seed, bench, None)
+        report = _evaluate(experiment, arm, model, length, fewer, train, directory, seed, bench, None)
         before = [line for line in lines if line["step"] <= step]
         points.append({"step": float(step), "mrr": report["pooled"]["metrics"]["mrr"]["mean"]} | training_costs(before))
     return points
