@@ -28,7 +28,8 @@ def test_an_experiment_ends_in_results_of_every_arm(
     assert list(reports) == [f"{label}, {when}" for label in experiment.arms for when in ("before", "after")]
     shown = capsys.readouterr().out
     for label, arm in experiment.arms.items():
-        (after,) = reports[f"{label}, after"]
+        (before,), (after,) = reports[f"{label}, before"], reports[f"{label}, after"]
+        assert before["settings"] == after["settings"]
         assert list(after["tasks"]) == (arm.test or experiment.data.tasks)
         assert after["settings"]["strategy"] == arm.mode
         assert f"{label}, after" in shown
@@ -43,10 +44,12 @@ def test_an_experiment_ends_in_results_of_every_arm(
         ]
         assert sizes == sorted(sizes)
         assert len(set(sizes)) == 3
-    before = {path: path.stat().st_mtime_ns for path in (tmp_path / name).rglob("*") if path.is_file()}
+    built = sorted(path.parent.name for path in (tmp_path / name).rglob("untrained"))
+    assert built == (sorted(experiment.arms) if name == "model_sizes" else ["seed_1"])
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / name).rglob("*") if path.is_file()}
     assert run_experiment(experiment, tmp_path / name) == reports  # a second call does nothing again
-    after_ = {path: path.stat().st_mtime_ns for path in before}
-    assert {path for path in before if before[path] != after_[path]} == {
+    again = {path: path.stat().st_mtime_ns for path in files}
+    assert {path for path in files if files[path] != again[path]} == {
         tmp_path / name / kept for kept in ("experiment.yaml", "summary.json", "summary.md")
     }
     with pytest.raises(UserError, match="another experiment's results are there"):
