@@ -83,13 +83,15 @@ class RankingExample:
         Without the positive, the first of the highest grade is the positive; none where there are no grades above 0.
         """
         place = {name: index for index, name in enumerate(self.candidates)}
-        best = max(pool, key=self.grade_of, default="")
+        positive = self.positive
+        if positive not in pool:
+            positive = max((name for name in pool if self.grade_of(name) > 0), key=self.grade_of, default="")
         return replace(
             self,
             candidates=pool,
             texts=tuple(self.texts[place[name]] for name in pool) if self.texts else (),
             grades=tuple(self.grades[place[name]] for name in pool) if self.grades else (),
-            positive=self.positive if self.positive in pool else best if best and self.grade_of(best) > 0 else "",
+            positive=positive,
         )
 
 
