@@ -14,6 +14,7 @@ from r1ranker.tasks.catalog import TASKS
 
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 would starve its processes beside another file's tests
 os.environ["R1RANKER_CACHE"] = tempfile.mkdtemp(prefix="r1ranker-test-cache-")
 settings.register_profile("seeded", derandomize=True, deadline=None)
 settings.load_profile("seeded")

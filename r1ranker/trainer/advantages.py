@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -28,25 +28,12 @@ def grpo(scores: Sequence[float], groups: Sequence[int], norm_by_std: bool = Tru
     std is the sample standard deviation (n - 1). Without `norm_by_std` only the mean is taken off (Dr. GRPO,
     arXiv 2503.20783). A group without signal has advantage 0.
     """
-    arrays, silent = group_statistics(scores, groups)
-    advantages = np.zeros(len(scores))
-    for index, (score, group) in enumerate(zip(scores, groups, strict=True)):
-        if group not in silent:
-            values = arrays[group]
-            scale = values.std(ddof=1) + epsilon if norm_by_std else 1.0
-            advantages[index] = (float(score) - values.mean()) / scale
-    return advantages
+    return _relative(scores, groups, lambda values: values.std(ddof=1) + epsilon if norm_by_std else 1.0)
 
 
 def rloo(scores: Sequence[float], groups: Sequence[int]) -> np.ndarray:
     """Leave-one-out advantages [N]: score minus the mean of the group's others (RLOO, arXiv 2402.14740)."""
-    arrays, silent = group_statistics(scores, groups)
-    advantages = np.zeros(len(scores))
-    for index, (score, group) in enumerate(zip(scores, groups, strict=True)):
-        if group not in silent:
-            values = arrays[group]
-            advantages[index] = (float(score) - values.mean()) * len(values) / (len(values) - 1)
-    return advantages
+    return _relative(scores, groups, lambda values: (len(values) - 1) / len(values))
 
 
 def maxrl(scores: Sequence[float], groups: Sequence[int]) -> np.ndarray:
@@ -55,13 +42,18 @@ def maxrl(scores: Sequence[float], groups: Sequence[int]) -> np.ndarray:
     Where a score is 1 for success and 0 else, the gradient approaches that of the log-likelihood of success as groups
     grow. In the divisor scores below 0 count as 0; a group without any above it has advantage 0, as one without signal.
     """
+    return _relative(scores, groups, lambda values: np.maximum(values, 0.0).mean())
+
+
+def _relative(scores: Sequence[float], groups: Sequence[int], scale: Callable[[np.ndarray], float]) -> np.ndarray:
+    """(score - mean) / scale(the group's scores) [N]; 0 in groups without signal, and where the scale is 0."""
     arrays, silent = group_statistics(scores, groups)
+    scales = {group: (values.mean(), scale(values)) for group, values in arrays.items() if group not in silent}
     advantages = np.zeros(len(scores))
     for index, (score, group) in enumerate(zip(scores, groups, strict=True)):
-        values = arrays[group]
-        success = np.maximum(values, 0.0).mean()
-        if group not in silent and success > 0:
-            advantages[index] = (float(score) - values.mean()) / success
+        mean, divisor = scales.get(group, (0.0, 0.0))
+        if divisor:
+            advantages[index] = (float(score) - mean) / divisor
     return advantages
 
 

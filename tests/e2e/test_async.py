@@ -18,6 +18,8 @@ from r1ranker.trainer.loop import Run
 from r1ranker.trainer.process import RolloutProcess
 from r1ranker.trainer.trajectory import Trajectory
 
+pytestmark = pytest.mark.usefixtures("one_ray")
+
 SEPARATE = ("trainer.executor=ray", "actor_rollout_ref.rollout.placement=separate", "trainer.total_training_steps=3")
 FAST = "actor_rollout_ref.actor.optim.lr=1e-2"
 

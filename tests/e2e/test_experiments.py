@@ -16,7 +16,7 @@ from r1ranker.experiments.run import run_experiment
 from r1ranker.experiments.spec import BUILT_IN, load_experiment
 from r1ranker.experiments.summary import course_of
 
-SMALL = ("steps=1", "cold_start=2", "data.size=16")
+SMALL = ("steps=1", "cold_start=2", "data.size=16", "data.limit=3")
 
 
 @pytest.mark.parametrize("name", ["direct_iterative", "zero_shot", "model_sizes", "answers", "thinking"])

@@ -21,6 +21,8 @@ from r1ranker.trainer.config_load import load_config
 from r1ranker.trainer.process import RolloutProcess
 from r1ranker.trainer.workers import Worker
 
+pytestmark = pytest.mark.usefixtures("one_ray")
+
 RAY = ("trainer.executor=ray", "trainer.total_training_steps=3")
 
 

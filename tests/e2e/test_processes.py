@@ -135,6 +135,7 @@ def test_every_group_takes_part_where_a_kl_or_an_entropy_term_has_a_gradient(tin
         assert with_gradient(trajectories, config.actor_rollout_ref.actor) == trajectories
 
 
+@pytest.mark.usefixtures("one_ray")
 @pytest.mark.parametrize(
     ("processes", "budget"), [(1, Budget(10_000)), (2, Budget(10_000)), (2, Budget(10_000, 1)), (2, Budget(60))]
 )
@@ -147,6 +148,7 @@ def test_processes_make_no_difference(
         assert_same(run(cluster, budget), alone)
 
 
+@pytest.mark.usefixtures("one_ray")
 def test_a_batch_of_one_leaves_a_process_without_work_and_nothing_hangs(tiny_model: str) -> None:
     config = config_of(tiny_model, "trainer.executor=ray", "trainer.n_gpus_per_node=2")
     with started(config, 10) as cluster:

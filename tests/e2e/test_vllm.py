@@ -1,4 +1,4 @@
-"""The real vLLM behind the engine's protocol: alone, in the trainer's processes, in processes of its own, over two nodes."""
+"""The real vLLM behind the engine's protocol: alone, in the trainer's processes, in processes of its own."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ from r1ranker.model.loading import load_tokenizer
 from r1ranker.rollout.engine import SamplingParams
 from r1ranker.trainer import cluster as cluster_module
 from r1ranker.trainer.balance import Budget
-from r1ranker.trainer.cluster import Cluster, call_all, started
+from r1ranker.trainer.cluster import Cluster, started
 from r1ranker.trainer.config import Config
 from r1ranker.trainer.config_load import load_config
 from r1ranker.trainer.dispatch import fill, generate, update
 from r1ranker.trainer.trajectory import Trajectory
 from r1ranker.trainer.workers import Worker
 
-pytestmark = pytest.mark.skipif(not find_spec("vllm"), reason="vLLM is not installed; '.[cpu]' brings it")
+pytestmark = [
+    pytest.mark.skipif(not find_spec("vllm"), reason="vLLM is not installed; '.[cpu]' brings it"),
+    pytest.mark.usefixtures("one_ray"),
+]
 
 VLLM = ("trainer.executor=ray", "actor_rollout_ref.rollout.name=vllm")
 
@@ -155,32 +158,6 @@ def test_a_run_of_two_processes_keeps_engine_and_trainer_together(
         assert line["rollout/logprob_diff_max"] < 1e-4
         assert abs(line["rollout/kl"]) < 1e-4
         assert line["rollout_corr/rollout_is_mean"] == pytest.approx(1, abs=1e-4)
-
-
-def test_two_nodes_with_the_rollout_on_the_second(
-    toy: Path, tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import ray
-    from ray.cluster_utils import Cluster as RayNodes
-
-    nodes = RayNodes(initialize_head=True, head_node_args={"num_cpus": 1})
-    nodes.add_node(num_cpus=1)
-    monkeypatch.setenv("RAY_ADDRESS", nodes.address)
-    try:
-        config = config_of(tiny_model, "trainer.executor=ray", "trainer.nnodes=2")
-        with started(config, 10) as cluster:
-            assert len(set(call_all(cluster, "node"))) == 2
-        actor, lines = train(
-            toy, tiny_model, tmp_path, *VLLM, "actor_rollout_ref.rollout.placement=separate", "trainer.total_training_steps=1",
-        )  # fmt: skip
-        assert lines[-1]["rollout/logprob_diff_max"] < 1e-4
-        config = config_of(tiny_model, *VLLM, "actor_rollout_ref.rollout.placement=separate")
-        with started(config, 10) as cluster:
-            assert call_all(cluster, "node") != call_all(cluster.rollout, "node")
-        assert json.loads((Path(actor) / "r1ranker.json").read_text())["step"] == 1
-    finally:
-        ray.shutdown()
-        nodes.shutdown()
 
 
 RANK = """

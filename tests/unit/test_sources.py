@@ -101,24 +101,21 @@ def test_pools_hold_no_name_twice_and_the_iterative_rows_are_one_of_each_size(
     which: str, request: pytest.FixtureRequest
 ) -> None:
     bench = request.getfixturevalue(which) / "bench"
-    direct = {}
+    direct: dict[tuple, list[RankingExample]] = {}
     for _, example in read_ranking_bench(str(bench), "direct", "train"):
         assert len({normalise(name) for name in example.candidates}) == len(example.candidates)
         if example.history:
             assert not {*map(normalise, example.history)} & {*map(normalise, example.candidates)}
-        direct[example.task, example.query, example.history, frozenset(example.texts)] = example
+        direct.setdefault((example.task, example.query, example.history), []).append(example)
     sizes: dict[tuple, Counter[int]] = {}
     for _, example in read_ranking_bench(str(bench), "iterative", "train"):
-        (whole,) = [
-            one
-            for (task, query, history, texts), one in direct.items()
-            if (task, query, history) == (example.task, example.query, example.history) and {*example.texts} <= texts
-        ][:1]
+        asked = direct[example.task, example.query, example.history]
+        (whole,) = [one for one in asked if {*example.texts} <= {*one.texts}][:1]
         assert {*example.candidates} <= {*whole.candidates}
         assert example.positive == whole.positive
         sizes.setdefault((whole.task, whole.query, whole.history, whole.texts), Counter())[len(example.candidates)] += 1
     for (task, *_), found in list(sizes.items())[:50]:
-        most = next(len(e.candidates) for e in direct.values() if e.task == task)
+        most = next(len(asked[0].candidates) for (of, *_), asked in direct.items() if of == task)
         assert found == Counter(range(2, most + 1))
 
 
