@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -78,12 +78,22 @@ def run_experiment(experiment: Experiment, output: Path, jobs: int = 1) -> dict[
 
 @dataclass
 class Rows:
-    """What everything is measured on."""
+    """What everything is measured on, task by task, and the table that routing rows were made from."""
 
     bench: str
     test: dict[str, list[Any]]
     train: dict[str, list[Any]]
     router: Any
+
+    def of(self, tasks: Sequence[str]) -> Rows:
+        """Those of some tasks."""
+        return replace(
+            self, test={task: self.test[task] for task in tasks}, train={task: self.train[task] for task in tasks}
+        )
+
+    def fewer(self, limit: int) -> Rows:
+        """At most `limit` test rows of a task, for points of a curve."""
+        return replace(self, test={task: spread(rows, limit) for task, rows in self.test.items()}, router=None)
 
 
 def _rows(experiment: Experiment, bench: str) -> Rows:
@@ -98,22 +108,27 @@ def _rows(experiment: Experiment, bench: str) -> Rows:
 def measure_arm(
     experiment: Experiment, rows: Rows, label: str, seed: int, output: Path, console: Console
 ) -> tuple[Report | None, Report, list[dict[str, float]] | None]:
-    """Train an arm and measure it: before training where that is wanted, after it, and at its states where a curve is."""
+    """Train an arm and measure it: before training where that is wanted, after it, and at its states where a curve is.
+
+    A point of a curve is {"step", "tokens", "seconds", "mrr"}.
+    """
     arm, here = experiment.arms[label], output / f"seed_{seed}"
     base, actor, length = _models(experiment, label, seed, rows.bench, output, console)
-    tasks = arm.test or experiment.data.tasks
-    test = {task: rows.test[task] for task in tasks}
-    known = [one for task in tasks for one in rows.train[task]]
+    own = rows.of(arm.test or experiment.data.tasks)
 
-    def report(when: str, model: str) -> Report:
-        directory = here / "eval" / label / when
-        return _evaluate(experiment, arm, model, length, test, known, directory, seed, rows.bench, rows.router)
+    def report(when: str, model: str, asked: Rows = own) -> Report:
+        return _evaluate(experiment, arm, model, length, asked, here / "eval" / label / when, seed)
 
     before = report("before", base) if experiment.untrained and arm.trained_as is None else None
     after = report("after", actor)
     if arm.trained_as is not None or experiment.curve is None:
         return before, after, None
-    return before, after, _curve(experiment, label, arm, base, length, test, known, here, seed, rows.bench)
+    fewer, lines, points = own.fewer(experiment.curve), read_metrics(here / label), []
+    for step, model in _states(here, label, base):
+        found = report(f"step_{step}", model, fewer)
+        costs = training_costs([line for line in lines if line["step"] <= step])
+        points.append({"step": float(step), "mrr": found["pooled"]["metrics"]["mrr"]["mean"]} | costs)
+    return before, after, points
 
 
 def measure_arms(experiment: Experiment, bench: str, labels: Sequence[str], seed: int, output: Path) -> None:
@@ -262,9 +277,8 @@ def _base(experiment: Experiment, untrained: str, rows: Path, here: Path, seed: 
 
 
 def _evaluate(
-    experiment: Experiment, arm: Arm, model: str, length: int, test: dict[str, list[Any]], train: Sequence[Any],
-    directory: Path, seed: int, bench: str, router: Any,
-) -> Report:  # fmt: skip
+    experiment: Experiment, arm: Arm, model: str, length: int, rows: Rows, directory: Path, seed: int
+) -> Report:
     from r1ranker.evaluation.results import read_result, result_files
     from r1ranker.evaluation.runner import EvaluationOptions, evaluate
 
@@ -273,35 +287,26 @@ def _evaluate(
         return read_result(str(done[0]))
     style: Any = arm.answer_style or experiment.answer_style
     options = EvaluationOptions(
-        bench, seed=seed, output_dir=str(directory), engine=experiment.engine, strategy=arm.mode,  # type: ignore[arg-type]
+        rows.bench, seed=seed, output_dir=str(directory), engine=experiment.engine, strategy=arm.mode,  # type: ignore[arg-type]
         constrain=experiment.constrain, think=_thinks(experiment, arm), answer_style=style,
         max_tokens=length, elimination=EliminationSettings(**arm.elimination),
-        router_data=None if router is None else router.path,
+        router_data=None if rows.router is None else rows.router.path,
     )  # fmt: skip
-    return evaluate(model, test, train, options, router=router)[0]
+    known = [one for task in rows.test for one in rows.train[task]]
+    return evaluate(model, rows.test, known, options, router=rows.router)[0]
 
 
-def _curve(
-    experiment: Experiment, label: str, arm: Arm, base: str, length: int, test: dict[str, list[Any]],
-    train: Sequence[Any], here: Path, seed: int, bench: str,
-) -> list[dict[str, float]]:  # fmt: skip
-    """{"step", "tokens", "seconds", "mrr"} at the beginning and at each state of a training."""
+def _states(here: Path, label: str, base: str) -> Iterator[tuple[int, str]]:
+    """(step, model) at the beginning and at each saved state of a training."""
     from r1ranker.trainer.export import export_actor
     from r1ranker.trainer.state import STATES, steps_of
 
-    fewer = {task: spread(rows, experiment.curve) for task, rows in test.items()}
-    lines = read_metrics(here / label)
-    points = []
-    for step, state in [(0, None), *reversed(steps_of(here / label / STATES))]:
+    yield 0, base
+    for step, state in reversed(steps_of(here / label / STATES)):
         exported = here / "states" / label / f"step_{step}"
-        if state is not None and not exported.is_dir():
+        if not exported.is_dir():
             export_actor(str(state), str(exported))
-        model = base if state is None else str(exported)
-        directory = here / "eval" / label / f"step_{step}"
-        report = _evaluate(experiment, arm, model, length, fewer, train, directory, seed, bench, None)
-        before = [line for line in lines if line["step"] <= step]
-        points.append({"step": float(step), "mrr": report["pooled"]["metrics"]["mrr"]["mean"]} | training_costs(before))
-    return points
+        yield step, str(exported)
 
 
 def _router(experiment: Experiment, test: dict[str, list[Any]], train: dict[str, list[Any]]) -> Any:
