@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -26,6 +26,9 @@ from r1ranker.experiments.summary import (
 )
 from r1ranker.experiments.tables import print_summary, write_summary
 from r1ranker.ranking.decode import EliminationSettings
+
+if TYPE_CHECKING:
+    from r1ranker.trainer.config import Config
 
 Report = dict[str, Any]
 
@@ -113,11 +116,11 @@ def measure_arm(
     A point of a curve is {"step", "tokens", "seconds", "mrr"}.
     """
     arm, here = experiment.arms[label], output / f"seed_{seed}"
-    base, actor, length = _models(experiment, label, seed, rows.bench, output, console)
+    base, actor, config = _models(experiment, label, seed, rows.bench, output, console)
     own = rows.of(arm.test or experiment.data.tasks)
 
     def report(when: str, model: str, asked: Rows = own) -> Report:
-        return _evaluate(experiment, arm, model, length, asked, here / "eval" / label / when, seed)
+        return _evaluate(experiment, arm, model, config, asked, here / "eval" / label / when, seed)
 
     before = report("before", base) if experiment.untrained and arm.trained_as is None else None
     after = report("after", actor)
@@ -215,8 +218,8 @@ def _thinks(experiment: Experiment, arm: Arm) -> bool:
 
 def _models(
     experiment: Experiment, label: str, seed: int, bench: str, output: Path, console: Console
-) -> tuple[str, str, int]:
-    """The model before and the actor after training, and the tokens that it was let answer with."""
+) -> tuple[str, str, Config]:
+    """The model before and the actor after training, and how it was trained."""
     from r1ranker.trainer.config_load import load_config
     from r1ranker.trainer.fit import fit
 
@@ -243,7 +246,7 @@ def _models(
         f"trainer.default_local_dir={here / label}",
     ]
     config = load_config(arm.config or experiment.config, [*given, *experiment.overrides, *arm.overrides])
-    return base, fit(config), config.data.max_response_length  # a training that is done is only named
+    return base, fit(config), config  # a training that is done is only named
 
 
 def _untrained(experiment: Experiment, arm: Arm, output: Path, here: Path, seed: int) -> str:
@@ -277,19 +280,21 @@ def _base(experiment: Experiment, untrained: str, rows: Path, here: Path, seed: 
 
 
 def _evaluate(
-    experiment: Experiment, arm: Arm, model: str, length: int, rows: Rows, directory: Path, seed: int
+    experiment: Experiment, arm: Arm, model: str, config: Config, rows: Rows, directory: Path, seed: int
 ) -> Report:
+    """A model's result under the form of answers of its training: free or constrained, with thoughts or without."""
     from r1ranker.evaluation.results import read_result, result_files
     from r1ranker.evaluation.runner import EvaluationOptions, evaluate
 
     done = result_files(directory)
     if done:
         return read_result(str(done[0]))
-    style: Any = arm.answer_style or experiment.answer_style
+    rollout: Any = config.actor_rollout_ref.rollout
+    style: Any = config.data.answer_style
     options = EvaluationOptions(
         rows.bench, seed=seed, output_dir=str(directory), engine=experiment.engine, strategy=arm.mode,  # type: ignore[arg-type]
-        constrain=experiment.constrain, think=_thinks(experiment, arm), answer_style=style,
-        max_tokens=length, elimination=EliminationSettings(**arm.elimination),
+        constrain=rollout.constrain, think=config.data.think, answer_style=style,
+        max_tokens=config.data.max_response_length, elimination=EliminationSettings(**arm.elimination),
         router_data=None if rows.router is None else rows.router.path,
     )  # fmt: skip
     known = [one for task in rows.test for one in rows.train[task]]

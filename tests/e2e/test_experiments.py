@@ -187,7 +187,7 @@ cold_start: 2
 seeds: [1, 2]
 data: {source: toy, size: 16, tasks: [Rec-Movie], limit: 5}
 arms:
-  one: {mode: iterative}
+  one: {overrides: [actor_rollout_ref.rollout.constrain=none, data.max_response_length=8]}
   two_out: {trained_as: one, elimination: {eliminate: 2}}
 """
     )
@@ -197,6 +197,8 @@ arms:
     assert list(alone) == list(beside)
     for label, reports in alone.items():
         for one, other in zip(reports, beside[label], strict=True):
+            assert one["settings"]["constrain"] == "none"  # measured as it was trained
+            assert one["settings"]["max_tokens"] == 8
             assert one["tasks"]["Rec-Movie"]["rankings"] == other["tasks"]["Rec-Movie"]["rankings"]
     assert "one, seed 1" in (tmp_path / "beside" / "seed_1" / "one.log").read_text()
     broken = load_experiment(str(tmp_path / "own.yaml"), ["arms.one.overrides=[trainer.nonsense=1]", "arms.other={}"])
