@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from r1ranker.data.loader import load_prompts
 from r1ranker.rollout.constraint import build_constraint
 from r1ranker.rollout.engine import Completion, Request
+from r1ranker.trainer.config import Config
 from r1ranker.trainer.config_load import load_config
 from r1ranker.trainer.fit import fit
 from r1ranker.trainer.trajectory import Trajectory
@@ -24,6 +25,12 @@ PPO = (
     "algorithm.adv_estimator=gae", "algorithm.use_kl_in_reward=true", "algorithm.kl_ctrl.type=adaptive", "trainer.critic_warmup=1",
     "actor_rollout_ref.actor.optim.lr=1e-2",
 )  # fmt: skip
+
+
+def config_of(model: str, *overrides: str) -> Config:
+    """`quickstart` for `model`, of whose data nothing is read."""
+    named = ["data.train_files=x", "data.val_files=x", f"actor_rollout_ref.model.path={model}"]
+    return load_config("quickstart", [*named, *overrides])
 
 
 def train(toy: Path, model: str, output: Path, *overrides: str, mode: str = "iterative") -> tuple[str, list[dict]]:

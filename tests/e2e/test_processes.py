@@ -4,30 +4,25 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import runs
 
 from r1ranker.trainer.balance import Budget, arrange
 from r1ranker.trainer.cluster import Cluster, call_all, started
 from r1ranker.trainer.config import Config
-from r1ranker.trainer.config_load import load_config
 from r1ranker.trainer.dispatch import fill, update
 from r1ranker.trainer.estimation import put_shares, with_gradient
 from r1ranker.trainer.trajectory import Trajectory
 
 
 def config_of(model: str, *overrides: str) -> Config:
-    return load_config(
-        "quickstart",
-        [
-            "data.train_files=x",
-            "data.val_files=x",
-            f"actor_rollout_ref.model.path={model}",
-            f"critic.model.path={model}",
-            "algorithm.adv_estimator=gae",
-            "actor_rollout_ref.actor.use_kl_loss=true",
-            "actor_rollout_ref.actor.entropy_coeff=0.01",
-            "actor_rollout_ref.actor.optim.lr=1e-4",
-            *overrides,
-        ],
+    return runs.config_of(
+        model,
+        f"critic.model.path={model}",
+        "algorithm.adv_estimator=gae",
+        "actor_rollout_ref.actor.use_kl_loss=true",
+        "actor_rollout_ref.actor.entropy_coeff=0.01",
+        "actor_rollout_ref.actor.optim.lr=1e-4",
+        *overrides,
     )
 
 

@@ -7,20 +7,13 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from runs import train
+from runs import config_of, train
 
 from r1ranker.trainer.cluster import call_all, started
-from r1ranker.trainer.config import Config
-from r1ranker.trainer.config_load import load_config
 
 pytestmark = pytest.mark.skipif(not find_spec("vllm"), reason="vLLM is not installed; '.[cpu]' brings it")
 
-APART = ("actor_rollout_ref.rollout.name=vllm", "actor_rollout_ref.rollout.placement=separate")
-
-
-def config_of(model: str, *overrides: str) -> Config:
-    named = ["data.train_files=x", "data.val_files=x", f"actor_rollout_ref.model.path={model}"]
-    return load_config("quickstart", [*named, "trainer.executor=ray", *overrides])
+APART = ("trainer.executor=ray", "actor_rollout_ref.rollout.name=vllm", "actor_rollout_ref.rollout.placement=separate")
 
 
 def test_two_nodes_with_the_rollout_on_the_second(
@@ -33,11 +26,11 @@ def test_two_nodes_with_the_rollout_on_the_second(
     nodes.add_node(num_cpus=1)
     monkeypatch.setenv("RAY_ADDRESS", nodes.address)
     try:
-        config = config_of(tiny_model, "trainer.nnodes=2")
+        config = config_of(tiny_model, "trainer.executor=ray", "trainer.nnodes=2")
         with started(config, 10) as cluster:
             assert len(set(call_all(cluster, "node"))) == 2
         actor, lines = train(
-            toy, tiny_model, tmp_path, "trainer.executor=ray", *APART, "trainer.total_training_steps=1",
+            toy, tiny_model, tmp_path, *APART, "trainer.total_training_steps=1",
         )  # fmt: skip
         assert lines[-1]["rollout/logprob_diff_max"] < 1e-4
         config = config_of(tiny_model, *APART)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import requests_of, train, trajectories_of
+from runs import config_of, requests_of, train, trajectories_of
 
 from r1ranker.model.loading import load_tokenizer
 from r1ranker.rollout.engine import SamplingParams
@@ -18,7 +18,6 @@ from r1ranker.trainer import cluster as cluster_module
 from r1ranker.trainer.balance import Budget
 from r1ranker.trainer.cluster import Cluster, started
 from r1ranker.trainer.config import Config
-from r1ranker.trainer.config_load import load_config
 from r1ranker.trainer.dispatch import fill, generate, update
 from r1ranker.trainer.trajectory import Trajectory
 from r1ranker.trainer.workers import Worker
@@ -29,11 +28,7 @@ pytestmark = [
 ]
 
 VLLM = ("trainer.executor=ray", "actor_rollout_ref.rollout.name=vllm")
-
-
-def config_of(model: str, *overrides: str) -> Config:
-    named = ["data.train_files=x", "data.val_files=x", f"actor_rollout_ref.model.path={model}"]
-    return load_config("quickstart", [*named, "actor_rollout_ref.actor.optim.lr=0.01", *overrides])
+FAST = "actor_rollout_ref.actor.optim.lr=0.01"
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +116,7 @@ def test_engine_and_trainer_agree_right_after_a_sync(
     model: str, place: str, toy: Path, request: pytest.FixtureRequest
 ) -> None:
     path = request.getfixturevalue(model)
-    config = config_of(path, *VLLM, *PLACES[place], "actor_rollout_ref.rollout.temperature=0.7")
+    config = config_of(path, *VLLM, FAST, *PLACES[place], "actor_rollout_ref.rollout.temperature=0.7")
     before, after = before_and_after_a_sync(config, path, toy)
     assert before > 1e-2
     assert after < 1e-4
@@ -140,7 +135,7 @@ def test_without_the_repair_a_tied_head_stays_stale(
             super().start_engine()
 
     monkeypatch.setattr(cluster_module, "Worker", Unrepaired)
-    config = config_of(tiny_model, *VLLM, "actor_rollout_ref.rollout.temperature=0.7")
+    config = config_of(tiny_model, *VLLM, FAST, "actor_rollout_ref.rollout.temperature=0.7")
     _, after = before_and_after_a_sync(config, tiny_model, toy)
     assert after > 1e-2  # if this no longer holds, vLLM repacks the head itself and the repair can go
 
