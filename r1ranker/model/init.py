@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,9 +23,14 @@ CONTROL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 HEAD_WIDTHS = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256)
 """that vLLM's attention on the CPU has kernels for"""
+TURNS = tuple(f"{end}<|im_start|>{role}\n" for end in ("", "<|im_end|>\n") for role in ("system", "user", "assistant"))
+"""what the chat template has between messages"""
 LABELS = tuple(f"[{position}]" for position in range(1, 21))
 BULLET = "\n- "
-"""before each item of a history and each candidate: three tokens of four otherwise"""
+"""before each item of a history and each candidate; with the item's name it is one token"""
+LINE = re.compile(r"\n*^(?!- )[^\n]+", flags=re.MULTILINE)
+COMMON = 100
+"""a line that stands in one text of so many is one token"""
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -61,8 +67,9 @@ def init_model(
     """
     size = size or ModelSize()
     _check(size, vocab_size)
-    names = sorted(_names(read_training_rows(data_files))) if title_tokens else ()
-    tokenizer = train_tokenizer(_texts(read_training_rows(data_files)), vocab_size, names)
+    names = sorted(_names(read_training_rows(data_files))) if title_tokens else []
+    lines = common_lines(_texts(read_training_rows(data_files))) if title_tokens else []
+    tokenizer = train_tokenizer(_texts(read_training_rows(data_files)), vocab_size, names, lines)
     config = Qwen2Config(
         vocab_size=len(tokenizer),
         hidden_size=size.hidden_size,
@@ -86,8 +93,23 @@ def init_model(
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def train_tokenizer(texts: Iterable[str], vocab_size: int, names: Sequence[str] = ()) -> PreTrainedTokenizerFast:
-    """Byte-level BPE with ChatML control tokens; tags, labels [1]..[20], `names` and what goes before them in a list are one token each.
+def common_lines(texts: Iterable[str]) -> list[str]:
+    """What stands in at least one text of COMMON: lines that are no item of a list, with the line breaks before them."""
+    counts: Counter[str] = Counter()
+    number = 0
+    for text in texts:
+        number += 1
+        counts.update(set(LINE.findall(text)))
+    return sorted(line for line, count in counts.items() if count * COMMON >= number)
+
+
+def train_tokenizer(
+    texts: Iterable[str], vocab_size: int, names: Sequence[str] = (), lines: Sequence[str] = ()
+) -> PreTrainedTokenizerFast:
+    """Byte-level BPE with ChatML control tokens; tags, labels [1]..[20], `lines` and `names` are one token each.
+
+    A name has a second token for its place in a list: what is asked about and what is answered need not be alike, and the fewer
+    tokens say the same thing in every prompt, the sooner a small network learns from the others.
 
     A name that the byte-level decoder would take for bytes, such as 'Alien³', is spelled instead.
     """
@@ -103,8 +125,9 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, names: Sequence[str] 
     raw.train_from_iterator(texts, trainer)
     alphabet = set(pre_tokenizers.ByteLevel.alphabet())
     kept = [name for name in names if name.isascii() or not alphabet.issuperset(name)]
-    whole = dict.fromkeys((*TAGS, *LABELS, *kept, *([BULLET] if names else [])))
+    whole = dict.fromkeys((*TAGS, *LABELS, *kept, *(BULLET + name for name in kept), *lines, *([BULLET] if names else [])))
     raw.add_tokens([AddedToken(name, special=False, normalized=False) for name in whole])
+    raw.add_special_tokens([AddedToken(turn, special=True, normalized=False) for turn in TURNS])
     return PreTrainedTokenizerFast(
         tokenizer_object=raw,
         eos_token="<|im_end|>",

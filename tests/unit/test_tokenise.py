@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
+from r1ranker.data.loader import load_prompts
 from r1ranker.data.tokenise import encode_chat, plain_ids
 from r1ranker.errors import UserError
-from r1ranker.model.init import train_tokenizer
+from r1ranker.model.init import common_lines, train_tokenizer
 from r1ranker.tasks.example import RankingExample
 from r1ranker.tasks.prompts import AnswerFormat, chat_messages, render_problem
 
 TOKENIZER = train_tokenizer(["films I have watched and which one is the worst"] * 3, 300, names=["Silent Harbour"])
-CONTROL = {TOKENIZER.convert_tokens_to_ids(token) for token in ("<|im_start|>", "<|im_end|>", "<|endoftext|>")}
+CONTROL = {id_ for id_, token in TOKENIZER.added_tokens_decoder.items() if token.special}
 
 
 def test_plain_conversations_are_what_the_template_gives() -> None:
@@ -52,6 +56,24 @@ def test_a_hostile_title_neither_ends_a_turn_nor_forges_an_answer() -> None:
 def test_titles_are_one_token_where_asked() -> None:
     assert len(plain_ids(TOKENIZER, "Silent Harbour")) == 1
     assert len(plain_ids(TOKENIZER, "Silent Island")) > 1
+
+
+def test_what_every_prompt_has_costs_one_token_a_line(toy: Path, tiny_model: str) -> None:
+    """A prompt of the training data is hardly longer than its items are many, and is still the same text."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    prompts, _ = load_prompts([str(toy / "iterative_ranking" / "train.parquet")], tokenizer, 1024)
+    films = [one for one in prompts if one.extra_info["task_name"] == "Rec-Movie"]
+    assert films
+    for prompt in films:
+        listed = sum(line.startswith("- ") for message in prompt.messages for line in message["content"].split("\n"))
+        assert len(prompt.token_ids) == listed + 9  # three turns, what the system says, two headings, two questions, the tag
+        text = tokenizer.apply_chat_template(prompt.messages, tokenize=False, continue_final_message=True)
+        assert tokenizer.decode(prompt.token_ids) == text
+
+
+def test_lines_of_few_prompts_and_items_of_lists_are_not_common() -> None:
+    texts = [f"Films:\n- Alien\n\nWhich?\nNumber {number}" for number in range(200)]
+    assert common_lines([*texts, "seldom"]) == ["\n\nWhich?", "Films:"]
 
 
 NAMES = ["Alien³", "Amélie", "Pokémon 3", "Léon", "Ran", "Über", "東京物語", "Æon Flux", "½", "Mädchen, die"]
