@@ -125,7 +125,9 @@ def train_tokenizer(
     raw.train_from_iterator(texts, trainer)
     alphabet = set(pre_tokenizers.ByteLevel.alphabet())
     kept = [name for name in names if name.isascii() or not alphabet.issuperset(name)]
-    whole = dict.fromkeys((*TAGS, *LABELS, *kept, *(BULLET + name for name in kept), *lines, *([BULLET] if names else [])))
+    whole = dict.fromkeys(
+        (*TAGS, *LABELS, *kept, *(BULLET + name for name in kept), *lines, *([BULLET] if names else []))
+    )
     raw.add_tokens([AddedToken(name, special=False, normalized=False) for name in whole])
     raw.add_special_tokens([AddedToken(turn, special=True, normalized=False) for turn in TURNS])
     return PreTrainedTokenizerFast(

@@ -66,7 +66,9 @@ def test_what_every_prompt_has_costs_one_token_a_line(toy: Path, tiny_model: str
     assert films
     for prompt in films:
         listed = sum(line.startswith("- ") for message in prompt.messages for line in message["content"].split("\n"))
-        assert len(prompt.token_ids) == listed + 9  # three turns, what the system says, two headings, two questions, the tag
+        assert (
+            len(prompt.token_ids) == listed + 9
+        )  # three turns, what the system says, two headings, two questions, the tag
         text = tokenizer.apply_chat_template(prompt.messages, tokenize=False, continue_final_message=True)
         assert tokenizer.decode(prompt.token_ids) == text
 
