@@ -102,7 +102,7 @@ def init_model_command(
     max_positions: int = 4096,
     tie: Annotated[bool, typer.Option(help="share input and output embeddings")] = True,
     vocab_size: int = 2000,
-    title_tokens: Annotated[bool, typer.Option(help="every candidate and history item becomes one token")] = False,
+    title_tokens: Annotated[bool, typer.Option(help="a token for every candidate, item and common line")] = False,
     seed: int = 1,
 ) -> None:
     """Build a small base model with random weights, and a tokenizer trained on the data."""

@@ -29,8 +29,8 @@ LABELS = tuple(f"[{position}]" for position in range(1, 21))
 BULLET = "\n- "
 """before each item of a history and each candidate; with the item's name it is one token"""
 LINE = re.compile(r"\n*^(?!- )[^\n]+", flags=re.MULTILINE)
-COMMON = 100
-"""a line that stands in one text of so many is one token"""
+COMMON, LEAST = 50, 10
+"""a line that stands in one text of so many, and in so many at least, is one token"""
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -62,7 +62,8 @@ def init_model(
     """Write a randomly initialised model and its tokenizer to `directory`; returns its number of parameters.
 
     The tokenizer is byte-level BPE of at most `vocab_size` tokens, trained on the prompts in `data_files` (training
-    parquet); with `title_tokens` every candidate and every item of a history becomes one token on top of these.
+    parquet); with `title_tokens` every candidate, every item of a list and every line that many prompts share becomes one
+    token on top of these.
     Raises UserError for impossible sizes and unreadable data.
     """
     size = size or ModelSize()
@@ -94,13 +95,13 @@ def init_model(
 
 
 def common_lines(texts: Iterable[str]) -> list[str]:
-    """What stands in at least one text of COMMON: lines that are no item of a list, with the line breaks before them."""
+    """Lines that many texts share and that are no item of a list, with the line breaks before them."""
     counts: Counter[str] = Counter()
     number = 0
     for text in texts:
         number += 1
         counts.update(set(LINE.findall(text)))
-    return sorted(line for line, count in counts.items() if count * COMMON >= number)
+    return sorted(line for line, count in counts.items() if count >= max(LEAST, number / COMMON))
 
 
 def train_tokenizer(

@@ -76,6 +76,8 @@ def test_what_every_prompt_has_costs_one_token_a_line(toy: Path, tiny_model: str
 def test_lines_of_few_prompts_and_items_of_lists_are_not_common() -> None:
     texts = [f"Films:\n- Alien\n\nWhich?\nNumber {number}" for number in range(200)]
     assert common_lines([*texts, "seldom"]) == ["\n\nWhich?", "Films:"]
+    assert common_lines(texts[:5] * 2) == ["\n\nWhich?", "Films:"]
+    assert common_lines(texts[:9]) == []
 
 
 NAMES = ["Alien³", "Amélie", "Pokémon 3", "Léon", "Ran", "Über", "東京物語", "Æon Flux", "½", "Mädchen, die"]
