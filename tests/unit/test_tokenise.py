@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
 
 from r1ranker.data.loader import load_prompts
 from r1ranker.data.tokenise import encode_chat, plain_ids
 from r1ranker.errors import UserError
 from r1ranker.model.init import common_lines, train_tokenizer
+from r1ranker.model.loading import load_tokenizer
 from r1ranker.tasks.example import RankingExample
 from r1ranker.tasks.prompts import AnswerFormat, chat_messages, render_problem
 
@@ -60,15 +60,14 @@ def test_titles_are_one_token_where_asked() -> None:
 
 def test_what_every_prompt_has_costs_one_token_a_line(toy: Path, tiny_model: str) -> None:
     """A prompt of the training data is hardly longer than its items are many, and is still the same text."""
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer = load_tokenizer(tiny_model)
     prompts, _ = load_prompts([str(toy / "iterative_ranking" / "train.parquet")], tokenizer, 1024)
     films = [one for one in prompts if one.extra_info["task_name"] == "Rec-Movie"]
     assert films
     for prompt in films:
         listed = sum(line.startswith("- ") for message in prompt.messages for line in message["content"].split("\n"))
-        assert (
-            len(prompt.token_ids) == listed + 9
-        )  # three turns, what the system says, two headings, two questions, the tag
+        # and three turns, what the system says, two headings, two questions, the tag
+        assert len(prompt.token_ids) == listed + 9
         text = tokenizer.apply_chat_template(prompt.messages, tokenize=False, continue_final_message=True)
         assert tokenizer.decode(prompt.token_ids) == text
 
