@@ -103,13 +103,14 @@ def init_model_command(
     tie: Annotated[bool, typer.Option(help="share input and output embeddings")] = True,
     vocab_size: int = 2000,
     title_tokens: Annotated[bool, typer.Option(help="a token for every candidate, item and common line")] = False,
+    title_words: Annotated[bool, typer.Option(help="titles that share words begin alike")] = False,
     seed: int = 1,
 ) -> None:
     """Build a small base model with random weights, and a tokenizer trained on the data."""
     from r1ranker.model.init import ModelSize, init_model
 
     size = ModelSize(hidden_size, layers, heads, kv_heads, intermediate_size, max_positions, tie)
-    parameters = init_model(output, data, size, vocab_size, title_tokens, seed)
+    parameters = init_model(output, data, size, vocab_size, title_tokens, title_words, seed)
     typer.echo(f"{output}: {parameters:,} parameters")
 
 

@@ -42,6 +42,8 @@ class ModelSpec:
     kv_heads: int = 1
     vocab_size: int = 600
     title_tokens: bool = True
+    title_words: bool = False
+    """titles that share words begin alike"""
 
 
 @dataclass

@@ -29,6 +29,7 @@ LABELS = tuple(f"[{position}]" for position in range(1, 21))
 BULLET = "\n- "
 """before each item of a history and each candidate; with the item's name it is one token"""
 LINE = re.compile(r"\n*^(?!- )[^\n]+", flags=re.MULTILINE)
+WORD = re.compile(r"\w+")
 COMMON, LEAST = 50, 10
 """a line that stands in one text of so many, and in so many at least, is one token"""
 CHAT_TEMPLATE = (
@@ -57,17 +58,20 @@ def init_model(
     size: ModelSize | None = None,
     vocab_size: int = 2000,
     title_tokens: bool = False,
+    title_words: bool = False,
     seed: int = 1,
 ) -> int:
     """Write a randomly initialised model and its tokenizer to `directory`; returns its number of parameters.
 
     The tokenizer is byte-level BPE of at most `vocab_size` tokens, trained on the prompts in `data_files` (training
     parquet); with `title_tokens` every candidate, every item of a list and every line that many prompts share becomes one
-    token on top of these.
-    Raises UserError for impossible sizes and unreadable data.
+    token on top of these; with `title_words` too, titles that share words begin alike (`word_vectors`).
+    Raises UserError for impossible sizes, `title_words` without `title_tokens`, and unreadable data.
     """
     size = size or ModelSize()
     _check(size, vocab_size)
+    if title_words and not title_tokens:
+        raise UserError("--title-words: found without --title-tokens; it is about what these begin with")
     names = sorted(_names(read_training_rows(data_files))) if title_tokens else []
     lines = common_lines(_texts(read_training_rows(data_files))) if title_tokens else []
     tokenizer = train_tokenizer(_texts(read_training_rows(data_files)), vocab_size, names, lines)
@@ -87,6 +91,8 @@ def init_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = Qwen2ForCausalLM(config)
+        if title_words:
+            _begin_with_words(model, tokenizer, names)
     model.generation_config = GenerationConfig(
         eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, do_sample=True
     )
@@ -102,6 +108,32 @@ def common_lines(texts: Iterable[str]) -> list[str]:
         number += 1
         counts.update(set(LINE.findall(text)))
     return sorted(line for line, count in counts.items() if count >= max(LEAST, number / COMMON))
+
+
+def word_vectors(names: Sequence[str], width: int) -> torch.Tensor:
+    """Vectors [names, width] of unit variance: the sum of a random vector for each of a name's words, scaled.
+
+    Two names are as near as the words that they share: their cosine is, but for the noise of random vectors, that of their sets
+    of words. New tokens are usually begun with the mean of the pieces that spelled them (Hewitt, 'Initializing New Word Embeddings
+    for Pretrained Language Models', 2021); a model with random weights has no such pieces yet.
+    """
+    words = [set(WORD.findall(name.casefold())) or {name} for name in names]
+    places = {word: place for place, word in enumerate(sorted(set().union(*words)))}
+    vectors = torch.randn(len(places), width)
+    sums = torch.stack([vectors[sorted(places[word] for word in own)].sum(0) for own in words])
+    return torch.nn.functional.normalize(sums, dim=1) * width**0.5
+
+
+def _begin_with_words(model: Qwen2ForCausalLM, tokenizer: PreTrainedTokenizerFast, names: Sequence[str]) -> None:
+    """Give both tokens of a name, in the input and the output, the same vector, made of its words."""
+    vocabulary = tokenizer.get_vocab()
+    kept = [name for name in names if BULLET + name in vocabulary]  # the others are spelled
+    vectors = word_vectors(kept, model.config.hidden_size) * model.config.initializer_range
+    with torch.no_grad():
+        for before in ("", BULLET):
+            ids = torch.tensor([vocabulary[before + name] for name in kept])
+            for embeddings in (model.model.embed_tokens, model.lm_head):
+                embeddings.weight[ids] = vectors
 
 
 def train_tokenizer(

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from r1ranker.errors import UserError
 from r1ranker.model.attention import PACKED
-from r1ranker.model.init import ModelSize, init_model
+from r1ranker.model.init import ModelSize, init_model, word_vectors
 from r1ranker.model.loading import check_model_directory, checkpoint_activations, load_causal_lm, load_tokenizer
 from r1ranker.model.logprobs import token_logprobs
 from r1ranker.model.policy_model import PolicyModel
@@ -181,6 +181,36 @@ def test_the_same_seed_builds_the_same_model(toy: Path, tmp_path: Path) -> None:
         init_model(str(tmp_path / name), files, ModelSize(32, 1, 1, 1), vocab_size=300, seed=seed)
     weights = {name: (tmp_path / name / "model.safetensors").read_bytes() for name in "abc"}
     assert weights["a"] == weights["b"] != weights["c"]
+
+
+def test_names_are_as_near_as_the_words_that_they_share() -> None:
+    names = ["Harbour Nine", "harbour nine (1998)", "Harbour Lights", "Other Words", "***"]
+    torch.manual_seed(1)
+    vectors = word_vectors(names, 20_000)
+    torch.testing.assert_close(vectors.std(dim=1), torch.ones(5), atol=0.03, rtol=0)
+    sets = [{"harbour", "nine"}, {"harbour", "nine", "1998"}, {"harbour", "lights"}, {"other", "words"}, {"***"}]
+    wanted = [[len(a & b) / (len(a) * len(b)) ** 0.5 for b in sets] for a in sets]
+    torch.testing.assert_close(vectors @ vectors.T / 20_000, torch.tensor(wanted), atol=0.04, rtol=0)
+
+
+@pytest.mark.parametrize("tie", [True, False])
+def test_with_title_words_both_tokens_of_a_title_begin_with_its_words(toy: Path, tmp_path: Path, tie: bool) -> None:
+    files = [str(toy / f"{mode}_ranking" / "train.parquet") for mode in ("direct", "iterative")]
+    size = ModelSize(hidden_size=64, tie_embeddings=tie)
+    for name, words in (("plain", False), ("words", True)):
+        init_model(str(tmp_path / name), files, size, 300, title_tokens=True, title_words=words)
+    plain, model = (AutoModelForCausalLM.from_pretrained(tmp_path / name) for name in ("plain", "words"))
+    vocabulary = AutoTokenizer.from_pretrained(tmp_path / "words").get_vocab()
+    titles = [token for token in vocabulary if "\n- " + token in vocabulary]
+    own, listed = ([vocabulary[before + title] for title in titles] for before in ("", "\n- "))
+    assert len(titles) > 20
+    for weight in (model.model.embed_tokens.weight, model.lm_head.weight):
+        torch.testing.assert_close(weight[own], weight[listed], atol=0, rtol=0)
+    untouched = [place for place in range(len(vocabulary)) if place not in {*own, *listed}]
+    new, old = model.state_dict(), plain.state_dict()
+    for name in old:
+        rows = untouched if "embed" in name or "lm_head" in name else slice(None)
+        torch.testing.assert_close(new[name][rows], old[name][rows], atol=0, rtol=0)
 
 
 @pytest.mark.parametrize(
