@@ -51,6 +51,9 @@ def prepare(
     candidates: Annotated[int, typer.Option(help="raw and trec: of a request")] = 20,
     users: Annotated[int, typer.Option(help="raw: of a recommendation task; 0: all")] = 657,
     positions: Annotated[int, typer.Option(help="raw: requests a user at most, spread over its history")] = 1,
+    pools: Annotated[
+        int, typer.Option(help="raw: training rows of a recommendation request, each with other candidates")
+    ] = 1,
     recbole: Annotated[
         list[str] | None, typer.Option(help="raw: TASK=NAME of another RecBole data set, such as Rec-Movie=ml-100k")
     ] = None,
@@ -85,7 +88,7 @@ def prepare(
     prepare_data(
         PrepareOptions(
             source, output, answer_style, think, task, seed, test_share, cold_start, tokenizer, max_prompt_length,
-            size, history or (), candidates, users, positions, recbole or (), template, shuffle, trec, test_rows, pool_sizes, merits, teacher,
+            size, history or (), candidates, users, positions, recbole or (), template, shuffle, trec, test_rows, pool_sizes, merits, teacher, pools,
         )
     )  # fmt: skip
 

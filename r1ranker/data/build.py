@@ -50,7 +50,7 @@ def build_bench(
 
     `sources`: by group. Within a group, examples that share a key, or a query or history that reads alike, go to one side: the one that
     the source names, else `test_share` of them to the test side, drawn by the seed. Every source is read twice, so that
-    no more than digests are held. The iterative rows of an example are one sub-pool of each size, or of each of `pool_sizes`. Of the
+    no more than digests are held. The iterative rows of an example, and of each of `more` of it on the training side, are one sub-pool of each size, or of each of `pool_sizes`. Of the
     test rows of a key at most `test_rows` are written, evenly spread over them (0: all). `on_row` hears of
     every row and its wording; `commit` is for DataSetWriter.
     """
@@ -91,15 +91,17 @@ def build_bench(
                     continue
                 seen.add(request)
                 rng = random.Random(f"{about.seed} {request}")
-                pools = {"direct": [example.candidates], "iterative": sub_pools(example, rng, pool_sizes)}
-                for config in CONFIGS:
-                    for pool in pools[config]:
-                        row = example.with_pool(pool)
-                        written = bench_row(row, config)
-                        writers[config, split].add(written)
-                        on_row(config, split, row, written["problem"])
-                        counts.written[f"{config} {split}"] += 1
-                        out.statistics[config].of(example.task).add(len(pool), pool.index(row.positive))
+                more = sourced.more if split == "train" else ()
+                for whole in (example, *(map(_with_grades, more) if graded else more)):
+                    pools = {"direct": [whole.candidates], "iterative": sub_pools(whole, rng, pool_sizes)}
+                    for config in CONFIGS:
+                        for pool in pools[config]:
+                            row = whole.with_pool(pool)
+                            written = bench_row(row, config)
+                            writers[config, split].add(written)
+                            on_row(config, split, row, written["problem"])
+                            counts.written[f"{config} {split}"] += 1
+                            out.statistics[config].of(example.task).add(len(pool), pool.index(row.positive))
         for (config, split), writer in writers.items():
             if not writer.count:
                 raise UserError(f"{directory}: no {config} {split} row is left; see the counts: {_why(out.tally)}")

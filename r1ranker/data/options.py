@@ -57,6 +57,8 @@ class PrepareOptions:
     """routing: training rows have each LLM's merit as its grade"""
     teacher: bool = False
     """the cold start has thoughts and answers of the most frequent label"""
+    pools: int = 1
+    """of a training request, each with other candidates"""
 
 
 _USES: dict[str, tuple[str, tuple[Kind, ...]]] = {
@@ -67,6 +69,7 @@ _USES: dict[str, tuple[str, tuple[Kind, ...]]] = {
     "test_rows": ("--test-rows", ("raw", "own", "trec")),
     "pool_sizes": ("--pool-sizes", ("raw", "own", "trec")),
     "positions": ("--positions", ("raw",)),
+    "pools": ("--pools", ("raw",)),
     "recbole": ("--recbole", ("raw",)),
     "merits": ("--merits", ("raw",)),
     "teacher": ("--teacher", ("toy", "layout")),
@@ -120,6 +123,7 @@ def check_options(options: PrepareOptions, kind: Kind) -> None:
         ("--candidates", options.candidates, 2),
         ("--users", options.users, 0),
         ("--positions", options.positions, 1),
+        ("--pools", options.pools, 1),
         ("--test-rows", options.test_rows, 0),
         ("--max-prompt-length", options.max_prompt_length, 1),
     ):
@@ -156,7 +160,7 @@ def pool_sizes(text: str) -> range | None:
 
 def _check_raw(changed: set[str], tasks: Sequence[str]) -> None:
     """Some options are of the recommendation tasks alone; passages come split."""
-    for field in ("history", "candidates", "users", "positions", "recbole"):
+    for field in ("history", "candidates", "users", "positions", "pools", "recbole"):
         if field in changed and not set(tasks) & set(ATOMIC):
             raise UserError(f"{_USES[field][0]}: of no use with {', '.join(tasks)}; a recommendation task has one")
     if "merits" in changed and not set(tasks) & set(OBJECTIVES):

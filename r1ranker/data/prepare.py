@@ -86,7 +86,7 @@ def _sources(options: PrepareOptions, kind: Kind) -> tuple[dict[str, Source], li
     if kind == "raw":
         settings = raw_settings(
             options.history, options.candidates, options.users, options.seed, options.tasks, options.positions,
-            options.recbole, options.merits,
+            options.recbole, options.merits, options.pools,
         )  # fmt: skip
         return raw_sources(options.source, options.tasks, settings)
     return _user_sources(options) if options.trec is None else _trec_sources(options, options.trec)
@@ -123,6 +123,7 @@ def raw_settings(
     positions: int = 1,
     recbole: Sequence[str] = (),
     merits: bool = False,
+    pools: int = 1,
 ) -> RawSettings:
     """Settings of raw sources; `history` holds N for all recommendation tasks and TASK=N for one of `tasks`, `recbole` TASK=NAME."""
     shared, histories = RecommendationSettings().history, {}
@@ -142,7 +143,7 @@ def raw_settings(
             raise UserError(f"--recbole: found {entry!r}; TASK=NAME is wanted, such as Rec-Movie=ml-100k")
         _check_recommendation("--recbole", task, tasks)
         names[task] = name
-    recommendation = RecommendationSettings(shared, candidates, users, seed, positions)
+    recommendation = RecommendationSettings(shared, candidates, users, seed, positions, pools)
     return RawSettings(recommendation, histories, names, PassageSettings(seed=seed), seed, merits)
 
 

@@ -105,8 +105,7 @@ def recommendation_source(task: str, inter: str, item: str, settings: Recommenda
     """The users of RecBole's atomic files."""
 
     def read(tally: Tally) -> Iterator[Sourced]:
-        for user, example in read_recommendation(task, inter, item, settings, tally.of(task)):
-            yield Sourced(user, example)
+        yield from read_recommendation(task, inter, item, settings, tally.of(task))
 
     return read
 

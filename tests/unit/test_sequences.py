@@ -56,7 +56,10 @@ def test_no_two_real_users_are_joined_and_overlaps_are_undone(
     task: str, name: str, request: pytest.FixtureRequest
 ) -> None:
     files = atomic_files(str(request.getfixturevalue("real_raw")), task, name)
-    rows = list(read_recommendation(task, *files, RecommendationSettings(users=300, positions=5), TaskTally()))
+    rows = [
+        (one.key, one.example)
+        for one in read_recommendation(task, *files, RecommendationSettings(users=300, positions=5), TaskTally())
+    ]
     users = {items_of(example): user for user, example in rows}
     items: dict[str, set[str]] = {}
     for user, example in rows:

@@ -125,7 +125,9 @@ def test_users_get_their_first_titles_in_order_of_time(raw: Path) -> None:
     inter, item = raw / "rec" / f"{name}.inter", raw / "rec" / f"{name}.item"
     tally = TaskTally()
     settings = RecommendationSettings(history=10, candidates=6, users=1000)
-    examples = dict(read_recommendation("Rec-Movie", str(inter), str(item), settings, tally))
+    examples = {
+        one.key: one.example for one in read_recommendation("Rec-Movie", str(inter), str(item), settings, tally)
+    }
     rows = pd.read_csv(inter, sep="\t", dtype={"item_id:token": str})
     titles = pd.read_csv(item, sep="\t", dtype=str, keep_default_na=False).set_index("item_id:token")["title:token_seq"]
     titles = titles[(titles != "") & (titles.str.len() <= 200)].str.replace("&amp;", "&")
@@ -150,7 +152,7 @@ def test_users_are_drawn_by_the_seed_and_keep_their_pool_whoever_else_there_is(r
 
     def read(users: int, seed: int = 42) -> dict:
         settings = RecommendationSettings(history=8, candidates=5, users=users, seed=seed)
-        return dict(read_recommendation("Rec-Game", *files, settings, TaskTally()))
+        return {one.key: one.example for one in read_recommendation("Rec-Game", *files, settings, TaskTally())}
 
     few, many = read(10), read(1000)
     assert len(few) == 10
@@ -166,8 +168,8 @@ def test_positions_spread_over_a_users_sequence_and_the_first_is_the_one_of_a_si
     def read(history: int, positions: int) -> dict[str, list[RankingExample]]:
         settings = RecommendationSettings(history, candidates=5, users=0, positions=positions)
         found: dict[str, list[RankingExample]] = {}
-        for user, example in read_recommendation("Rec-Game", *files, settings, TaskTally()):
-            found.setdefault(user, []).append(example)
+        for one in read_recommendation("Rec-Game", *files, settings, TaskTally()):
+            found.setdefault(one.key, []).append(one.example)
         return found
 
     one, four, every = read(8, 1), read(8, 4), read(8, 1000)
@@ -230,6 +232,36 @@ def test_test_rows_of_a_user_and_sizes_of_pools_are_bounded(raw: Path, tmp_path:
     for text in ("1-3", "3-2", "3", "a-b"):
         with pytest.raises(UserError, match=r"--pool-sizes: found .*; LOW-HIGH is wanted, from 2, such as 2-4"):
             prepare(PrepareOptions(str(raw), str(tmp_path / "no"), pool_sizes=text))
+
+
+def test_training_requests_can_have_several_pools(raw: Path, tmp_path: Path) -> None:
+    def rows(pools: int, config: str, split: str) -> list[RankingExample]:
+        if not (tmp_path / str(pools)).exists():
+            chosen = {
+                "tasks": ["Rec-Game"],
+                "users": 0,
+                "positions": 4,
+                "history": ["8"],
+                "candidates": 5,
+                "test_rows": 2,
+            }
+            prepare(PrepareOptions(str(raw), str(tmp_path / str(pools)), pools=pools, **chosen))  # type: ignore[arg-type]
+        return [one for _, one in read_ranking_bench(str(tmp_path / str(pools) / "bench"), config, split)]  # type: ignore[arg-type]
+
+    for config in ("direct", "iterative"):
+        assert rows(3, config, "test") == rows(1, config, "test")
+        assert len(rows(3, config, "train")) == 3 * len(rows(1, config, "train")) > 0
+    one, three = rows(1, "direct", "train"), rows(3, "direct", "train")
+    assert three[::3] == one
+    for first, *more in zip(three[::3], three[1::3], three[2::3], strict=True):
+        for other in more:
+            assert (other.history, other.positive) == (first.history, first.positive)
+            assert not set(other.candidates) & set(other.history)
+            assert len(set(other.candidates)) == 5
+    pools = [(row.history, row.positive, tuple(sorted(row.candidates))) for row in three]
+    assert len(set(pools)) > 0.9 * len(pools)
+    with pytest.raises(UserError, match="--pools: found 0; at least 1 is wanted"):
+        prepare(PrepareOptions(str(raw), str(tmp_path / "no"), pools=0))
 
 
 def test_another_recbole_data_set_can_stand_in_for_the_published_one(raw: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from r1ranker.data.sources.sourced import Sourced
 from r1ranker.data.tally import TaskTally
 from r1ranker.data.text_rows import TextTable, finite
 from r1ranker.errors import UserError, at_least
@@ -35,6 +36,8 @@ class RecommendationSettings:
     seed: int = 42
     positions: int = 1
     """requests of a user at most, spread over what it took"""
+    pools: int = 1
+    """of a request, each with other candidates; for training rows"""
 
     def __post_init__(self) -> None:
         for name, value, least in (
@@ -42,6 +45,7 @@ class RecommendationSettings:
             ("--candidates", self.candidates, 2),
             ("--users", self.users, 0),
             ("--positions", self.positions, 1),
+            ("--pools", self.pools, 1),
         ):
             at_least(name, value, least)
 
@@ -69,9 +73,9 @@ class Interactions:
 
 def read_recommendation(
     task: str, inter: str, item: str, settings: RecommendationSettings, tally: TaskTally
-) -> Iterator[tuple[str, RankingExample]]:
-    """(user, example) of the users drawn: `history` items in a row, the next one as positive, others that the user never
-    took; one such example at each of `positions` places of the user's sequence.
+) -> Iterator[Sourced]:
+    """Examples of the users drawn: `history` items in a row, the next one as positive, others that the user never
+    took; one such example at each of `positions` places of the user's sequence, with `pools` - 1 more of other candidates.
 
     Items come in order of the timestamp column (else position, else the fourth), equal ones as in the file. Titles are
     told apart by what a reader sees: a user's second item of a title is left out, and no pool holds a title twice.
@@ -111,7 +115,11 @@ def read_recommendation(
     catalogue = sorted(title_of)
     for user in chosen:
         for target in settings.targets(len(taken[user])):
-            yield user, _example(task, user, taken[user], target, catalogue, title_of, settings)
+            example, *more = (
+                _example(task, user, taken[user], target, catalogue, title_of, settings, number)
+                for number in range(settings.pools)
+            )
+            yield Sourced(user, example, more=tuple(more))
 
 
 def _draw(taken: dict[str, list[str]], settings: RecommendationSettings, tally: TaskTally) -> list[str]:
@@ -139,9 +147,11 @@ def _example(
     catalogue: list[str],
     title_of: dict[str, str],
     settings: RecommendationSettings,
+    number: int,
 ) -> RankingExample:
-    # what a user gets does not depend on who else there is, and the first request's pool not on how many others follow
+    # what a user gets does not depend on who else there is, and the first request's first pool not on how many others follow
     place = f" {target}" if target > settings.history else ""
+    place += f" pool {number}" if number else ""
     rng = random.Random(f"{settings.seed} {task} {user}{place}")
     known = set(taken)
     others: dict[str, None] = {}

@@ -19,6 +19,8 @@ class Sourced:
     example: RankingExample
     split: Split | None = None
     """where the source says it itself"""
+    more: tuple[RankingExample, ...] = ()
+    """the same request with other candidates, for the training side alone"""
     graded_tests: bool = True
     """whether a test row keeps its grades; else it is measured by its positive alone"""
 
