@@ -15,6 +15,7 @@ from r1ranker.evaluation.baselines import MostFrequentLabel, as_given, baselines
 from r1ranker.evaluation.metrics import mean_with_interval
 from r1ranker.evaluation.records import metrics_of
 from r1ranker.evaluation.results import randomisation_test
+from r1ranker.evaluation.routing import BEST_SINGLE, NearestMerits
 from r1ranker.tasks.catalog import get_task
 from r1ranker.tasks.example import RankingExample
 
@@ -92,7 +93,7 @@ def summarise_experiment(
         "rankers": rankers,
         "baselines": {name: _figures(found) for name, found in baselines.items()},
         "tests": tests,
-        "routing": _routing(measured),
+        "routing": routing_of(measured),
         "courses": {one.label: course_of(one.runs, course) for one in measured if one.runs and course is not None},
         "curves": {one.label: one.curves for one in measured if one.curves},
         "peak_memory_gib": max(resource.getrusage(who).ru_maxrss for who in _PROCESSES) / 2**20,
@@ -172,20 +173,33 @@ def course_of(runs: Sequence[Path], parts: int) -> list[dict[str, Any]]:
     return found
 
 
-def _routing(measured: Sequence[Measured]) -> dict[str, dict[str, dict[str, Any]]]:
-    """task -> system -> what its first choices were worth; of rankers the mean over seeds, with each seed's merit."""
+def routing_of(measured: Sequence[Measured]) -> dict[str, dict[str, dict[str, Any]]]:
+    """task -> system -> what its first choices were worth; of rankers the mean over seeds, with each seed's gain, and paired
+    tests of the merit against the nearest queries' choice and the best single LLM's."""
     found: dict[str, dict[str, dict[str, Any]]] = {}
     for one in measured:
         for task in one.reports[0]["tasks"]:
-            seeds = [report["tasks"][task].get("routing", {}).get("systems") for report in one.reports]
+            seeds = [report["tasks"][task].get("routing") for report in one.reports]
             if not seeds[0]:
                 continue
             table = found.setdefault(task, {})
-            own = [seed["model"] for seed in seeds]
+            own = [seed["systems"]["model"] for seed in seeds]
+            merits = np.mean([seed["merits"]["model"] for seed in seeds], axis=0)
+            others = {name: np.asarray(seeds[0]["merits"][name]) for name in (NearestMerits.name, BEST_SINGLE)}
             table[f"{one.label}, {one.when}"] = {
-                name: {"mean": float(np.mean([seed[name]["mean"] for seed in own]))} for name in own[0]
-            } | {"gain by seed": [seed["gain"]["mean"] for seed in own]}
-            for name, worth in seeds[0].items():
+                **{name: {"mean": float(np.mean([seed[name]["mean"] for seed in own]))} for name in own[0]},
+                "merit": mean_with_interval(merits.tolist()),
+                "gain": mean_with_interval((merits - others[BEST_SINGLE]).tolist()),
+                "gain by seed": [seed["gain"]["mean"] for seed in own],
+                "tests": {
+                    name: {
+                        "difference": float(np.mean(merits - other)),
+                        "p": randomisation_test(merits.tolist(), other.tolist()),
+                    }
+                    for name, other in others.items()
+                },
+            }
+            for name, worth in seeds[0]["systems"].items():
                 if name != "model":
                     table.setdefault(name, worth)
     return found

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.markdown import Markdown
 
 from r1ranker.atomic import atomic_path
+from r1ranker.evaluation.routing import BEST_SINGLE, NearestMerits
 from r1ranker.evaluation.table import with_interval
 from r1ranker.experiments.summary import COURSE, METRICS, mean_curve
 
@@ -67,7 +68,7 @@ def _task_table(summary: Mapping[str, Any]) -> str:
 
 def _test_table(tests: Sequence[Mapping[str, Any]]) -> str:
     """A row a ranker, a column an opponent."""
-    found = {(one["first"], one["second"]): f"{100 * one['difference']:+.1f} ({one['p']:.4f})" for one in tests}
+    found = {(one["first"], one["second"]): _test(one) for one in tests}
     first, second = (list(dict.fromkeys(pair[side] for pair in found)) for side in (0, 1))
     rows = [[name, *(found.get((name, other), "") for other in second)] for name in first]
     return markdown_table(["difference of MRR (p, paired randomisation test)", *(f"to {one}" for one in second)], rows)
@@ -77,10 +78,17 @@ def _routing_table(task: str, systems: Mapping[str, Mapping[str, Any]]) -> str:
     rows = []
     for name, worth in systems.items():
         figures = [_worth(worth, key) for key in ("quality", "merit", "gain")]
+        tests = worth.get("tests", {})
+        p = f"{tests[BEST_SINGLE]['p']:.4f}" if tests else ""
+        nearest = _test(tests[NearestMerits.name]) if tests else ""
         by_seed = ", ".join(f"{100 * gain:+.1f}" for gain in worth.get("gain by seed", ()))
-        rows.append([name, *figures, _dollars(worth), by_seed])
-    head = [task, "quality", "merit", "merit over the best single LLM's", "$ per 1,000 queries", "by seed"]
-    return markdown_table(head, rows)
+        rows.append([name, *figures, by_seed, p, nearest, _dollars(worth)])
+    over = ["merit over the best single LLM's", "by seed", "p", "over the nearest queries' (p)"]
+    return markdown_table([task, "quality", "merit", *over, "$ per 1,000 queries"], rows)
+
+
+def _test(found: Mapping[str, Any]) -> str:
+    return f"{100 * found['difference']:+.1f} ({found['p']:.4f})"
 
 
 def _course_table(label: str, course: Sequence[Mapping[str, Any]]) -> str:

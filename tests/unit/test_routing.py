@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import csv
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from r1ranker.errors import UserError
 from r1ranker.evaluation.baselines import MostFrequentLabel, baselines_for
 from r1ranker.evaluation.routing import FixedLLM, RouterTable, first_of, routing_baselines, routing_figures
 from r1ranker.evaluation.runner import EvaluationOptions, examples_by_task, run_evaluation
+from r1ranker.experiments.summary import Measured, routing_of
 from r1ranker.tasks.example import RankingExample
 
 LLMS = ("small", "large", "coder")
@@ -88,6 +91,30 @@ def test_the_worth_of_first_choices_is_what_is_worked_out_by_hand(tmp_path: Path
     quality = found["systems"]["oracle"]["quality"]
     assert (quality["low"], quality["high"]) == (1, 1)
     assert found["systems"]["cheapest LLM"]["quality"]["low"] == 0  # intervals are over queries
+    for system, merits in found["merits"].items():
+        assert np.mean(merits) == pytest.approx(means(found, system)["merit"])
+
+
+def test_an_experiment_takes_the_mean_merit_of_seeds_query_by_query_and_tests_it(tmp_path: Path) -> None:
+    found = measured(write_table(tmp_path / "r.csv"), "Router-Performance")
+    other = copy.deepcopy(found)  # a seed that always chooses as the oracle does
+    for part in ("systems", "merits"):
+        other[part]["model"] = other[part]["oracle"]
+    reports = [{"tasks": {"Router-Performance": {"routing": one}}} for one in (found, other)]
+    systems = routing_of([Measured("one", "after", reports)])["Router-Performance"]
+    model = systems["one, after"]
+    assert model["merit"]["mean"] == pytest.approx((0.125 + 1.0) / 2)
+    assert model["gain by seed"] == pytest.approx([-0.375, 0.5])
+    assert systems["best single LLM"] == found["systems"]["best single LLM"]
+    for name, against in (
+        ("best single LLM", 0.5),
+        ("nearest queries' merits", means(found, "nearest queries' merits")["merit"]),
+    ):
+        pairs = zip(found["merits"]["model"], found["merits"]["oracle"], found["merits"][name], strict=True)
+        gaps = np.array([(mine + oracle) / 2 - opponent for mine, oracle, opponent in pairs])
+        flips = [np.mean(gaps * signs) for signs in itertools.product((1, -1), repeat=len(gaps))]
+        p = np.mean([abs(flip) >= abs(np.mean(gaps)) - 1e-12 for flip in flips])
+        assert model["tests"][name] == pytest.approx({"difference": (0.125 + 1.0) / 2 - against, "p": p})
 
 
 @pytest.mark.parametrize(
