@@ -50,9 +50,9 @@ def build_bench(
 
     `sources`: by group. Within a group, examples that share a key, or a query or history that reads alike, go to one side: the one that
     the source names, else `test_share` of them to the test side, drawn by the seed. Every source is read twice, so that
-    no more than digests are held. The iterative rows of an example, and of each of `more` of it on the training side, are one sub-pool of each size, or of each of `pool_sizes`. Of the
-    test rows of a key at most `test_rows` are written, evenly spread over them (0: all). `on_row` hears of
-    every row and its wording; `commit` is for DataSetWriter.
+    no more than digests are held. The iterative rows of an example, and of each of `more` of it on the training side, are
+    one sub-pool of each size, or of each of `pool_sizes`. Of the test rows of a key at most `test_rows` are written, evenly
+    spread over them (0: all). `on_row` hears of every row and its wording; `commit` is for DataSetWriter.
     """
     if not 0 < test_share < 1:
         raise UserError(f"--test-share: found {test_share}; a share between 0 and 1 is wanted")

@@ -137,7 +137,8 @@ def routing_figures(
     `first`: system -> of each row the candidates at its top; several count as their mean, which is the expectation of a
     choice among them. `fixed` are those of `first` that always choose one LLM, the best single one among them. Per query:
     quality (effect, 0 to 1), cost (as the table scales it), usd_per_1000_queries, merit (a * effect - b * cost), and
-    gain, the merit less that of the best single LLM; the merits of each query stand beside the means. The oracle's choice is the best LLM of each query, the cheaper of equals.
+    gain, the merit less that of the best single LLM; each query's merits stand beside the means. The oracle's choice is
+    the best LLM of each query, the cheaper of equals.
     """
     task = examples[0].task
     queries = [table.of(example) for example in examples]
