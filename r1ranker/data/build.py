@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -74,8 +74,6 @@ def build_bench(
                 example = sourced.example
                 if split == "test" and not sourced.graded_tests:
                     example = replace(example, grades=())
-                if graded:
-                    example = _with_grades(example)
                 counts = out.tally.of(example.task)
                 request = _request(example)
                 own = digest([sourced.key, example.task])
@@ -91,17 +89,14 @@ def build_bench(
                     continue
                 seen.add(request)
                 rng = random.Random(f"{about.seed} {request}")
-                more = sourced.more if split == "train" else ()
-                for whole in (example, *(map(_with_grades, more) if graded else more)):
-                    pools = {"direct": [whole.candidates], "iterative": sub_pools(whole, rng, pool_sizes)}
-                    for config in CONFIGS:
-                        for pool in pools[config]:
-                            row = whole.with_pool(pool)
-                            written = bench_row(row, config)
-                            writers[config, split].add(written)
-                            on_row(config, split, row, written["problem"])
-                            counts.written[f"{config} {split}"] += 1
-                            out.statistics[config].of(example.task).add(len(pool), pool.index(row.positive))
+                for whole in (example, *(sourced.more if split == "train" else ())):
+                    for config, row in _rows(_with_grades(whole) if graded else whole, rng, pool_sizes):
+                        written = bench_row(row, config)
+                        writers[config, split].add(written)
+                        on_row(config, split, row, written["problem"])
+                        counts.written[f"{config} {split}"] += 1
+                        place = row.candidates.index(row.positive)
+                        out.statistics[config].of(row.task).add(len(row.candidates), place)
         for (config, split), writer in writers.items():
             if not writer.count:
                 raise UserError(f"{directory}: no {config} {split} row is left; see the counts: {_why(out.tally)}")
@@ -149,6 +144,15 @@ def _plan(group: str, source: Source, test_share: float, seed: int) -> _Plan:
         said[root] = "test" if place < test else "train"
     plan.side = {key: said[find(key)] for key in keys}
     return plan
+
+
+def _rows(
+    example: RankingExample, rng: random.Random, pool_sizes: range | None
+) -> Iterator[tuple[Mode, RankingExample]]:
+    """The example itself for direct ranking, and one of each of its sub-pools for iterative ranking."""
+    yield "direct", example
+    for pool in sub_pools(example, rng, pool_sizes):
+        yield "iterative", example.with_pool(pool)
 
 
 def _with_grades(example: RankingExample) -> RankingExample:
