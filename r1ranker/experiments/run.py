@@ -10,13 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from r1ranker.atomic import atomic_path
 from r1ranker.data.generate import TOY
 from r1ranker.data.options import PrepareOptions
 from r1ranker.data.prepare import prepare
-from r1ranker.errors import UserError
 from r1ranker.experiments.parallel import Unit, side_by_side
-from r1ranker.experiments.spec import Arm, Experiment, Harness
+from r1ranker.experiments.spec import Arm, Experiment, Harness, keep_experiment
 from r1ranker.experiments.summary import (
     Measured,
     baselines_of,
@@ -40,7 +38,7 @@ def run_experiment(experiment: Experiment, output: Path, jobs: int = 1) -> dict[
     Raises UserError where another experiment's results are there.
     """
     console = Console()
-    _keep(experiment, output)
+    keep_experiment(experiment, output / "experiment.yaml")
     began = time.perf_counter()
     console.rule(experiment.title)
     bench = _data(experiment, output)
@@ -160,21 +158,6 @@ def spread(rows: list[Any], limit: int | None) -> list[Any]:
     if limit is None or len(rows) <= limit:
         return rows
     return [rows[place * len(rows) // limit] for place in range(limit)]
-
-
-def _keep(experiment: Experiment, output: Path) -> None:
-    """Write the experiment beside its results; raises UserError where another one's are there. Other seeds are no other experiment."""
-    from omegaconf import OmegaConf
-
-    file, text = output / "experiment.yaml", OmegaConf.to_yaml(OmegaConf.structured(experiment))
-    if file.is_file():
-        kept: Any = OmegaConf.to_container(OmegaConf.load(file))
-        if kept | {"seeds": experiment.seeds} != OmegaConf.to_container(OmegaConf.create(text)):
-            raise UserError(
-                f"{file}: another experiment's results are there; another --output is wanted, or {output} deleted"
-            )
-    with atomic_path(file) as temporary:
-        temporary.write_text(text, encoding="utf-8")
 
 
 def _data(experiment: Experiment, output: Path) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from r1ranker.atomic import atomic_path
 from r1ranker.data.options import PrepareOptions
 from r1ranker.errors import UserError, nearest
 from r1ranker.ranking.decode import EliminationSettings
@@ -148,6 +149,30 @@ def load_experiment(name: str, overrides: Sequence[str] = ()) -> Experiment:
     for label, arm in merged.arms.items():
         _check_arm(f"{file.name}: arms.{label}", label, arm, merged)
     return merged
+
+
+def keep_experiment(experiment: Experiment, file: Path) -> None:
+    """Write it to `file`, beside its results.
+
+    Raises UserError where another experiment is there. Other seeds are no other experiment, and a setting that the file does not
+    have, since an earlier version wrote it, counts as left at its default.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    if file.is_file():
+        try:
+            kept = OmegaConf.to_object(
+                OmegaConf.merge(OmegaConf.structured(Experiment), OmegaConf.load(file), {"seeds": experiment.seeds})
+            )
+        except (OmegaConfBaseException, ValueError):  # it has a setting that there no longer is
+            kept = None
+        if kept != experiment:
+            raise UserError(
+                f"{file}: another experiment's results are there; another --output is wanted, or {file.parent} deleted"
+            )
+    with atomic_path(file) as temporary:
+        temporary.write_text(OmegaConf.to_yaml(OmegaConf.structured(experiment)), encoding="utf-8")
 
 
 def _check_arm(where: str, label: str, arm: Arm, experiment: Experiment) -> None:

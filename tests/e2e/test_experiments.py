@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from r1ranker.errors import UserError
 from r1ranker.evaluation.harness import run_harness
 from r1ranker.evaluation.results import read_result, result_files
 from r1ranker.experiments.run import run_experiment
-from r1ranker.experiments.spec import BUILT_IN, load_experiment
+from r1ranker.experiments.spec import BUILT_IN, keep_experiment, load_experiment
 from r1ranker.experiments.summary import course_of
 
 SMALL = ("steps=1", "cold_start=2", "data.size=16", "data.limit=3")
@@ -97,6 +99,26 @@ def test_what_is_no_experiment_is_refused(name: str, overrides: list[str], messa
         "thinking",
         "zero_shot",
     }
+
+
+def test_results_of_an_earlier_version_are_gone_on_with_and_of_another_experiment_are_not(tmp_path: Path) -> None:
+    experiment, file = load_experiment("answers"), tmp_path / "experiment.yaml"
+    keep_experiment(experiment, file)
+    whole = file.read_text()
+    kept: Any = OmegaConf.to_container(OmegaConf.load(file))
+    del kept["baselines"], kept["model"]["title_words"], kept["arms"]["direct_names"]["elimination"]
+    OmegaConf.save(kept, file)
+    keep_experiment(experiment, file)  # what is not there is at its default
+    assert file.read_text() == whole
+    keep_experiment(load_experiment("answers", ["seeds=[1,2]"]), file)
+    changes: list[dict[str, object]] = [{"steps": 81}, {"gone": 1}, {"arms": kept["arms"] | {"third": {}}}]
+    for change in changes:
+        OmegaConf.save(kept | change, file)
+        with pytest.raises(UserError, match="another experiment's results are there"):
+            keep_experiment(experiment, file)
+    OmegaConf.save(kept, file)
+    with pytest.raises(UserError, match="another experiment's results are there"):
+        keep_experiment(load_experiment("answers", ["model.title_words=true"]), file)
 
 
 def test_seeds_are_averaged_and_compared_with_baselines_query_by_query(tmp_path: Path) -> None:
