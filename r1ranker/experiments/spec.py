@@ -158,14 +158,11 @@ def keep_experiment(experiment: Experiment, file: Path) -> None:
     have, since an earlier version wrote it, counts as left at its default.
     """
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
 
     if file.is_file():
         try:
-            kept = OmegaConf.to_object(
-                OmegaConf.merge(OmegaConf.structured(Experiment), OmegaConf.load(file), {"seeds": experiment.seeds})
-            )
-        except (OmegaConfBaseException, ValueError):  # it has a setting that there no longer is
+            kept = load_experiment(str(file), [f"seeds={experiment.seeds}"])
+        except UserError:  # it has a setting that there no longer is
             kept = None
         if kept != experiment:
             raise UserError(
