@@ -52,7 +52,7 @@ def build_bench(
     the source names, else `test_share` of them to the test side, drawn by the seed. Every source is read twice, so that
     no more than digests are held. The iterative rows of an example, and of each of `more` of it on the training side, are
     one sub-pool of each size, or of each of `pool_sizes`. Of the test rows of a key at most `test_rows` are written, evenly
-    spread over them (0: all). `on_row` hears of every row and its wording; `commit` is for DataSetWriter.
+    spread over them (0: all). A row names its key by a digest, `subject`. `on_row` hears of every row and its wording; `commit` is for DataSetWriter.
     """
     if not 0 < test_share < 1:
         raise UserError(f"--test-share: found {test_share}; a share between 0 and 1 is wanted")
@@ -60,7 +60,7 @@ def build_bench(
     graded = any(plan.graded for plan in plans.values())
     with DataSetWriter(directory, about, commit) as out, ExitStack() as files:
         writers = {
-            (config, split): files.enter_context(out.file(f"{config}/{split}.parquet", bench_schema(graded)))
+            (config, split): files.enter_context(out.file(f"{config}/{split}.parquet", bench_schema(graded, True)))
             for config in CONFIGS
             for split in SPLITS
         }
@@ -89,7 +89,9 @@ def build_bench(
                     continue
                 seen.add(request)
                 rng = random.Random(f"{about.seed} {request}")
-                for whole in (example, *(sourced.more if split == "train" else ())):
+                subject = f"{digest([group, sourced.key]):016x}"
+                for one in (example, *(sourced.more if split == "train" else ())):
+                    whole = replace(one, subject=subject)
                     for config, row in _rows(_with_grades(whole) if graded else whole, rng, pool_sizes):
                         written = bench_row(row, config)
                         writers[config, split].add(written)

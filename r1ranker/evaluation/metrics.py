@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 import numpy as np
 
@@ -47,25 +47,44 @@ def metrics_of_ranking(ranking: Sequence[str], example: RankingExample, cutoffs:
     return expected_metrics([[example.grade_of(name)] for name in ranking], cutoffs)
 
 
+Subjects = Sequence[Hashable]
+"""of each query whom or what it is about; those of one subject are not independent"""
+
+
+def sums_by_subject(values: Sequence[float], subjects: Subjects | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """Each subject's sum and number of values, in float64; without `subjects` every value is one's own."""
+    codes: dict[Hashable, int] = {}
+    places = [codes.setdefault(one, len(codes)) for one in (range(len(values)) if subjects is None else subjects)]
+    return np.bincount(places, weights=np.asarray(values, dtype=np.float64)), np.bincount(places)
+
+
 def bootstrap_interval(
-    values: Sequence[float], seed: int = 0, level: float = 0.95, draws: int = 2000
+    values: Sequence[float],
+    seed: int = 0,
+    level: float = 0.95,
+    draws: int = 2000,
+    subjects: Subjects | None = None,
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of the mean over queries (Efron, 1979)."""
-    array = np.asarray(values, dtype=np.float64)
-    if len(array) == 0:
+    """Percentile bootstrap interval of the mean over queries (Efron, 1979), which are drawn subject by subject, all of a
+    subject's at once (the cluster bootstrap of Field and Welsh, 2007)."""
+    if len(values) == 0:
         return (math.nan, math.nan)
-    chosen = np.random.default_rng(seed).integers(0, len(array), size=(draws, len(array)))
-    low, high = np.quantile(array[chosen].mean(axis=1), [(1 - level) / 2, (1 + level) / 2])
+    sums, counts = sums_by_subject(values, subjects)
+    chosen = np.random.default_rng(seed).integers(0, len(sums), size=(draws, len(sums)))
+    means = sums[chosen].sum(axis=1) / counts[chosen].sum(axis=1)
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
-def summarise(per_query: Sequence[dict[str, float]], seed: int = 0) -> dict[str, dict[str, float]]:
+def summarise(
+    per_query: Sequence[dict[str, float]], seed: int = 0, subjects: Subjects | None = None
+) -> dict[str, dict[str, float]]:
     """Mean and 95% interval of each metric over queries."""
     names = list(per_query[0]) if per_query else []
-    return {name: mean_with_interval([query[name] for query in per_query], seed) for name in names}
+    return {name: mean_with_interval([query[name] for query in per_query], seed, subjects) for name in names}
 
 
-def mean_with_interval(values: Sequence[float], seed: int = 0) -> dict[str, float]:
+def mean_with_interval(values: Sequence[float], seed: int = 0, subjects: Subjects | None = None) -> dict[str, float]:
     """Mean over queries, and the ends of its 95% interval: mean, low, high."""
-    low, high = bootstrap_interval(values, seed)
+    low, high = bootstrap_interval(values, seed, subjects=subjects)
     return {"mean": float(np.mean(values)), "low": low, "high": high}

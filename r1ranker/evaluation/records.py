@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from r1ranker.evaluation.metrics import expected_metrics, summarise
+from r1ranker.evaluation.metrics import Subjects, expected_metrics, summarise
 from r1ranker.ranking.decode import RankingResult
 from r1ranker.tasks.example import RankingExample
 
@@ -26,10 +26,25 @@ def record_of(example: RankingExample, result: RankingResult) -> Record:
         "candidates": list(example.candidates),
         "positive": example.positive,
     }
+    if subject := subject_of(example):
+        record["subject"] = subject
     if example.grades:
         record["grades"] = dict(zip(example.candidates, example.grades, strict=True))
     kept = {key: value for key, value in asdict(result).items() if key not in _UNSTEADY}
     return record | kept | {"ranking": list(result.ranking)}
+
+
+def subject_of(example: RankingExample) -> str:
+    """Whom or what an example is about, so that those that belong together stay together; empty where that is not known.
+
+    Without a name of its own it is the query, which several tasks may ask.
+    """
+    return example.subject or example.query
+
+
+def subjects_of(names: Iterable[str | None], task: str = "") -> Subjects:
+    """The subjects of queries by their names: one without a name is one's own."""
+    return [name or (task, place) for place, name in enumerate(names)]
 
 
 def grades_of(record: Record) -> dict[str, float]:
@@ -56,7 +71,8 @@ def figures(systems: Mapping[str, Sequence[Metrics]], records: Sequence[Record],
 
     `systems` holds the metrics of each query, of 'model', 'strict' and the baselines.
     """
-    summaries = {name: summarise(queries, seed) for name, queries in systems.items()}
+    subjects = subjects_of(record.get("subject") for record in records)
+    summaries = {name: summarise(queries, seed, subjects) for name, queries in systems.items()}
     queries, totals = len(records), {key: sum(record[key] for record in records) for key in _COUNTED}
     answers, calls = max(1, totals["answers"]), max(1, totals["calls"])
     return {

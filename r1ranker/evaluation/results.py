@@ -12,7 +12,8 @@ import numpy as np
 
 from r1ranker.atomic import atomic_path
 from r1ranker.errors import UserError
-from r1ranker.evaluation.records import Metrics, Record, grades_of, metrics_of
+from r1ranker.evaluation.metrics import Subjects, sums_by_subject
+from r1ranker.evaluation.records import Metrics, Record, grades_of, metrics_of, subjects_of
 
 FORMAT = 1
 TIMING = ".timing.json"
@@ -48,11 +49,13 @@ def measured_again(result: dict[str, Any], cutoffs: Sequence[int]) -> dict[str, 
     }
 
 
-def randomisation_test(first: Sequence[float], second: Sequence[float], seed: int = 0) -> float:
+def randomisation_test(
+    first: Sequence[float], second: Sequence[float], seed: int = 0, subjects: Subjects | None = None
+) -> float:
     """Two-sided p of a paired randomisation test of the mean difference (Fisher, 1935; Smucker et al., 2007).
 
-    Under the null hypothesis each query's two values could as well be swapped; all 2^n ways where they are few, else
-    10,000 drawn ones.
+    Under the null hypothesis each query's two values could as well be swapped, those of a subject together; all 2^n ways
+    where they are few, else 10,000 drawn ones.
     """
     from scipy.stats import permutation_test
 
@@ -60,7 +63,7 @@ def randomisation_test(first: Sequence[float], second: Sequence[float], seed: in
         return np.mean(one - other, axis=axis)
 
     found = permutation_test(
-        (np.asarray(first), np.asarray(second)), difference, permutation_type="samples", vectorized=True,
+        tuple(sums_by_subject(values, subjects)[0] for values in (first, second)), difference, permutation_type="samples", vectorized=True,
         n_resamples=PERMUTATIONS, rng=np.random.default_rng(seed),
     )  # fmt: skip
     return float(found.pvalue)
@@ -77,19 +80,22 @@ def compare(
         raise UserError("the two results have no task in common")
     cutoffs = [int(metric.partition("@")[2])] if "@" in metric else []
     values: dict[str, tuple[list[float], list[float]]] = {}
+    subjects: dict[str, Subjects] = {}
     for task in shared:
         rows = [result["tasks"][task]["rankings"] for result in (first, second)]
         if [_asked(record) for record in rows[0]] != [_asked(record) for record in rows[1]]:
             raise UserError(f"{task}: the two results are of different queries; the same rows are wanted")
         values[task] = tuple([metrics_of(record, cutoffs)[metric] for record in one] for one in rows)  # type: ignore[assignment]
-    pooled = tuple([value for task in shared for value in values[task][side]] for side in (0, 1))
-    table = values | ({"pooled": pooled} if len(shared) > 1 else {})
+        subjects[task] = subjects_of((record.get("subject") for record in rows[0]), task)
+    if len(shared) > 1:
+        subjects["pooled"] = [subject for task in shared for subject in subjects[task]]
+        values["pooled"] = tuple([value for task in shared for value in values[task][side]] for side in (0, 1))  # type: ignore[assignment]
     return {
         task: {
             "queries": len(one), "first": float(np.mean(one)), "second": float(np.mean(other)),
-            "p": randomisation_test(one, other, seed),
+            "p": randomisation_test(one, other, seed, subjects[task]),
         }
-        for task, (one, other) in table.items()
+        for task, (one, other) in values.items()
     }  # fmt: skip
 
 

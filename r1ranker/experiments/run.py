@@ -70,7 +70,7 @@ def run_experiment(experiment: Experiment, output: Path, jobs: int = 1) -> dict[
     if experiment.harness.tasks:
         _ask_harness(experiment.harness, measured, experiment, output, console)
     baselines = baselines_of(rows.test, rows.train) if experiment.baselines else {}
-    summary = summarise_experiment(experiment.title, list(measured.values()), baselines, experiment.course)
+    summary = summarise_experiment(experiment.title, list(measured.values()), baselines, rows.test, experiment.course)
     write_summary(summary, output)
     print_summary(summary, console)
     console.print(f"{output}: {time.perf_counter() - began:.0f} s", highlight=False, markup=False)

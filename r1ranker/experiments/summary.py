@@ -1,4 +1,4 @@
-"""What an experiment found: means over seeds with intervals over queries, paired tests, and what it cost."""
+"""What an experiment found: means over seeds with intervals over users and queries, paired tests, and what it cost."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from r1ranker.evaluation.baselines import MostFrequentLabel, as_given, baselines_for, random_order
-from r1ranker.evaluation.metrics import mean_with_interval
-from r1ranker.evaluation.records import metrics_of
+from r1ranker.evaluation.metrics import Subjects, mean_with_interval
+from r1ranker.evaluation.records import metrics_of, subject_of, subjects_of
 from r1ranker.evaluation.results import randomisation_test
 from r1ranker.evaluation.routing import BEST_SINGLE, NearestMerits
 from r1ranker.tasks.catalog import get_task
@@ -60,14 +60,19 @@ def baselines_of(
 
 
 def summarise_experiment(
-    title: str, measured: Sequence[Measured], baselines: Mapping[str, Values], course: int | None = None
-) -> dict[str, Any]:
+    title: str, measured: Sequence[Measured], baselines: Mapping[str, Values],
+    test: Mapping[str, Sequence[RankingExample]], course: int | None = None,
+) -> dict[str, Any]:  # fmt: skip
     """{"title", "rankers", "baselines", "tests", "courses", "peak_memory_gib"}; MRR and NDCG lie between 0 and 1.
 
-    course: into how many parts a training is divided, of which means are taken; None: into none.
+    test: what all of it was measured on. course: into how many parts a training is divided, of which means are taken; None: into none.
     """
+    subjects = {task: subjects_of(map(subject_of, rows), task) for task, rows in test.items()}
     values = {f"{one.label}, {one.when}": _values(one.reports) for one in measured}
-    rankers = {name: _figures(found) | _costs(one) for (name, found), one in zip(values.items(), measured, strict=True)}
+    rankers = {
+        name: _figures(found, subjects) | _costs(one)
+        for (name, found), one in zip(values.items(), measured, strict=True)
+    }
     tests = []
     trained = [name for name in values if name.endswith(", after")]
     for place, name in enumerate(trained):
@@ -76,7 +81,7 @@ def summarise_experiment(
             if not tasks:
                 continue
             own, others = (_joined(one["mrr"], tasks) for one in (values[name], against))
-            p = randomisation_test(own, others)
+            p = randomisation_test(own, others, subjects=_joined(subjects, tasks))
             tests.append(
                 {
                     "first": name,
@@ -91,7 +96,7 @@ def summarise_experiment(
         "seeds": len(measured[0].reports),
         "queries": {task: len(rows) for found in values.values() for task, rows in found["mrr"].items()},
         "rankers": rankers,
-        "baselines": {name: _figures(found) for name, found in baselines.items()},
+        "baselines": {name: _figures(found, subjects) for name, found in baselines.items()},
         "tests": tests,
         "routing": routing_of(measured),
         "courses": {one.label: course_of(one.runs, course) for one in measured if one.runs and course is not None},
@@ -112,14 +117,18 @@ def _values(reports: Sequence[dict[str, Any]]) -> Values:
     return found
 
 
-def _joined(values: Mapping[str, list[float]], tasks: Sequence[str]) -> list[float]:
+def _joined(values: Mapping[str, Sequence[Any]], tasks: Sequence[str]) -> list[Any]:
     return [value for task in tasks for value in values[task]]
 
 
-def _figures(values: Values) -> dict[str, Any]:
+def _figures(values: Values, subjects: Mapping[str, Subjects]) -> dict[str, Any]:
     """Of all queries together, and of each task's."""
-    together = {metric: mean_with_interval(_joined(found, list(found))) for metric, found in values.items() if found}
-    by_task = {task: mean_with_interval(found) for task, found in values["mrr"].items()}
+
+    def interval(found: Mapping[str, list[float]], tasks: Sequence[str]) -> dict[str, float]:
+        return mean_with_interval(_joined(found, tasks), subjects=_joined(subjects, tasks))
+
+    together = {metric: interval(found, list(found)) for metric, found in values.items() if found}
+    by_task = {task: interval(values["mrr"], [task]) for task in values["mrr"]}
     return {"all": together, "mrr by task": by_task}
 
 

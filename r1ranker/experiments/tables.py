@@ -35,7 +35,7 @@ def as_markdown(summary: dict[str, Any]) -> str:
     """Tables: rankers and baselines, by task where there are several, tests, routing, curves, costs."""
     count, seeds = sum(summary["queries"].values()), summary["seeds"]
     parts = [
-        f"{count:,} test queries, {seeds} seed{'s' * (seeds > 1)}; MRR and NDCG x 100 with 95% bootstrap intervals over queries, a query's value being the mean over the seeds.",
+        f"{count:,} test queries, {seeds} seed{'s' * (seeds > 1)}; MRR and NDCG x 100 with 95% bootstrap intervals over users and queries, a query's value being the mean over the seeds.",
         _all_table(summary),
         *([_task_table(summary)] if len(summary["queries"]) > 1 else []),
         *([_test_table(summary["tests"])] if summary["tests"] else []),

@@ -39,6 +39,8 @@ class RankingExample:
     """of a task of one's own: the request as it was worded, where query and history are not known apart"""
     grades: tuple[float, ...] = ()
     """how relevant each candidate is, from 0; empty where only the positive is known"""
+    subject: str = ""
+    """the user or query that it is about, where several examples can be about the same one"""
 
     def validate(self, where: str = "example") -> None:
         """Raise UserError, naming `where`, unless the candidates are distinct names and hold the positive."""

@@ -109,6 +109,25 @@ def test_bootstrap_intervals_hold_the_mean_and_shrink_with_more_queries() -> Non
     assert summarise([{"mrr": 1.0}, {"mrr": 0.5}])["mrr"]["mean"] == 0.75
 
 
+def test_rows_of_one_subject_are_drawn_together() -> None:
+    rng = np.random.default_rng(1)
+    values = rng.random(200)
+    subjects = [f"user {place}" for place in range(200)]
+    assert bootstrap_interval(values, subjects=subjects) == bootstrap_interval(values)
+    # what stands there five times says no more than once
+    five = bootstrap_interval(np.repeat(values, 5), subjects=np.repeat(subjects, 5).tolist())
+    assert five == pytest.approx(bootstrap_interval(values), abs=1e-12)
+    sizes = rng.integers(1, 6, 200)
+    levels = np.repeat(rng.normal(0, 1, 200), sizes)
+    rows, own = levels + rng.normal(0, 0.3, len(levels)), np.repeat(np.arange(200), sizes)
+    low, high = bootstrap_interval(rows, subjects=own.tolist())
+    # the sandwich variance of a mean with clusters (Liang and Zeger, 1986)
+    residuals = np.bincount(own, weights=rows - rows.mean())
+    assert high - low == pytest.approx(2 * 1.96 * np.sqrt((residuals**2).sum()) / len(rows), rel=0.1)
+    alone = bootstrap_interval(rows)
+    assert high - low > 1.4 * (alone[1] - alone[0])
+
+
 QUALITY = {name: place for place, name in enumerate("hgfedcba")}
 
 

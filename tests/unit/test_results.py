@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ from sklearn.metrics import ndcg_score
 
 from r1ranker.errors import UserError
 from r1ranker.evaluation.journal import Journal
+from r1ranker.evaluation.metrics import mean_with_interval
 from r1ranker.evaluation.records import figures, metrics_of, record_of, strict_metrics_of
 from r1ranker.evaluation.results import compare, measured_again, randomisation_test, read_result, write_trec
+from r1ranker.experiments.summary import Measured, summarise_experiment
 from r1ranker.ranking.decode import RankingResult
 from r1ranker.tasks.example import RankingExample
 
@@ -87,6 +90,68 @@ def test_the_randomisation_test_is_the_exact_one_for_few_queries() -> None:
     assert randomisation_test(many, many + rng.normal(0.2, 0.1, 500)) < 0.001
     noise = many + rng.normal(0, 0.3, 500)
     assert randomisation_test(many, noise) == randomisation_test(many, noise)
+
+
+def test_values_of_one_subject_are_swapped_together() -> None:
+    rng = np.random.default_rng(3)
+    first, second, subjects = rng.random(15), rng.random(15) * 0.8, list("aabbbcdddeefggg")
+    differences = first - second
+    signs_of = [dict(zip("abcdefg", signs, strict=True)) for signs in product((1, -1), repeat=7)]
+    swaps = [
+        abs(np.mean([one[name] * value for name, value in zip(subjects, differences, strict=True)])) for one in signs_of
+    ]
+    exact = np.mean(np.array(swaps) >= abs(differences.mean()) - 1e-12)
+    assert randomisation_test(first, second, subjects=subjects) == pytest.approx(exact)
+    # a difference that all rows of a user share is one observation, not five
+    users = rng.normal(0.1, 0.3, 30)
+    rows, nothing, own = np.repeat(users, 5), np.zeros(150), np.repeat(np.arange(30), 5).tolist()
+    assert randomisation_test(rows, nothing, subjects=own) == pytest.approx(randomisation_test(users, np.zeros(30)))
+    assert randomisation_test(rows, nothing) < randomisation_test(rows, nothing, subjects=own)
+
+
+def test_a_record_says_what_it_is_about() -> None:
+    ranked = RankingResult(("a", "b"), 0, calls=1, depth=1, answers=1, valid_answers=1, fallbacks=0)
+    user = RankingExample("Rec-Movie", ("a", "b"), "a", history=("h",), subject="user 7")
+    asked = [RankingExample(task, ("a", "b"), "a", query="why?") for task in ("Router-Cost", "Router-Balance")]
+    assert record_of(user, ranked)["subject"] == "user 7"
+    assert {record_of(one, ranked)["subject"] for one in asked} == {"why?"}  # the same query for two tasks
+    assert "subject" not in record_of(RankingExample("Rec-Movie", ("a", "b"), "a", history=("h",)), ranked)
+    # two queries, each five times: their pooled interval is that of two, from 0 to 1
+    records = [record_of(RankingExample("Passage-5", ("a", "b"), name, query=name), ranked) for name in "ab" * 5]
+    values = [{"mrr": float(record["positive"] == "a")} for record in records]
+    together = figures({"model": values, "strict": values}, records, 0)["metrics"]["mrr"]
+    assert (together["mean"], together["low"], together["high"]) == (0.5, 0.0, 1.0)
+    left = {"format": 1, "model": "one", "tasks": {"Passage-5": {"rankings": records}}}
+    right = {
+        "format": 1,
+        "model": "two",
+        "tasks": {"Passage-5": {"rankings": [one | {"ranking": ["b", "a"]} for one in records]}},
+    }
+    assert compare(left, right)["Passage-5"]["p"] == 1.0
+
+
+def test_an_experiments_intervals_and_tests_keep_what_belongs_together_together() -> None:
+    """Ten users of five rows each against as many rows that nobody shares: both tasks' rows are pooled by user."""
+    ranked = [RankingResult(tuple("ab" if user % 2 else "ba"), 0, 1, 1, 1, 1, 0) for user in range(10)]
+    test, reports, names = {}, {"tasks": {}}, [user for user in range(10) for _ in range(5)]  # type: ignore[var-annotated]
+    for task in ("Rec-Movie", "Rec-Game"):
+        test[task] = [RankingExample(task, ("a", "b"), "a", history=("h",), subject=f"user {user}") for user in names]
+        records = [record_of(one, ranked[user]) for one, user in zip(test[task], names, strict=True)]
+        measured = [metrics_of(one, CUTOFFS) for one in records]
+        reports["tasks"][task] = figures({"model": measured, "strict": measured}, records, 0) | {"rankings": records}
+    reports["pooled"] = reports["tasks"]["Rec-Movie"]
+    baselines = {"as given": {"mrr": {task: [1.0] * 50 for task in test}}}
+    one = Measured("one", "after", [reports])
+    found, alone = (
+        summarise_experiment("", [one], baselines, rows)  # type: ignore[arg-type]
+        for rows in (test, {task: [replace(row, subject="") for row in rows] for task, rows in test.items()})
+    )
+    own = mean_with_interval([1.0 if user % 2 else 0.5 for user in range(10)])
+    assert found["rankers"]["one, after"]["all"]["mrr"] == pytest.approx(own)  # of the ten, in which each user is once
+    assert found["rankers"]["one, after"]["mrr by task"]["Rec-Game"] == pytest.approx(own)
+    assert found["tests"][0]["p"] == 2 * 2**-5  # five users differ: all signs alike, of 2^5
+    assert alone["tests"][0]["p"] < 0.001
+    assert alone["rankers"]["one, after"]["all"]["mrr"]["low"] > own["low"]
 
 
 def test_two_results_are_compared_query_by_query() -> None:

@@ -89,7 +89,7 @@ def test_real_sources_and_the_prepared_sample_load_through_the_same_code(real: P
     for config in CONFIGS:
         ours = pq.ParquetFile(real / "bench" / config / "train.parquet").schema_arrow
         theirs = pq.ParquetFile(mini / config / "train.parquet").schema_arrow
-        assert set(ours.names) == set(theirs.names)
+        assert set(ours.names) == {*theirs.names, "subject"}
         tasks = [Counter(e.task for _, e in read_ranking_bench(str(d), config, "test")) for d in (real / "bench", mini)]
         assert set(tasks[0]) == set(tasks[1]) == set(TASK_NAMES)
     sizes = {e.task: len(e.candidates) for _, e in read_ranking_bench(str(real / "bench"), "direct", "train")}
@@ -190,7 +190,7 @@ def test_positions_spread_over_a_users_sequence_and_the_first_is_the_one_of_a_si
 
 
 def test_all_rows_of_a_user_are_on_one_side(real_raw: Path, tmp_path: Path) -> None:
-    """On ml-100k, whose timestamps order each user's films; users are told from the files, as rows carry no id."""
+    """On ml-100k, whose timestamps order each user's films; users are told from the files, not from the rows' subjects."""
     options = PrepareOptions(
         str(real_raw), str(tmp_path), tasks=["Rec-Movie"], users=150, positions=4, recbole=["Rec-Movie=ml-100k"]
     )
@@ -203,15 +203,41 @@ def test_all_rows_of_a_user_are_on_one_side(real_raw: Path, tmp_path: Path) -> N
     for user, forms in inter.groupby("user_id:token")["form"].agg(tuple).items():
         for end in range(21, len(forms) + 1):
             windows.setdefault(forms[end - 21 : end], set()).add(int(user))
-    users = []
+    users, subjects = [], set()
     for split in ("train", "test"):
         rows = [e for _, e in read_ranking_bench(str(tmp_path / "bench"), "direct", split)]  # type: ignore[arg-type]
-        found = Counter(user for row in rows for user in windows[tuple(map(normalise, (*row.history, row.positive)))])
+        taker = [windows[tuple(map(normalise, (*row.history, row.positive)))] for row in rows]
+        found = Counter(user for takers in taker for user in takers)
+        subjects |= {(row.subject, *takers) for row, takers in zip(rows, taker, strict=True)}
         assert len(rows) == sum(found.values())
         assert max(found.values()) == 4
         users.append(set(found))
     assert not users[0] & users[1]
     assert [len(one) for one in users] == [120, 30]
+    assert len(subjects) == len({subject for subject, *_ in subjects}) == 150  # a subject is a user
+
+
+def test_a_query_is_one_subject_in_all_its_tasks_and_a_user_another_in_each_data_set(raw: Path, tmp_path: Path) -> None:
+    prepare(PrepareOptions(str(raw), str(tmp_path), users=0, positions=2, history=["8"], candidates=5))
+    subjects: dict[str, dict[str, set[str]]] = {}
+    for config in ("direct", "iterative"):
+        for split in ("train", "test"):
+            for _, row in read_ranking_bench(str(tmp_path / "bench"), config, split):  # type: ignore[arg-type]
+                subjects.setdefault(row.task, {}).setdefault(row.query or row.subject, set()).add(row.subject)
+    assert len(subjects) == 9
+    assert all(len(found) == 1 for of in subjects.values() for found in of.values())
+    routing = [of for task, of in subjects.items() if task.startswith("Router-")]
+    assert routing[0] == routing[1] == routing[2]
+    passages = {
+        query: found for task in ("Passage-5", "Passage-7", "Passage-9") for query, found in subjects[task].items()
+    }
+    assert all(
+        subjects[task][query] == passages[query] for task in subjects if "Passage" in task for query in subjects[task]
+    )
+    films, games = subjects["Rec-Movie"], subjects["Rec-Game"]
+    assert films
+    assert games
+    assert not set(films) & set(games)  # both files call their users u0, u1, ...
 
 
 def test_test_rows_of_a_user_and_sizes_of_pools_are_bounded(raw: Path, tmp_path: Path) -> None:

@@ -21,29 +21,35 @@ Split = Literal["train", "test"]
 SPLITS: tuple[Split, ...] = ("train", "test")
 CONFIGS: tuple[Mode, ...] = ("direct", "iterative")
 COLUMNS = {"problem": "text", "candidates": "a list of texts", "gt": "text", "task_name": "text"}
-OPTIONAL = {"grades": "a list of numbers"}
+OPTIONAL = {"grades": "a list of numbers", "subject": "text"}
 
 
-def bench_schema(graded: bool = False) -> pa.Schema:
-    """The benchmark's schema; with a grade for each candidate where the data has grades."""
+def bench_schema(graded: bool = False, subjects: bool = False) -> pa.Schema:
+    """The benchmark's schema; with a grade for each candidate where the data has grades, and whom or what a row is about."""
     fields = [
         ("problem", pa.string()),
         ("candidates", pa.list_(pa.string())),
         ("gt", pa.string()),
         ("task_name", pa.string()),
     ]
-    return pa.schema([*fields, ("grades", pa.list_(pa.float64()))] if graded else fields)
+    fields += [("grades", pa.list_(pa.float64()))] if graded else []
+    fields += [("subject", pa.string())] if subjects else []
+    return pa.schema(fields)
 
 
 def bench_row(example: RankingExample, config: Mode) -> dict[str, Any]:
     """The row of an example in the benchmark's layout."""
-    row = {
+    row: dict[str, Any] = {
         "problem": render_problem(example, config),
         "candidates": list(example.candidates),
         "gt": example.positive,
         "task_name": example.task,
     }
-    return row | {"grades": list(example.grades)} if example.grades else row
+    if example.grades:
+        row["grades"] = list(example.grades)
+    if example.subject:
+        row["subject"] = example.subject
+    return row
 
 
 def read_ranking_bench(source: str, config: Mode, split: Split) -> Iterator[tuple[int, RankingExample]]:
@@ -90,7 +96,7 @@ def example_of(row: dict[str, Any], where: str) -> RankingExample:
     if not row["gt"].strip():
         raise UserError(f"{where}: gt is blank; one of the candidates is wanted")
     parsed = parse_problem(row["task_name"], row["problem"], candidates)
-    return replace(parsed, positive=row["gt"], grades=tuple(grades))
+    return replace(parsed, positive=row["gt"], grades=tuple(grades), subject=row.get("subject") or "")
 
 
 def _hub_rows(source: str, config: Mode, split: Split) -> Iterable[dict[str, Any]]:

@@ -59,6 +59,8 @@ class Ranked:
     """how many at the top were not told apart"""
     out_in_round: dict[str, int] | None = None
     thoughts: tuple[str, ...] = ()
+    subject: str = ""
+    """whom or what it is about"""
 
 
 @dataclass(frozen=True)
@@ -242,6 +244,7 @@ def _ranked(value: Any, where: str) -> Ranked:
         _whole(fields.get("unordered") or 0, f"{where}.unordered"),
         _mapping(fields.get("out_in_round") or {}, f"{where}.out_in_round", _whole) or None,
         texts("thoughts"),
+        _text(fields.get("subject") or "", f"{where}.subject"),
     )
 
 

@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Iterable, Iterator, Sequence
 
 from r1ranker.evaluation.metrics import bootstrap_interval
+from r1ranker.evaluation.records import subjects_of
 from r1ranker.evaluation.report.entries import ALL_TASKS, Entry
 from r1ranker.evaluation.report.figure import (
     GREY,
@@ -113,11 +114,14 @@ def pool_size_section(results: Sequence[Entry[Result]], tasks: dict[str, str]) -
         for entry in ranked:
             rankings = rankings_of(entry, task_id, tasks)
             every += rankings
-            groups = {size: list(map(reciprocal_rank, group)) for size, group in by_pool_size(rankings).items()}
+            groups = {
+                size: (list(map(reciprocal_rank, group)), subjects_of(one.subject for one in group))
+                for size, group in by_pool_size(rankings).items()
+            }
             if not groups:
                 continue
-            means = [100 * statistics.fmean(values) for values in groups.values()]
-            ends = [bootstrap_interval(values) for values in groups.values()]
+            means = [100 * statistics.fmean(values) for values, _ in groups.values()]
+            ends = [bootstrap_interval(values, subjects=subjects) for values, subjects in groups.values()]
             traces.append(
                 {
                     "type": "scatter",
@@ -126,7 +130,7 @@ def pool_size_section(results: Sequence[Entry[Result]], tasks: dict[str, str]) -
                     "x": list(groups),
                     "y": rounded(means),
                     "error_y": error_bars(means, [(100 * low, 100 * high) for low, high in ends], entry.colour),
-                    "text": [f"{len(values)} queries" for values in groups.values()],
+                    "text": [f"{len(values)} queries" for values, _ in groups.values()],
                     "hovertemplate": f"{label(entry.label)}<br>%{{x}} candidates: %{{y:.2f}}, %{{text}}<extra></extra>",
                     "line": {"color": entry.colour, "width": 1.6},
                     "meta": meta([entry.id], task_id),
