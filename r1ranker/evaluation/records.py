@@ -42,9 +42,9 @@ def subject_of(example: RankingExample) -> str:
     return example.subject or example.query
 
 
-def subjects_of(names: Iterable[str | None], task: str = "") -> Subjects:
-    """The subjects of queries by their names: one without a name is one's own."""
-    return [name or (task, place) for place, name in enumerate(names)]
+def subjects_of(names: Iterable[str | None]) -> Subjects:
+    """The subjects of queries by their names: one without a name is one's own, also beside those of other tasks."""
+    return [name or object() for name in names]
 
 
 def grades_of(record: Record) -> dict[str, float]:

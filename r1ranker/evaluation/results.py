@@ -86,7 +86,7 @@ def compare(
         if [_asked(record) for record in rows[0]] != [_asked(record) for record in rows[1]]:
             raise UserError(f"{task}: the two results are of different queries; the same rows are wanted")
         values[task] = tuple([metrics_of(record, cutoffs)[metric] for record in one] for one in rows)  # type: ignore[assignment]
-        subjects[task] = subjects_of((record.get("subject") for record in rows[0]), task)
+        subjects[task] = subjects_of(record.get("subject") for record in rows[0])
     if len(shared) > 1:
         subjects["pooled"] = [subject for task in shared for subject in subjects[task]]
         values["pooled"] = tuple([value for task in shared for value in values[task][side]] for side in (0, 1))  # type: ignore[assignment]

@@ -67,7 +67,7 @@ def summarise_experiment(
 
     test: what all of it was measured on. course: into how many parts a training is divided, of which means are taken; None: into none.
     """
-    subjects = {task: subjects_of(map(subject_of, rows), task) for task, rows in test.items()}
+    subjects = {task: subjects_of(map(subject_of, rows)) for task, rows in test.items()}
     values = {f"{one.label}, {one.when}": _values(one.reports) for one in measured}
     rankers = {
         name: _figures(found, subjects) | _costs(one)
