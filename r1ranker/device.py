@@ -30,9 +30,16 @@ def collective_backend(device: torch.device) -> str:
     return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
 
 
-def compute_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 on GPUs, float32 on the CPU, where results are compared to 1e-6."""
-    return torch.bfloat16 if device.type == "cuda" else torch.float32
+DTYPES = ("auto", "float32", "bfloat16")
+"""that a model may be computed in"""
+
+
+def compute_dtype(device: torch.device, wanted: str = "auto") -> torch.dtype:
+    """The type of that name; auto: bfloat16 on GPUs, float32 on the CPU, where results are compared to 1e-6."""
+    if wanted == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype: torch.dtype = getattr(torch, wanted)
+    return dtype
 
 
 def synchronize(device: torch.device) -> None:

@@ -67,6 +67,12 @@ class EngineSettings:
     """share of a GPU that the engine may take while it is awake"""
     enforce_eager: bool = False
     """no CUDA graphs"""
+    dtype: str = "auto"
+    """float32 | bfloat16, of the weights and what is computed; auto: bfloat16 on GPUs, float32 on the CPU"""
+    constrained: bool = True
+    """whether requests may carry a constraint"""
+    synced_weights: bool = False
+    """weights come by load_weights, before the first generation and after every sleep: the engine reads and keeps none"""
 
 
 class Session(Protocol):
