@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 
+from r1ranker.device import compute_dtype
+from r1ranker.errors import note
 from r1ranker.model.attention import PACKED
-from r1ranker.model.loading import checkpoint_activations, compile_blocks, load_causal_lm, moved
+from r1ranker.model.fsdp import shard
+from r1ranker.model.loading import checkpoint_activations, compile_blocks, empty_causal_lm, load_causal_lm, moved
+from r1ranker.model.weights import locate_weights, match_parameters, materialise, read_weights
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -24,12 +33,33 @@ class Execution:
     share_prompts: bool = True
     """a prompt is computed once for all its responses in a micro-batch"""
     compiled: bool = False
+    dtype: str = "auto"
+    """of what is computed, as compute_dtype takes it"""
+    frozen: bool = False
+    """never updated: weights rest in the type they are computed with, where learning ones rest in float32"""
 
-    def load(self, path: str, device: torch.device) -> PreTrainedModel:
-        """The model at `path` in float32 with packed attention, on `device` unless it is offloaded; not yet sharded."""
-        model = load_causal_lm(path, dtype=torch.float32, attention=PACKED)
+    def load(self, path: str, device: torch.device, wrap: Callable[[PreTrainedModel], Module]) -> Module:
+        """The model at `path` with packed attention, wrapped and sharded over the processes. Collective.
+
+        Each process reads its own rows alone; only where transformers has to convert what is in the files, all of it.
+        Raises UserError for a model that cannot be loaded.
+        """
+        computed = compute_dtype(device, self.dtype)
+        resting = computed if self.frozen else torch.float32
+        rests_on = torch.device("cpu") if self.offload else device
+        model = empty_causal_lm(path, resting, PACKED)
+        sources = match_parameters(model, locate_weights(path), path)
+        if sources is None:
+            note(f"{path}: its weights have to be converted, so every process reads all of them")
+            model = moved(load_causal_lm(path, resting, PACKED), rests_on)
         if self.checkpointing:
             checkpoint_activations(model)
         if self.compiled:
             compile_blocks(model)
-        return model if self.offload else moved(model, device)
+        module = wrap(model)
+        module.requires_grad_(not self.frozen)
+        shard(module, module.layers, device, self.world_size, self.offload, computed)  # type: ignore[arg-type]
+        if sources is not None:
+            materialise(module, rests_on)
+            read_weights(model, sources, path)
+        return module

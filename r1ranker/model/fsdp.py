@@ -10,33 +10,51 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
-from r1ranker.device import compute_dtype
 
-
-def shard(model: nn.Module, layers: nn.ModuleList, device: torch.device, world_size: int, offload: bool) -> nn.Module:
+def shard(
+    model: nn.Module, layers: nn.ModuleList, device: torch.device, world_size: int, offload: bool, dtype: torch.dtype
+) -> nn.Module:
     """Shard `model` in place over all processes, one unit a transformer block; returns it.
 
-    On GPUs parameters are kept and reduced in float32 and computed with in bfloat16. `offload` keeps parameters,
-    gradients and optimizer state in host memory between uses. Needs an initialised process group.
+    Parameters are kept in the type they have, computed with in `dtype`, and their gradients reduced in float32. `offload`
+    keeps parameters, gradients and optimizer state in host memory between uses. Needs an initialised process group.
     """
     mesh = init_device_mesh(device.type, (world_size,))
-    policy = MixedPrecisionPolicy(param_dtype=compute_dtype(device), reduce_dtype=torch.float32)
-    offload_policy = CPUOffloadPolicy() if offload and device.type != "cpu" else OffloadPolicy()
+    policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32)
+    # host memory can be pinned where there is a GPU to copy to
+    offload_policy = CPUOffloadPolicy(pin_memory=device.type != "cpu") if offload else OffloadPolicy()
     for layer in layers:
         fully_shard(layer, mesh=mesh, mp_policy=policy, offload_policy=offload_policy)
     fully_shard(model, mesh=mesh, mp_policy=policy, offload_policy=offload_policy)
     return model
 
 
-def full_parameters(model: nn.Module, device: torch.device) -> Iterator[tuple[str, Tensor]]:
-    """Each parameter with its name, gathered whole on `device`, one at a time. Every process has to take part."""
+def full_parameters(
+    model: nn.Module, device: torch.device, dtype: torch.dtype | None = None
+) -> Iterator[tuple[str, Tensor]]:
+    """Each parameter with its name, gathered whole on `device`, one at a time. Every process has to take part.
+
+    With `dtype` the shards are converted before they are gathered.
+    """
     for name, parameter in model.named_parameters():
-        yield name, full_tensor(parameter, device)
+        yield name, full_tensor(parameter, device, dtype)
 
 
-def full_tensor(tensor: Tensor, device: torch.device) -> Tensor:
-    """The whole of a sharded tensor on `device`; a plain tensor as it is."""
+def full_tensor(tensor: Tensor, device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """The whole of a sharded tensor on `device`; a plain tensor where it is."""
     tensor = tensor.detach()
     if not isinstance(tensor, DTensor):
-        return tensor
-    return tensor.to(device).full_tensor()  # type: ignore[attr-defined]
+        return tensor.to(dtype=dtype)
+    return tensor.to(device, dtype).full_tensor()  # type: ignore[attr-defined]
+
+
+def local_rows(tensor: Tensor) -> tuple[Tensor, int]:
+    """(this process's rows of a tensor sharded by them, the first of them); of a plain tensor all."""
+    if not isinstance(tensor, DTensor):
+        return tensor, 0
+    local = tensor.to_local()
+    mesh = tensor.device_mesh
+    share = -(-tensor.shape[0] // mesh.size())  # as torch.chunk deals rows
+    first = min(mesh.get_local_rank() * share, tensor.shape[0])
+    assert len(local) == min(share, tensor.shape[0] - first)
+    return local, first

@@ -4,11 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from accelerate import init_empty_weights
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils import logging as transformers_logging
 
 from r1ranker.errors import UserError
@@ -52,10 +62,7 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
 
 def load_causal_lm(path: str, dtype: torch.dtype, attention: str) -> PreTrainedModel:
     """The causal language model of a directory or hub id, on the CPU, in evaluation mode (dropout off)."""
-    check_model_directory(path)
-    register_packed()
-    quiet()
-    try:
+    with _named_errors(path):
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         model = AutoModelForCausalLM.from_pretrained(
             path,
@@ -65,15 +72,44 @@ def load_causal_lm(path: str, dtype: torch.dtype, attention: str) -> PreTrainedM
             use_safetensors=True,
             trust_remote_code=False,
         )
+    return _checked(model, path)
+
+
+def empty_causal_lm(path: str, dtype: torch.dtype, attention: str) -> PreTrainedModel:
+    """The same without its weights, which are on the meta device; buffers, which no file holds, are computed."""
+    with _named_errors(path):
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        with init_empty_weights(include_buffers=False):
+            model = AutoModelForCausalLM.from_config(
+                config, dtype=dtype, attn_implementation=attention, trust_remote_code=False
+            )
+        model.tie_weights()  # every parameter was made anew
+        with suppress(OSError):  # a directory without one: what the config says is taken
+            model.generation_config = GenerationConfig.from_pretrained(path)
+    return _checked(model, path)
+
+
+@contextmanager
+def _named_errors(path: str) -> Iterator[None]:
+    """Check a model's directory; what is raised in loading it becomes a UserError."""
+    check_model_directory(path)
+    register_packed()
+    quiet()
+    try:
+        yield
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         raise UserError(f"{path}: the model cannot be loaded ({_first_line(error)})") from error
     except Exception as error:  # safetensors raises a class of its own for a truncated file
         if type(error).__module__.startswith("safetensors") or type(error).__name__ == "SafetensorError":
             raise UserError(f"{path}: model.safetensors is damaged ({_first_line(error)})") from error
         raise
+
+
+def _checked(model: PreTrainedModel, path: str) -> PreTrainedModel:
+    """The model in evaluation mode, if its blocks can be found."""
     if getattr(model.base_model, "layers", None) is None:
         raise UserError(
-            f"{path}: a model of type {config.model_type} has no list of transformer blocks named layers; one shaped like "
+            f"{path}: a model of type {model.config.model_type} has no list of transformer blocks named layers; one shaped like "
             "Qwen2 or Llama is wanted"
         )
     if model.generation_config is not None:

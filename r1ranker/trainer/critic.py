@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from r1ranker.model.execution import Execution
-from r1ranker.model.fsdp import shard
 from r1ranker.model.value import ValueModel
 from r1ranker.trainer.losses import value_loss
 from r1ranker.trainer.optimisation import Optimisation
@@ -25,10 +24,7 @@ class Critic:
         self.device = device
         self._clip_range = clip_range
         self._execution = execution
-        self.module = ValueModel(execution.load(path, device))
-        if not execution.offload:
-            self.module.to(device)
-        shard(self.module, self.module.layers, device, execution.world_size, execution.offload)
+        self.module = execution.load(path, device, ValueModel)
 
     def packed(self, trajectories: Sequence[Trajectory]) -> MicroBatch:
         """A micro-batch on this device."""

@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from r1ranker.model.execution import Execution
-from r1ranker.model.fsdp import shard
 from r1ranker.model.policy_model import PolicyModel
 from r1ranker.trainer.config import ActorConfig
 from r1ranker.trainer.losses import ClipRange, kl_estimate, policy_loss
@@ -74,9 +73,8 @@ class Policy:
         self.device = device
         self._temperature = temperature
         self._execution = execution
-        self.language_model = execution.load(path, device)
-        self.module = PolicyModel(self.language_model)
-        shard(self.module, self.module.layers, device, execution.world_size, execution.offload)
+        self.module = execution.load(path, device, PolicyModel)
+        self.language_model = self.module.language_model
 
     def packed(self, trajectories: Sequence[Trajectory]) -> MicroBatch:
         """A micro-batch on this device."""
