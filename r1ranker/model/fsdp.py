@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 
@@ -27,6 +27,16 @@ def shard(
         fully_shard(layer, mesh=mesh, mp_policy=policy, offload_policy=offload_policy)
     fully_shard(model, mesh=mesh, mp_policy=policy, offload_policy=offload_policy)
     return model
+
+
+def reshard(model: nn.Module) -> None:
+    """Give gathered parameters back after passes without gradients.
+
+    By itself FSDP2 leaves those outside the blocks gathered, in the type computed with: they would take memory, and be
+    saved in place of the sharded ones.
+    """
+    assert isinstance(model, FSDPModule)
+    model.reshard()
 
 
 def full_parameters(

@@ -10,7 +10,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from r1ranker.device import compute_dtype, pick_device, release_cached_memory
-from r1ranker.model.loading import load_causal_lm, load_tokenizer, moved, stop_token_ids
+from r1ranker.model.loading import empty_causal_lm, load_causal_lm, load_tokenizer, moved, stop_token_ids
+from r1ranker.model.weights import materialise
 from r1ranker.rollout.engine import Completion, EngineSettings, Request, SamplingParams, Session
 from r1ranker.rollout.hf_batch import Batch
 from r1ranker.rollout.hf_cache import GROUPED, register_grouped
@@ -25,6 +26,7 @@ class HFEngine:
         self.model = model.eval()
         self.tokenizer = tokenizer
         self._max_num_seqs = max_num_seqs
+        self._has_weights = True
         self._stop = set(stop_token_ids(model, tokenizer))
         self._token_text = cache(lambda token: str(tokenizer.decode([token])))
 
@@ -33,10 +35,16 @@ class HFEngine:
         cls, directory: str, device: torch.device | None = None, settings: EngineSettings | None = None
     ) -> HFEngine:
         """Model and tokenizer of a local directory or hub id; raises UserError where either is missing."""
-        device = device or pick_device()
+        device, settings = device or pick_device(), settings or EngineSettings()
         tokenizer = load_tokenizer(directory)
-        model = moved(load_causal_lm(directory, compute_dtype(device), "sdpa"), device)
-        return cls(model, tokenizer, (settings or EngineSettings()).max_num_seqs)
+        dtype = compute_dtype(device, settings.dtype)
+        if not settings.synced_weights:
+            return cls(moved(load_causal_lm(directory, dtype, "sdpa"), device), tokenizer, settings.max_num_seqs)
+        model = empty_causal_lm(directory, dtype, "sdpa")
+        materialise(model, device)
+        engine = cls(moved(model, device), tokenizer, settings.max_num_seqs)
+        engine._has_weights = False
+        return engine
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
         """Copy named parameters into the model; they may come one by one."""
@@ -44,6 +52,7 @@ class HFEngine:
         with torch.no_grad():
             for name, weight in weights:
                 own[name].copy_(weight)
+        self._has_weights = True
 
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> list[list[Completion]]:
         """Complete every request `params.n` times; raises UserError for a sequence longer than a sliding window."""
@@ -57,6 +66,8 @@ class HFEngine:
 
     def session(self) -> Session:
         """A session. Requests with the same sampling parameters share a batch; others wait until it is done."""
+        if not self._has_weights:
+            raise RuntimeError("no weights were loaded: load_weights comes before the first generation")
         return _Session(self)
 
     def batch(self, params: SamplingParams) -> Batch:

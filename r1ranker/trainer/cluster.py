@@ -212,6 +212,7 @@ class RayCluster(RayWorkers):
             if self._apart is not None:
                 self._apart.each("setup", [(self._apart.meet(), self._apart.size)] * self._apart.size)
                 self._queues = self._make_queues(self._apart.size)
+                self.sync_weights()  # engines start without weights
         except BaseException:
             self.close()
             raise

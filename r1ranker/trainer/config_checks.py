@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from r1ranker.device import DTYPES
 from r1ranker.errors import UserError, nearest
 from r1ranker.rollout.start import ENGINES
 from r1ranker.trainer.config import Config, OptimConfig
@@ -39,6 +40,7 @@ def _check_choices(config: Config) -> None:
     _one_of("actor_rollout_ref.actor.loss_agg_mode", actor.loss_agg_mode, LOSS_AGG_MODES)
     _one_of("actor_rollout_ref.actor.kl_loss_type", actor.kl_loss_type, KL_TYPES)
     _one_of("actor_rollout_ref.actor.recompute_old_log_probs", actor.recompute_old_log_probs, ("auto", "true", "false"))
+    _one_of("actor_rollout_ref.model.dtype", config.actor_rollout_ref.model.dtype, DTYPES)
     _one_of("actor_rollout_ref.rollout.name", rollout.name, ENGINES)
     _one_of("actor_rollout_ref.rollout.placement", rollout.placement, ("colocated", "separate"))
     if config.algorithm.rollout_correction.rollout_is is not None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from r1ranker.model.execution import Execution
+from r1ranker.model.fsdp import reshard
 from r1ranker.model.value import ValueModel
 from r1ranker.trainer.losses import value_loss
 from r1ranker.trainer.optimisation import Optimisation
@@ -38,7 +39,9 @@ class Critic:
     @torch.no_grad()
     def values(self, bins: Bins) -> list[list[np.ndarray]]:
         """Values [L] of each trajectory of each bin."""
-        return [split_by_response(self.forward(self.packed(trajectories)), trajectories) for trajectories in bins]
+        values = [split_by_response(self.forward(self.packed(trajectories)), trajectories) for trajectories in bins]
+        reshard(self.module)
+        return values
 
     def update(self, bins: Bins, optimisation: Optimisation) -> dict[str, float]:
         """One optimizer step on a mini-batch, or none, as of the policy; returns sums of the metrics over tokens."""
@@ -66,4 +69,5 @@ class Critic:
             )
             weighted = batch.columns["weights"] * losses
             results.append([weighted[own].sum().item() for own, _ in responses_of(batch, trajectories)])
+        reshard(self.module)
         return results

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from r1ranker.model.execution import Execution
+from r1ranker.model.fsdp import reshard
 from r1ranker.model.policy_model import PolicyModel
 from r1ranker.trainer.config import ActorConfig
 from r1ranker.trainer.losses import ClipRange, kl_estimate, policy_loss
@@ -97,6 +98,7 @@ class Policy:
         for trajectories in bins:
             logprobs, _ = self.forward(self.packed(trajectories), with_entropy=False)
             results.append(split_by_response(logprobs, trajectories))
+        reshard(self.module)
         return results
 
     def accumulate(self, bins: Bins, loss: PolicyLoss) -> dict[str, float]:
@@ -133,6 +135,7 @@ class Policy:
                     for own, part in responses_of(batch, trajectories)
                 ]
             )
+        reshard(self.module)
         return results
 
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -21,7 +22,6 @@ from r1ranker.trainer.random_state import seed_everything
 
 BUCKET_BYTES = 64 * 2**20
 """of weights that travel together to rollout processes of their own"""
-"""seconds that a bucket may wait for the other side"""
 
 
 class Process:
@@ -31,6 +31,7 @@ class Process:
         self.config = config
         self.rank = rank
         self.engine: Engine | None = None
+        self._awake = False
 
     def rendezvous(self) -> str:
         """An address on this process's machine where all can meet."""
@@ -51,9 +52,10 @@ class Process:
     def join(self, address: str | None, size: int, beside: int = 1) -> None:
         """Join the `size` processes that meet at `address` (None: there are none); `beside` processes work on this machine at once."""
         self.device = pick_device()
-        keep_freed_memory()
-        if self.device.type == "cpu" and self.config.trainer.executor == "ray":  # which allows one thread by itself
-            torch.set_num_threads(max(1, (os.cpu_count() or 1) // beside))
+        if self.device.type == "cpu":
+            keep_freed_memory()
+        if self.config.trainer.executor == "ray":  # which allows one thread by itself
+            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // beside))  # offloaded Adam runs on the CPU, too
         seed_everything(self.config.trainer.seed)
         join(address, self.rank, size, self.device, self.config.trainer.timeout)
 
@@ -67,6 +69,9 @@ class Process:
             tensor_parallel_size=rollout.tensor_model_parallel_size,
             gpu_memory_utilization=rollout.gpu_memory_utilization,
             enforce_eager=rollout.enforce_eager,
+            dtype=config.actor_rollout_ref.model.dtype,
+            constrained=rollout.constrain != "none",
+            synced_weights=True,
         )
         self.engine = start_engine(
             rollout.name,
@@ -74,7 +79,7 @@ class Process:
             self.device,
             settings,
         )
-        self._rest()
+        self._awake = True
 
     def generate(
         self, requests: Sequence[Request], params: SamplingParams
@@ -86,10 +91,10 @@ class Process:
         """
         if not requests:
             return
-        assert self.engine is not None
+        engine = self.wake()
         leads = self.rank % self.config.actor_rollout_ref.rollout.tensor_model_parallel_size == 0
         try:
-            session = self.engine.session()
+            session = engine.session()
             for place, request in enumerate(requests):
                 session.add(place, request, params)
             left = len(requests)
@@ -104,18 +109,24 @@ class Process:
             refuse_shortage(error, self.config, self.device)
             first = str(error).strip().split("\n")[0]
             raise RunError(f"the rollout failed in process {self.rank}: {type(error).__name__}: {first}") from error
-        self._rest()
 
     def close(self) -> None:
         """Give back what outlives a process, such as shared memory."""
         if self.engine is not None:
             self.engine.close()
 
-    def _rest(self) -> None:
+    def wake(self) -> Engine:
+        """The engine, which wakes by itself where it is asleep."""
+        assert self.engine is not None
+        self._awake = True
+        return self.engine
+
+    def rest(self) -> None:
+        """Have a colocated engine give its memory back before the trainer works; weights come anew with the next sync."""
         rollout = self.config.actor_rollout_ref.rollout
-        if rollout.placement == "colocated" and rollout.free_cache_engine:
-            assert self.engine is not None
-            self.engine.sleep()
+        if self._awake and rollout.placement == "colocated" and rollout.free_cache_engine:
+            self.wake().sleep()
+            self._awake = False
 
 
 class RolloutProcess(Process):
@@ -129,8 +140,7 @@ class RolloutProcess(Process):
 
     def load_weights(self, queue: Any) -> None:
         """Take over weights from a queue of references to buckets, which None ends. Collective."""
-        assert self.engine is not None
-        self.engine.load_weights(self._received(queue))
+        self.wake().load_weights(self._received(queue))
 
     def _received(self, queue: Any) -> Iterator[tuple[str, torch.Tensor]]:
         import ray
@@ -140,7 +150,20 @@ class RolloutProcess(Process):
             if reference is None:
                 return
             for name, weight in ray.get(reference).items():
-                yield name, torch.from_numpy(weight.copy())  # Ray's own memory is read-only
+                yield name, as_tensor(weight.copy())  # Ray's own memory is read-only
+
+
+def as_array(weight: torch.Tensor) -> np.ndarray:
+    """A weight as numpy, and so Ray without a copy, has it: bfloat16, which numpy does not know, as its 16 bits."""
+    weight = weight.cpu()
+    array: np.ndarray = (weight.view(torch.int16) if weight.dtype == torch.bfloat16 else weight).numpy()
+    return array
+
+
+def as_tensor(array: np.ndarray) -> torch.Tensor:
+    """The inverse of `as_array`."""
+    weight = torch.from_numpy(array)
+    return weight.view(torch.bfloat16) if weight.dtype == torch.int16 else weight
 
 
 def join(address: str | None, rank: int, size: int, device: torch.device, timeout: float) -> None:

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import torch
-from safetensors import SafetensorError
 
 from r1ranker.atomic import atomic_path
 from r1ranker.device import compute_dtype, peak_memory_gib
 from r1ranker.model.execution import Execution
+from r1ranker.model.export import write_model
 from r1ranker.model.fsdp import full_parameters, full_tensor
 from r1ranker.model.loading import load_tokenizer
 from r1ranker.trainer.config import FSDPConfig
@@ -23,7 +21,7 @@ from r1ranker.trainer.export import write_about
 from r1ranker.trainer.optimisation import Optimisation
 from r1ranker.trainer.out_of_memory import explained
 from r1ranker.trainer.policy import Bins, Policy, PolicyLoss
-from r1ranker.trainer.process import BUCKET_BYTES, Process
+from r1ranker.trainer.process import BUCKET_BYTES, Process, as_array
 from r1ranker.trainer.shards import Learner, PartWriter, read_part, restore_part_random
 
 
@@ -39,8 +37,10 @@ class Worker(Process):
         path = str(model.path)
         self.tokenizer = load_tokenizer(path)
         actor = config.actor_rollout_ref.actor
+        self.dtype = compute_dtype(self.device, model.dtype)
         execution = Execution(
-            world, _offload(actor.fsdp_config), model.enable_gradient_checkpointing, model.share_prompts, model.use_torch_compile
+            world, _offload(actor.fsdp_config), model.enable_gradient_checkpointing, model.share_prompts,
+            model.use_torch_compile, model.dtype,
         )  # fmt: skip
         self.policy = Policy(path, self.device, rollout.temperature, execution)
         self.policy_optimisation = Optimisation(self.policy.module, actor.optim, total_steps, actor.grad_clip)
@@ -48,9 +48,8 @@ class Worker(Process):
         self.reference: Policy | None = None
         if config.needs_reference:
             offload = _offload(config.actor_rollout_ref.ref.fsdp_config)
-            resting = replace(execution, offload=offload, checkpointing=False)
+            resting = replace(execution, offload=offload, checkpointing=False, frozen=True)
             self.reference = Policy(path, self.device, rollout.temperature, resting)
-            self.reference.module.requires_grad_(False)
         self.critic: Critic | None = None
         if config.needs_critic:
             critic = config.critic
@@ -63,10 +62,12 @@ class Worker(Process):
             self.critic_optimisation = Optimisation(self.critic.module, critic.optim, total_steps, critic.grad_clip)
         if rollout.placement == "colocated":
             self.start_engine()
+            self.sync_weights()  # it starts without
 
     @explained
     def logprobs(self, bins: Bins, of: Literal["policy", "reference"]) -> list[list[np.ndarray]]:
         """Log-probabilities [L] of each trajectory of each bin. Collective: every process has as many bins."""
+        self.rest()
         model = self.policy if of == "policy" else self.reference
         assert model is not None
         return model.logprobs(bins)
@@ -74,23 +75,27 @@ class Worker(Process):
     @explained
     def values(self, bins: Bins) -> list[list[np.ndarray]]:
         """The critic's values [L] of each trajectory of each bin. Collective."""
+        self.rest()
         assert self.critic is not None
         return self.critic.values(bins)
 
     @explained
     def update_policy(self, bins: Bins) -> dict[str, float]:
         """One optimizer step of the policy. Collective."""
+        self.rest()
         return self.policy.update(bins, self.policy_loss, self.policy_optimisation)
 
     @explained
     def update_critic(self, bins: Bins) -> dict[str, float]:
         """One optimizer step of the critic. Collective."""
+        self.rest()
         assert self.critic is not None
         return self.critic.update(bins, self.critic_optimisation)
 
     @explained
     def losses(self, bins: Bins, of: Literal["policy", "critic"]) -> list[list[float]]:
         """Each trajectory's own part of the loss, of each bin. Collective."""
+        self.rest()
         if of == "policy":
             return self.policy.losses(bins, self.policy_loss)
         assert self.critic is not None
@@ -111,8 +116,7 @@ class Worker(Process):
 
     def sync_weights(self) -> None:
         """Bring the policy's weights into this process's engine, gathered one parameter at a time. Collective."""
-        assert self.engine is not None
-        self.engine.load_weights(full_parameters(self.policy.language_model, self.device))
+        self.wake().load_weights(full_parameters(self.policy.language_model, self.device, self.dtype))
 
     def export_weights(self, queues: Sequence[Any]) -> None:
         """Put the policy's weights into Ray's object store, bucket by bucket, and the references into every queue; None ends them.
@@ -120,10 +124,10 @@ class Worker(Process):
         A full queue holds the gathering up, so that few buckets are there at once. Collective.
         """
         bucket: dict[str, np.ndarray] = {}
-        for name, weight in full_parameters(self.policy.language_model, self.device):
+        for name, weight in full_parameters(self.policy.language_model, self.device, self.dtype):
             if self.rank:
                 continue
-            bucket[name] = weight.float().cpu().numpy()
+            bucket[name] = as_array(weight)
             if sum(array.nbytes for array in bucket.values()) >= BUCKET_BYTES:
                 self._send(bucket, queues)
                 bucket = {}
@@ -141,18 +145,13 @@ class Worker(Process):
 
     def save_policy(self, directory: str, about: dict[str, Any]) -> None:
         """Write the policy as a Hugging Face directory, whole or not at all, in the type it is computed in. Collective."""
-        dtype = compute_dtype(self.device)
-        state: dict[str, torch.Tensor] = {}
-        for name, weight in full_parameters(self.policy.language_model, self.device):
-            if self.rank == 0:
-                state[name] = weight.to("cpu", dtype)
+        weights = full_parameters(self.policy.language_model, self.device, self.dtype)
         if self.rank:
+            for _ in weights:
+                pass
             return
         with atomic_path(Path(directory)) as temporary:
-            try:
-                self.policy.language_model.save_pretrained(temporary, state_dict=state)
-            except SafetensorError as error:  # which has the system's words in an error of its own
-                raise OSError(errno.EIO, str(error)) from error
+            write_model(temporary, self.policy.language_model, weights, self.dtype)
             self.tokenizer.save_pretrained(temporary)
             write_about(Path(temporary), about)
 
@@ -180,6 +179,7 @@ class Worker(Process):
 
     def gradients(self, bins: Bins) -> dict[str, np.ndarray]:
         """Gradient of the policy's loss by parameter name, gathered, without a step. Collective; for checks."""
+        self.rest()
         self.policy.accumulate(bins, self.policy_loss)
         gathered = {
             name: full_tensor(parameter.grad, self.device)
