@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import resource
 import sys
 from pathlib import Path
 
 import torch
+
+from r1ranker.errors import UserError
 
 
 def has_gpu() -> bool:
@@ -17,12 +20,38 @@ def has_gpu() -> bool:
 
 
 def pick_device(index: int = 0) -> torch.device:
-    """The GPU of that index, made current, or the CPU."""
+    """The GPU of that index, made current, or the CPU where this machine has none or CUDA_VISIBLE_DEVICES hides them.
+
+    Raises UserError where a GPU is there that torch cannot use.
+    """
     if not has_gpu():
+        if not _hidden() and _nvidia_devices():
+            raise UserError(
+                f"{_nvidia_devices()[0]}: a GPU that torch cannot use ({why_no_gpu()}); a torch built for its driver is "
+                "wanted, or CUDA_VISIBLE_DEVICES= to run on the CPU"
+            )
         return torch.device("cpu")
     device = torch.device("cuda", index)
     torch.cuda.set_device(device)
     return device
+
+
+def why_no_gpu() -> str:
+    """Why torch cannot use CUDA here, in its own words."""
+    try:
+        torch.cuda.init()
+    except Exception as error:  # AssertionError of a CPU build, RuntimeError of a driver that is too old
+        return str(error).strip().split("\n")[0]
+    return "torch sees no device"
+
+
+def _hidden() -> bool:
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1")
+
+
+def _nvidia_devices() -> list[Path]:
+    """Device files of GPUs, whether or not a driver answers for them."""
+    return sorted(file for file in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", file.name))
 
 
 def collective_backend(device: torch.device) -> str:
@@ -46,6 +75,14 @@ def synchronize(device: torch.device) -> None:
     """Wait for queued work, so that a clock read afterwards means something."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
+
+
+def bound_pinned_memory() -> None:
+    """Keep torch from rounding pinned host memory up to powers of two, which takes up to twice what is asked for.
+
+    Offloaded parameters and gradients are pinned. Has to be called before the first is; a setting of the user's stays.
+    """
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "pinned_max_round_threshold_mb:1")
 
 
 def keep_freed_memory() -> None:

@@ -12,7 +12,6 @@ from typing import Any, Protocol
 
 import torch.distributed as dist
 
-from r1ranker.device import has_gpu
 from r1ranker.errors import LostWorker, RunError, UserError
 from r1ranker.trainer.config import Config
 from r1ranker.trainer.process import Process, RolloutProcess
@@ -40,6 +39,7 @@ class Cluster(Workers, Protocol):
     """The trainer's processes, and those that generate: the same ones, or others."""
 
     rollout: Workers
+    on_gpu: bool
 
     def sync_weights(self) -> None:
         """Bring the policy's weights into every rollout engine."""
@@ -60,6 +60,7 @@ class LocalCluster:
         self.rollout: Workers = self
         self._worker = Worker(config, rank=0)
         self._worker.setup(None, total_steps)
+        self.on_gpu = self._worker.device.type != "cpu"
 
     def each(self, method: str, arguments: Sequence[Sequence[Any]]) -> list[Any]:
         return [getattr(self._worker, method)(*arguments[0])]
@@ -81,7 +82,9 @@ class RayWorkers:
         self._ray = ray
         self._timeout = config.trainer.timeout
         self.size = nodes * per_node
-        gpus = 1 if has_gpu() else 0
+        # of the cluster, which may have GPUs where the driver's machine has none
+        gpus = 1 if ray.cluster_resources().get("GPU") else 0
+        self.on_gpu = gpus > 0
         bundle = {"CPU": 1.0} | ({"GPU": 1.0} if gpus else {})
         self._groups = [ray.util.placement_group([bundle] * per_node, strategy="STRICT_PACK") for _ in range(nodes)]
         self._actors: list[Any] = []

@@ -140,7 +140,7 @@ class ActorConfig:
     """k1 | k2 | k3; low_var_kl is veRL's name for k3"""
     grad_clip: float = 1.0
     recompute_old_log_probs: str = "auto"
-    """auto | true | false. auto: the engine's are taken on the CPU in float32, where they agree; recomputed on GPUs"""
+    """auto | true | false. auto: the engine's are taken in float32, where they agree; recomputed in bfloat16"""
     optim: OptimConfig = field(default_factory=OptimConfig)
     fsdp_config: FSDPConfig = field(default_factory=FSDPConfig)
 

@@ -14,7 +14,6 @@ import numpy as np
 from r1ranker.data.loader import PromptLoader, load_prompts, spread_over_tasks
 from r1ranker.data.manifest import checksum
 from r1ranker.data.prompts import Prompt
-from r1ranker.device import has_gpu
 from r1ranker.errors import UserError, nearest
 from r1ranker.model.loading import SETTINGS_FILE, load_tokenizer
 from r1ranker.rollout.engine import Completion, Request, SamplingParams
@@ -201,7 +200,7 @@ class Run:
             return  # the ratio is 1: the update's own log-probabilities, detached, are the old ones
         # of a stale batch the trainer cannot compute them any more: the engine's are the policy's that sampled, and a
         # correction, which has the engine's as well, takes the trainer's of now and carries the difference itself
-        if correction or (not stale and (wanted == "true" or (wanted == "auto" and has_gpu()))):
+        if correction or (not stale and (wanted == "true" or (wanted == "auto" and self._rounds(cluster)))):
             with timed(timing, "old_log_prob"):
                 dispatch.fill(
                     cluster, trajectories, "old_logprobs", Budget.of_role(config, rollout), "logprobs", "policy"
@@ -209,6 +208,11 @@ class Run:
         else:
             for trajectory in trajectories:
                 trajectory.old_logprobs = trajectory.rollout_logprobs
+
+    def _rounds(self, cluster: Cluster) -> bool:
+        """Whether engine and trainer compute in a type whose rounding makes their log-probabilities differ."""
+        dtype = self.config.actor_rollout_ref.model.dtype
+        return cluster.on_gpu if dtype == "auto" else dtype != "float32"
 
     def _stale(self, trajectories: Sequence[Trajectory]) -> bool:
         """Whether another policy than the trainer's of now sampled any of them."""

@@ -12,7 +12,14 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from r1ranker.device import collective_backend, keep_freed_memory, pick_device
+from r1ranker.device import (
+    bound_pinned_memory,
+    collective_backend,
+    has_gpu,
+    keep_freed_memory,
+    pick_device,
+    why_no_gpu,
+)
 from r1ranker.errors import RunError, UserError
 from r1ranker.rollout.engine import Completion, Engine, EngineSettings, Request, SamplingParams
 from r1ranker.rollout.start import start_engine
@@ -51,13 +58,34 @@ class Process:
 
     def join(self, address: str | None, size: int, beside: int = 1) -> None:
         """Join the `size` processes that meet at `address` (None: there are none); `beside` processes work on this machine at once."""
-        self.device = pick_device()
+        bound_pinned_memory()
+        self.device = self._pick_device()
         if self.device.type == "cpu":
             keep_freed_memory()
         if self.config.trainer.executor == "ray":  # which allows one thread by itself
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // beside))  # offloaded Adam runs on the CPU, too
         seed_everything(self.config.trainer.seed)
         join(address, self.rank, size, self.device, self.config.trainer.timeout)
+
+    def _pick_device(self) -> torch.device:
+        """The GPU that Ray gave this process, or the CPU where it gave none; raises UserError where torch does not agree."""
+        if self.config.trainer.executor == "local":
+            return pick_device()
+        import ray
+
+        given = ray.get_runtime_context().get_accelerator_ids()["GPU"]
+        if given and not has_gpu():
+            raise UserError(
+                f"Ray gave process {self.rank} the GPU {given[0]}, which torch cannot use ({why_no_gpu()}); a torch built for its "
+                "driver is wanted, or CUDA_VISIBLE_DEVICES= to run on the CPU"
+            )
+        device = pick_device()
+        if device.type != "cpu" and not given:
+            raise UserError(
+                f"Ray knows of no GPU, and process {self.rank} sees one: all would take the same; ray start --num-gpus is "
+                "wanted, or CUDA_VISIBLE_DEVICES= to run on the CPU"
+            )
+        return device
 
     def start_engine(self) -> None:
         """Start the rollout engine on the actor's model. Collective."""
