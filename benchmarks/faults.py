@@ -183,7 +183,7 @@ def permissions(ground: Ground, times: int, chance: random.Random) -> list[Row]:
     shutil.copytree(ground.alone / "state", output / "state")
     for path in (output / "state", *(output / "state").iterdir()):
         os.chown(path, NOBODY, NOBODY)
-    (output / "state" / "step_8" / "rank_00000.safetensors").chmod(0)
+    (output / "state" / "step_8" / "rank_00000_actor_00000.safetensors").chmod(0)
     (place / "log").unlink()
     shutil.rmtree(place / "before")
     shutil.rmtree(output / "actor")

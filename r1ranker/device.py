@@ -7,7 +7,10 @@ import os
 import re
 import resource
 import sys
+from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -106,6 +109,19 @@ def release_cached_memory(device: torch.device) -> None:
 def peak_memory_gib(device: torch.device) -> float:
     """Peak GPU memory of this process in GiB; 0 on the CPU."""
     return torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else 0.0
+
+
+def beside_queued_work(devices: Iterable[torch.device]) -> AbstractContextManager[Any]:
+    """A block for another thread, whose work on the GPU among `devices` runs beside what is queued there from now on.
+
+    What has been queued so far is done first. Without a GPU among them it does nothing.
+    """
+    device = next((one for one in devices if one.type == "cuda"), None)
+    if device is None:
+        return nullcontext()
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    return torch.cuda.stream(stream)
 
 
 def accelerator_random_state() -> torch.Tensor | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
+from threading import Event
 
 import torch
 from torch import Tensor, distributed, nn
@@ -35,6 +37,11 @@ class Optimisation:
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: learning_rate_factor(step, total_steps, optim)
         )
+        self.written = Event()
+        """set unless a training state is being written from the very weights and moments, which may not change before"""
+        self.written.set()
+        self.waited = 0.0
+        """seconds that steps have waited for that, since someone put it to 0"""
 
     @property
     def lr(self) -> float:
@@ -50,6 +57,13 @@ class Optimisation:
         for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate
 
+    def wait_until_written(self) -> None:
+        """Return once no training state is being written from weights and moments."""
+        if not self.written.is_set():
+            began = time.perf_counter()
+            self.written.wait()
+            self.waited += time.perf_counter() - began
+
     def step(self, is_finite: bool = True) -> float:
         """Clip, update, clear the gradients; returns their norm before clipping.
 
@@ -62,6 +76,7 @@ class Optimisation:
             if norm > self._grad_clip:
                 for gradient in gradients:
                     gradient.mul_(self._grad_clip / norm)
+            self.wait_until_written()
             self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm

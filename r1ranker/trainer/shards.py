@@ -7,19 +7,21 @@ any number of processes finds its own rows in the files of any other number.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from r1ranker.atomic import flush
+from r1ranker.device import beside_queued_work
 from r1ranker.errors import UserError
 from r1ranker.trainer.optimisation import Optimisation
 from r1ranker.trainer.random_state import random_states, restore_random_states
@@ -30,28 +32,40 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 """of AdamW, shaped as their parameter"""
 _COUNT = "step"
 """of AdamW, one number a parameter"""
+PIECE_BYTES = 128 * 2**20
+"""of tensors in one file: what a process needs in host memory to write shards that are on a GPU; a second time, where
+safetensors copies what it writes (before 0.8)"""
 
 
-def part_names(rank: int) -> tuple[str, str]:
-    """Files of a process: tensors, and what is said of them."""
-    return f"rank_{rank:05d}.safetensors", f"rank_{rank:05d}.json"
+def part_name(rank: int) -> str:
+    """The file of a process that says which rows are in which of its other files, and holds what are no tensors."""
+    return f"rank_{rank:05d}.json"
 
 
 class PartWriter:
-    """One part, copied to host memory at once and written by a thread while training goes on."""
+    """One part, written by a thread straight from weights and moments, piece by piece, while training goes on.
+
+    Passes forward and back only read them. Whatever changes them waits for `Optimisation.written` of their learner
+    first. Learners are written in the order of the mapping: the one that is updated first should come first.
+    """
 
     def __init__(self, directory: str, rank: int, learners: Mapping[str, Learner]) -> None:
-        self._tensors, self._first_rows = _snapshot(learners)
-        self._about = {
-            "first_rows": self._first_rows,
-            "schedules": {name: optimisation.schedule.last_epoch for name, (_, optimisation) in learners.items()},
+        # all that a step changes while the thread writes is taken now; of the tensors a reference
+        self._rows = {role: list(_held_rows(role, *learner)) for role, learner in learners.items()}
+        self._about: dict[str, Any] = {
+            "schedules": {role: optimisation.schedule.last_epoch for role, (_, optimisation) in learners.items()},
+            "counts": {role: _counts(*learner) for role, learner in learners.items()},
             "random": random_states(),
         }
         self._directory, self._rank = Path(directory), rank
         self._failure: str | None = f"{self._directory.parent}: the writing thread broke off"
         self._files: dict[str, dict[str, Any]] = {}
+        self._written = {role: Event() for role in learners}
+        self._beside = beside_queued_work(one.tensor.device for rows in self._rows.values() for one in rows)
         self._thread = Thread(target=self._write, name="state")
         self._thread.start()
+        for role, (_, optimisation) in learners.items():
+            optimisation.written = self._written[role]
 
     def result(self, wait: bool) -> dict[str, Any] | str | None:
         """Size and checksum of each file written, or why it failed; None while it is under way, unless `wait`ed for."""
@@ -62,17 +76,95 @@ class PartWriter:
         return self._files if self._failure is None else self._failure
 
     def _write(self) -> None:
-        tensors, about = (self._directory / name for name in part_names(self._rank))
+        files: dict[str, dict[str, tuple[int, int]]] = {}
+        about = self._directory / part_name(self._rank)
         try:
-            save_file(self._tensors, tensors)
-            self._tensors = {}
-            about.write_text(json.dumps(self._about), encoding="utf-8")
-            for file in (tensors, about):
-                flush(file)
-                self._files[file.name] = entry(file)
+            with self._beside:
+                for role in list(self._rows):
+                    for number, piece in enumerate(_pieces(self._rows.pop(role), PIECE_BYTES)):
+                        name = f"rank_{self._rank:05d}_{role}_{number:05d}.safetensors"
+                        _write_piece(self._directory / name, piece)
+                        files[name] = {one.name: (one.first, one.end) for one in piece}
+                    self._written[role].set()
+            about.write_text(json.dumps(self._about | {"files": files}), encoding="utf-8")
+            flush(about)
+            # a checksum takes as long as writing, and needs the weights no more
+            self._files = {name: entry(self._directory / name) for name in (*files, about.name)}
             self._failure = None
         except (OSError, SafetensorError) as error:  # safetensors has the system's words in an error of its own
             self._failure = f"{self._directory.parent}: {getattr(error, 'strerror', None) or error}"
+        finally:  # whatever went wrong, nobody waits for what will not come
+            self._rows.clear()
+            for written in self._written.values():
+                written.set()
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Consecutive rows of a tensor of the whole model."""
+
+    name: str
+    tensor: Tensor
+    first: int
+
+    @property
+    def end(self) -> int:
+        return self.first + len(self.tensor)
+
+    def split(self, count: int) -> tuple[_Rows, _Rows]:
+        """The first `count` rows, and the others."""
+        return (
+            replace(self, tensor=self.tensor[:count]),
+            replace(self, tensor=self.tensor[count:], first=self.first + count),
+        )
+
+
+def _held_rows(role: str, module: nn.Module, optimisation: Optimisation) -> Iterator[_Rows]:
+    """This process's rows of a learner's weights and moments themselves, not copies; those of which there are any."""
+    is_sharded = any(isinstance(inner, FSDPModule) for inner in module.modules())
+    for name, parameter in module.named_parameters():
+        # one that is gathered at the moment is of the type computed with, and the optimizer does not know it
+        assert isinstance(parameter, DTensor) or not is_sharded, f"{role}/{name} is not sharded"
+        state = optimisation.optimizer.state.get(parameter, {})
+        named = {f"{role}/{name}": parameter} | {
+            f"{role}/{kind}/{name}": state[kind] for kind in MOMENTS if kind in state
+        }
+        for full_name, tensor in named.items():
+            local, first = _local(tensor)
+            if len(local):
+                yield _Rows(full_name, local.detach(), first)
+
+
+def _counts(module: nn.Module, optimisation: Optimisation) -> dict[str, float]:
+    """Updates of each parameter that has been updated."""
+    states = {name: optimisation.optimizer.state.get(parameter, {}) for name, parameter in module.named_parameters()}
+    counts = {name: state[_COUNT] for name, state in states.items() if _COUNT in state}
+    return dict(zip(counts, torch.stack(list(counts.values())).tolist(), strict=True)) if counts else {}
+
+
+def _pieces(rows: Iterable[_Rows], most: int) -> Iterator[list[_Rows]]:
+    """The same rows in lists of at most `most` bytes, or of a single row that is larger."""
+    piece: list[_Rows] = []
+    room = most
+    for one in rows:
+        size = one.tensor[0].nbytes
+        while len(one.tensor):
+            fitting = max(room // size, 0 if piece else 1)
+            if fitting == 0:
+                yield piece
+                piece, room = [], most
+                continue
+            taken, one = one.split(fitting)
+            piece.append(taken)
+            room -= taken.tensor.nbytes
+    if piece:
+        yield piece
+
+
+def _write_piece(file: Path, piece: Sequence[_Rows]) -> None:
+    # rows in host memory are written from where they are, those on a GPU are copied, no more than these at a time
+    save_file({one.name: one.tensor.to("cpu").contiguous() for one in piece}, file)
+    flush(file)
 
 
 def read_part(directory: str, rank: int, learners: Mapping[str, Learner]) -> None:
@@ -80,84 +172,65 @@ def read_part(directory: str, rank: int, learners: Mapping[str, Learner]) -> Non
 
     Raises UserError where the state is of another model.
     """
-    with ExitStack() as opened, torch.no_grad():
-        parts = _parts(directory, opened)
-        for role, (module, optimisation) in learners.items():
-            for name, parameter in module.named_parameters():
-                _fill(parts, f"{role}/{name}", parameter, directory)
-                counted = [part for part in parts if f"{role}/{_COUNT}/{name}" in part.names]
-                if counted:  # of a parameter that has been updated
-                    state = optimisation.optimizer.state[parameter]
-                    state[_COUNT] = counted[0].file.get_tensor(f"{role}/{_COUNT}/{name}").clone()
-                    for moment in MOMENTS:
-                        state[moment] = torch.zeros_like(parameter)
-                        _fill(parts, f"{role}/{moment}/{name}", state[moment], directory)
-            optimisation.restore(parts[0].about["schedules"][role])
+    parts = _parts(directory)
+    wanted: dict[str, Tensor] = {}
+    for role, (module, optimisation) in learners.items():
+        optimisation.wait_until_written()
+        counts = parts[0]["counts"].get(role, {}) if parts else {}
+        for name, parameter in module.named_parameters():
+            wanted[f"{role}/{name}"] = parameter
+            if name in counts:  # of a parameter that has been updated
+                state = optimisation.optimizer.state[parameter]
+                # where AdamW itself would put it
+                state[_COUNT] = torch.tensor(counts[name], dtype=torch.float32, device=parameter.device)
+                state |= {moment: torch.zeros_like(parameter) for moment in MOMENTS}
+                wanted |= {f"{role}/{moment}/{name}": state[moment] for moment in MOMENTS}
+    _fill(directory, parts, wanted)
+    for role, (_, optimisation) in learners.items():
+        optimisation.restore(parts[0]["schedules"][role])
 
 
 def read_weights(directory: str, role: str, module: nn.Module) -> None:
     """Fill parameters alone from the parts in `directory`. Raises UserError where the state is of another model."""
-    with ExitStack() as opened, torch.no_grad():
-        parts = _parts(directory, opened)
-        for name, parameter in module.named_parameters():
-            _fill(parts, f"{role}/{name}", parameter, directory)
+    _fill(directory, _parts(directory), {f"{role}/{name}": parameter for name, parameter in module.named_parameters()})
 
 
-def _parts(directory: str, opened: ExitStack) -> list[_Part]:
-    return [_Part(file, opened) for file in sorted(Path(directory).glob("rank_*.safetensors"))]
+def _parts(directory: str) -> list[dict[str, Any]]:
+    """What each process said of its part."""
+    return [json.loads(file.read_text(encoding="utf-8")) for file in sorted(Path(directory).glob("rank_*.json"))]
 
 
-class _Part:
-    """A part opened for reading."""
-
-    def __init__(self, file: Path, opened: ExitStack) -> None:
-        self.file: Any = opened.enter_context(safe_open(file, "pt"))
-        self.names = set(self.file.keys())
-        self.about = json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))
-
-
-def _fill(parts: Sequence[_Part], name: str, target: Tensor, directory: str) -> None:
-    """Copy this process's rows of a tensor from the parts that hold them."""
-    local, first = _local(target)
-    missing = len(local)
-    for part in parts if missing else []:
-        if name not in part.names:
+@torch.no_grad()
+def _fill(directory: str, parts: Sequence[Mapping[str, Any]], wanted: Mapping[str, Tensor]) -> None:
+    """Copy this process's rows of each tensor from the files that hold them, one file open at a time."""
+    own = {name: _local(tensor) for name, tensor in wanted.items()}
+    missing = {name: len(local) for name, (local, _) in own.items()}
+    for file, held in (item for part in parts for item in part["files"].items()):
+        overlaps = {}
+        for name, (start, end) in held.items():
+            local, first = own.get(name, (None, 0))
+            low, high = max(first, start), min(first + (0 if local is None else len(local)), end)
+            if local is not None and low < high:
+                overlaps[name] = local, first, start, low, high
+        if not overlaps:
             continue
-        rows, start = part.file.get_slice(name), part.about["first_rows"][name]
-        count, *shape = rows.get_shape()
-        low, high = max(first, start), min(first + len(local), start + count)
-        if low < high and shape == list(local.shape[1:]):
-            local[low - first : high - first].copy_(rows[low - start : high - start])
-            missing -= high - low
-    if missing:
-        raise UserError(f"{directory}: holds no {name} of shape {list(target.shape)}: the state of another model")
+        with safe_open(Path(directory) / file, "pt") as opened:
+            for name, (local, first, start, low, high) in overlaps.items():
+                rows = opened.get_slice(name)
+                if rows.get_shape()[1:] == list(local.shape[1:]):
+                    local[low - first : high - first].copy_(rows[low - start : high - start])
+                    missing[name] -= high - low
+    for name, count in missing.items():
+        if count:
+            shape = list(wanted[name].shape)
+            raise UserError(f"{directory}: holds no {name} of shape {shape}: the state of another model")
 
 
 def restore_part_random(directory: str, rank: int) -> None:
     """Put this process's random generators where they stood; a process of which there was none keeps its own."""
-    about = Path(directory) / part_names(rank)[1]
+    about = Path(directory) / part_name(rank)
     if about.is_file():
         restore_random_states(json.loads(about.read_text(encoding="utf-8"))["random"])
-
-
-def _snapshot(learners: Mapping[str, Learner]) -> tuple[dict[str, Tensor], dict[str, int]]:
-    """(copies of this process's rows in host memory, the first row of each)."""
-    copies: dict[str, Tensor] = {}
-    first_rows: dict[str, int] = {}
-    for role, (module, optimisation) in learners.items():
-        for name, tensor in _tensors(role, module, optimisation):
-            local, first_rows[name] = _local(tensor)
-            copies[name] = local.detach().to("cpu", copy=True).contiguous()
-    return copies, first_rows
-
-
-def _tensors(role: str, module: nn.Module, optimisation: Optimisation) -> Iterator[tuple[str, Tensor]]:
-    for name, parameter in module.named_parameters():
-        yield f"{role}/{name}", parameter
-        state = optimisation.optimizer.state.get(parameter, {})
-        for kind in (_COUNT, *MOMENTS):
-            if kind in state:
-                yield f"{role}/{kind}/{name}", state[kind]
 
 
 def _local(tensor: Tensor) -> tuple[Tensor, int]:

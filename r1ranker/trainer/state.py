@@ -18,7 +18,7 @@ from r1ranker.atomic import flush, flush_directory
 from r1ranker.data.manifest import sha256
 from r1ranker.errors import UserError
 
-FORMAT = 2
+FORMAT = 3
 MANIFEST, DRIVER = "manifest.json", "driver.json"
 STATES, ASIDE = "state", "state_before"
 """of the run, and of another run that was in its directory: kept until the first state of this one is whole"""

@@ -83,14 +83,18 @@ class Worker(Process):
     def update_policy(self, bins: Bins) -> dict[str, float]:
         """One optimizer step of the policy. Collective."""
         self.rest()
-        return self.policy.update(bins, self.policy_loss, self.policy_optimisation)
+        return self.policy.update(bins, self.policy_loss, self.policy_optimisation) | self._waited()
 
     @explained
     def update_critic(self, bins: Bins) -> dict[str, float]:
         """One optimizer step of the critic. Collective."""
         self.rest()
         assert self.critic is not None
-        return self.critic.update(bins, self.critic_optimisation)
+        return self.critic.update(bins, self.critic_optimisation) | self._waited()
+
+    def _waited(self) -> dict[str, float]:
+        """How long this training step has been held up so far by a state that was being written."""
+        return {"timing_s/wait_for_state": sum(one.waited for _, one in self._learners().values())}
 
     @explained
     def losses(self, bins: Bins, of: Literal["policy", "critic"]) -> list[list[float]]:
@@ -112,6 +116,8 @@ class Worker(Process):
         if self.critic is not None:
             rates["critic/lr"] = self.critic_optimisation.lr
             self.critic_optimisation.schedule.step()
+        for _, optimisation in self._learners().values():
+            optimisation.waited = 0.0
         return rates | {"perf/max_memory_allocated_gb": peak_memory_gib(self.device)}
 
     def sync_weights(self) -> None:
@@ -156,7 +162,7 @@ class Worker(Process):
             write_about(Path(temporary), about)
 
     def save_state(self, directory: str) -> None:
-        """Begin to write this process's part of a training state; the weights may change as soon as this returns."""
+        """Begin to write this process's part of a training state, which is as it is now; updates wait for it by themselves."""
         self._part = PartWriter(directory, self.rank, self._learners())
 
     def state_result(self, wait: bool) -> dict[str, Any] | str | None:
@@ -172,10 +178,11 @@ class Worker(Process):
         restore_part_random(directory, self.rank)
 
     def _learners(self) -> dict[str, Learner]:
-        learners: dict[str, Learner] = {"actor": (self.policy.language_model, self.policy_optimisation)}
+        """In the order in which a step updates them."""
+        learners: dict[str, Learner] = {}
         if self.critic is not None:
             learners["critic"] = self.critic.module, self.critic_optimisation
-        return learners
+        return learners | {"actor": (self.policy.language_model, self.policy_optimisation)}
 
     def gradients(self, bins: Bins) -> dict[str, np.ndarray]:
         """Gradient of the policy's loss by parameter name, gathered, without a step. Collective; for checks."""

@@ -37,6 +37,11 @@ def driver(directory: Path, step: int) -> dict[str, Any]:
     return {key: found[key] for key in ("step", "updates", "kl_coef", "loader", "best", "random")}
 
 
+def tensors_of(state: Path) -> dict[str, np.ndarray]:
+    """All tensors that one process wrote."""
+    return {name: value for file in sorted(state.glob("rank_00000_*")) for name, value in load_file(file).items()}
+
+
 def states(directory: Path) -> list[str]:
     return sorted(path.name for path in (directory / "state").iterdir())
 
@@ -104,9 +109,8 @@ def test_a_run_killed_at_any_moment_ends_as_one_that_was_left_alone(toy: Path, t
     assert driver(tmp_path / "killed", 40) == driver(tmp_path / "alone", 40)
     assert driver(tmp_path / "alone", 40)["loader"]["epoch"] == 3
     assert driver(tmp_path / "alone", 40)["kl_coef"] != 0.001
-    for name, value in load_file(tmp_path / "alone" / "state" / "step_40" / "rank_00000.safetensors").items():
-        found = load_file(tmp_path / "killed" / "state" / "step_40" / "rank_00000.safetensors")
-        np.testing.assert_array_equal(found[name], value)
+    for name, value in tensors_of(tmp_path / "alone" / "state" / "step_40").items():
+        np.testing.assert_array_equal(tensors_of(tmp_path / "killed" / "state" / "step_40")[name], value)
     for name, value in weights(tmp_path / "alone" / "best").items():
         np.testing.assert_array_equal(weights(tmp_path / "killed" / "best")[name], value)
     assert states(tmp_path / "killed") == ["step_39", "step_40"]
@@ -195,7 +199,7 @@ def test_the_actor_of_a_state_is_the_one_that_the_run_wrote(undisturbed: Path, t
 def test_a_damaged_state_is_passed_over(
     undisturbed: Path, left_at_four: Path, toy: Path, tiny_model: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    shard = left_at_four / "state" / "step_4" / "rank_00000.safetensors"
+    shard = left_at_four / "state" / "step_4" / "rank_00000_actor_00000.safetensors"
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 16
     shard.write_bytes(content)
@@ -330,7 +334,7 @@ def test_directories_that_may_not_be_written_or_read_are_named(toy: Path, tiny_m
         (place / "run" / "state").rmdir()
         shutil.copytree(place / "done" / "state", place / "run" / "state")
         os.chown(place / "run" / "state", nobody, nobody)
-        (place / "run" / "state" / "step_6" / "rank_00000.safetensors").chmod(0)
+        (place / "run" / "state" / "step_6" / "rank_00000_actor_00000.safetensors").chmod(0)
         log.unlink()
         shutil.rmtree(place / "before")
         assert run_killed(spec)["code"] == 1
@@ -344,7 +348,7 @@ def test_directories_that_may_not_be_written_or_read_are_named(toy: Path, tiny_m
         shutil.rmtree(place / "before")
         assert run_killed(spec)["code"] == 0, log.read_text()
         text = " ".join(log.read_text().split())
-        assert "step_6/rank_00000.safetensors: cannot be read (Permission denied); going on from step_5" in text
+        assert "step_6/rank_00000_actor_00000.safetensors: cannot be read (Permission denied); going on from step_5" in text
         for name, value in weights(place / "done" / "actor").items():
             np.testing.assert_array_equal(weights(place / "run" / "actor")[name], value)
     finally:

@@ -90,7 +90,7 @@ def spoil_manifest(directory: Path) -> str:
 
 def of_the_future(directory: Path) -> str:
     (directory / "manifest.json").write_text('{"format": 99, "files": {}}')
-    return r"of format 99; 2 is known"
+    return r"of format 99; 3 is known"
 
 
 @pytest.mark.parametrize("damage", [truncate, flip, lose, lose_manifest, spoil_manifest, of_the_future])
