@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from functools import cache
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from r1ranker.device import compute_dtype
 from r1ranker.errors import UserError
 from r1ranker.model.loading import check_model_directory, load_tokenizer
 from r1ranker.rollout.constraint import ConstraintState
 from r1ranker.rollout.engine import Completion, EngineSettings, Request, SamplingParams, Session
-
-if TYPE_CHECKING:
-    import vllm
-
-
-CPU_BLOCK = 32
-"""tokens of a block of the prefix cache"""
+from r1ranker.rollout.vllm_start import max_model_len, remove_shared_memory, start_vllm
 
 
 class VLLMEngine:
@@ -31,51 +22,23 @@ class VLLMEngine:
     def __init__(self, directory: str, device: torch.device, settings: EngineSettings) -> None:
         check_model_directory(directory)
         self._on_cpu = device.type == "cpu"
-        self._max_model_len = min(settings.max_model_len, _positions(directory) or settings.max_model_len)
+        self._max_model_len = max_model_len(directory, settings)
         self.tokenizer = load_tokenizer(directory)
-        _environment()
-        import vllm
-
-        from r1ranker.rollout.vllm_constraint import STATE, ConstraintProcessor
-
-        if settings.tensor_parallel_size > 1:
-            _name_shared_memory()
-        self._state_key = STATE
-        self._vllm = vllm
         self._token_text = cache(lambda token: str(self.tokenizer.decode([token])))
-        self.llm: vllm.LLM = vllm.LLM(
-            directory,
-            trust_remote_code=False,
-            dtype=str(compute_dtype(device)).removeprefix("torch."),
-            max_model_len=self._max_model_len,
-            max_num_seqs=settings.max_num_seqs,
-            tensor_parallel_size=settings.tensor_parallel_size,
-            distributed_executor_backend="external_launcher" if settings.tensor_parallel_size > 1 else "uni",
-            gpu_memory_utilization=settings.gpu_memory_utilization,
-            enforce_eager=self._on_cpu or settings.enforce_eager,
-            enable_prefix_caching=True,
-            # the CPU build's own are of 128 tokens, and only whole ones are found again
-            **({"block_size": CPU_BLOCK} if self._on_cpu else {}),
-            # the CPU build cannot take back a seeded draw for a prompt that is only partly computed: prompts stay whole
-            enable_chunked_prefill=not self._on_cpu,
-            max_num_batched_tokens=max(self._max_model_len, 8192),
-            # log-probabilities of the distribution that is sampled from: after temperature and constraint
-            logprobs_mode="processed_logprobs",
-            logits_processors=[ConstraintProcessor],
-            # the constraint of a token needs to know the one before it
-            async_scheduling=False,
-            disable_log_stats=True,
-            use_tqdm_on_load=False,
-            enable_sleep_mode=not self._on_cpu,
-        )
+        self.llm = start_vllm(directory, device, settings)
+        self._constrained = settings.constrained
+        self.llm.apply_model(_expect_all_weights)
+        # at level 2 the weights are dropped rather than kept in host memory: the next sync brings others anyway
+        self._sleep_level = 2 if settings.synced_weights else 1
+        self._has_weights = not settings.synced_weights
         self._asleep: set[str] = set()
 
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> list[list[Completion]]:
         """Complete every request `params.n` times."""
         for request in requests:
             self.check_length(request, params)
-        self._wake("weights", "kv_cache")
-        prompts = [self._vllm.TokensPrompt(prompt_token_ids=list(request.token_ids)) for request in requests]
+        self._wake_to_generate()
+        prompts = [prompt_of(request) for request in requests]
         outputs = self.llm.generate(prompts, [self.params_of(request, params) for request in requests], use_tqdm=False)
         return [self.completions(request, output) for request, output in zip(requests, outputs, strict=True)]
 
@@ -86,7 +49,7 @@ class VLLMEngine:
 
     def session(self) -> Session:
         """A session over vLLM's own queue."""
-        self._wake("weights", "kv_cache")
+        self._wake_to_generate()
         return _Session(self)
 
     def check_length(self, request: Request, params: SamplingParams) -> None:
@@ -97,8 +60,15 @@ class VLLMEngine:
                 f"engine holds {self._max_model_len} tokens together"
             )
 
-    def params_of(self, request: Request, params: SamplingParams) -> vllm.SamplingParams:
-        return self._vllm.SamplingParams(
+    def params_of(self, request: Request, params: SamplingParams) -> Any:
+        """vLLM's own parameters for a request."""
+        import vllm
+
+        from r1ranker.rollout.vllm_constraint import STATE
+
+        if request.constraint and not self._constrained:
+            raise RuntimeError("a request has a constraint, and the engine was started for requests without")
+        return vllm.SamplingParams(
             n=params.n,
             temperature=params.temperature,
             top_p=params.top_p,
@@ -107,7 +77,7 @@ class VLLMEngine:
             seed=request.seed % 2**62,
             logprobs=0,
             detokenize=False,
-            extra_args={self._state_key: lambda: self._state(request)} if request.constraint else None,
+            extra_args={STATE: lambda: self._state(request)} if request.constraint else None,
         )
 
     def _state(self, request: Request) -> ConstraintState:
@@ -132,18 +102,24 @@ class VLLMEngine:
         )
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Take named parameters over into the model, one by one; what was cached of the old ones is dropped."""
+        """Take named parameters over into the model, one by one; what was cached of the old ones is dropped.
+
+        Raises RuntimeError where one of the model's parameters is not among them.
+        """
         self._wake("weights")  # the cache's memory is not needed yet
+        self._has_weights = False
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(weights)})
         if self._on_cpu:
             self.llm.apply_model(_repack_tied_head)
         self.llm.reset_prefix_cache()
+        self._has_weights = True
 
     def sleep(self) -> None:
-        """Move the weights to host memory and drop the cache; on the CPU there is nothing to be won."""
-        if not self._on_cpu and not self._asleep:
-            self.llm.sleep(level=1)
+        """Give the GPU's memory back: the cache is dropped, and so are weights that syncs bring; others go to host memory."""
+        if "weights" not in self._asleep:
+            self.llm.sleep(level=self._sleep_level)
             self._asleep = {"weights", "kv_cache"}
+            self._has_weights = self._has_weights and self._sleep_level == 1
 
     def close(self) -> None:
         """Shut the engine down, with its shared memory."""
@@ -151,8 +127,12 @@ class VLLMEngine:
 
         self.llm.llm_engine.engine_core.shutdown()
         destroy_model_parallel()
-        for left in Path("/dev/shm").glob(f"{os.environ.get('MASTER_PORT')}-*-cpushm_*"):
-            left.unlink(missing_ok=True)
+        remove_shared_memory()
+
+    def _wake_to_generate(self) -> None:
+        if not self._has_weights:
+            raise RuntimeError("vLLM has no weights: load_weights brings them, after the start and after every sleep")
+        self._wake("weights", "kv_cache")
 
     def _wake(self, *parts: str) -> None:
         for part in parts:
@@ -169,8 +149,7 @@ class _Session:
     def add(self, key: int, request: Request, params: SamplingParams) -> None:
         engine = self._engine
         engine.check_length(request, params)
-        prompt = {"prompt_token_ids": list(request.token_ids)}
-        (name,) = engine.llm.enqueue([prompt], [engine.params_of(request, params)], use_tqdm=False)
+        (name,) = engine.llm.enqueue([prompt_of(request)], [engine.params_of(request, params)], use_tqdm=False)
         self._open[name.partition("-")[0]] = (key, request)
 
     def step(self) -> list[tuple[int, list[Completion]]]:
@@ -183,34 +162,27 @@ class _Session:
         return done
 
 
-def _name_shared_memory() -> None:
-    """Give the CPU build's shared memory a name of this run: by itself every run that we launch has the same."""
-    from vllm.v1.executor.uniproc_executor import ExecutorWithExternalLauncher
-
-    def arguments(self: ExecutorWithExternalLauncher) -> tuple[str, int, int]:
-        # the process group is there already, so the address only serves as a name
-        return f"tcp://joined:{os.environ['MASTER_PORT']}", int(os.environ["RANK"]), int(os.environ["LOCAL_RANK"])
-
-    ExecutorWithExternalLauncher._distributed_args = arguments
+def prompt_of(request: Request) -> Any:
+    """vLLM's own prompt for a request."""
+    return {"prompt_token_ids": list(request.token_ids)}
 
 
 def _repack_tied_head(model: Any) -> None:
     """The CPU build repacks lm_head when it is loaded, and reload_weights leaves a tied one as it was: do it again."""
     head = getattr(model, "lm_head", None)
-    if head is not None and getattr(model.config, "tie_word_embeddings", False):
+    if head is not None:  # whether it is tied the config need not say: vLLM ties one that a checkpoint holds twice
         head.quant_method.process_weights_after_loading(head)
 
 
-def _positions(directory: str) -> int | None:
-    from transformers import AutoConfig
+def _expect_all_weights(model: Any) -> None:
+    """Have a sync that leaves a parameter out fail. vLLM only warns, and goes on with old weights or with none."""
+    wanted = {name for name, _ in model.named_parameters()}
+    load = model.load_weights
 
-    return getattr(AutoConfig.from_pretrained(directory, trust_remote_code=False), "max_position_embeddings", None)
+    def load_all(weights: Iterable[tuple[str, Tensor]]) -> set[str]:
+        loaded: set[str] = load(weights)
+        if missing := sorted(wanted - loaded):
+            raise RuntimeError(f"the weights that came leave {len(missing)} of vLLM's as they were: {missing[0]}, ...")
+        return loaded
 
-
-def _environment() -> None:
-    os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-    os.environ.setdefault("VLLM_NO_USAGE_STATS", "1")
-    # no binding of threads to cores: the trainer's processes share them
-    os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+    model.load_weights = load_all
