@@ -112,7 +112,7 @@ class FSDPConfig:
 @dataclass
 class ActorConfig:
     ppo_mini_batch_size: int = 32
-    """prompts an update"""
+    """prompts an update; more than the batch: the whole batch"""
     ppo_micro_batch_size: int | None = None
     """responses a forward pass over all processes, where use_dynamic_bsz is off"""
     ppo_micro_batch_size_per_gpu: int | None = None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from r1ranker.device import DTYPES
-from r1ranker.errors import UserError, nearest
+from r1ranker.errors import UserError, nearest, note
 from r1ranker.rollout.start import ENGINES
 from r1ranker.trainer.config import Config, OptimConfig
 from r1ranker.trainer.correction import LEVELS
@@ -19,9 +19,13 @@ _KL_ALIASES = {"kl": "k1", "mse": "k2", "low_var_kl": "k3"}
 
 
 def check(config: Config) -> None:
-    """Raise UserError at the first value that cannot work; veRL's other names for KL estimators are put right."""
+    """Raise UserError at the first value that cannot work.
+
+    What veRL means by a value is put in its place: its other names for KL estimators, and mini-batches larger than the batch.
+    """
     _check_choices(config)
     _check_ranges(config)
+    _fit_mini_batches(config)
     _check_sizes(config)
     _check_rollout(config)
     _check_async(config)
@@ -181,15 +185,51 @@ def _check_sizes(config: Config) -> None:
             raise UserError(
                 f"{key}: {budget} tokens cannot hold one sequence of data.max_prompt_length + data.max_response_length = {longest}"
             )
-    if not actor.use_dynamic_bsz and not (actor.ppo_micro_batch_size or actor.ppo_micro_batch_size_per_gpu):
+    _check_micro_batches(config)
+
+
+def _fit_mini_batches(config: Config) -> None:
+    """A mini-batch larger than the batch is the whole batch, as in veRL."""
+    batch, actor, critic = config.data.train_batch_size, config.actor_rollout_ref.actor, config.critic
+    larger = []
+    if actor.ppo_mini_batch_size > batch:
+        larger.append(f"actor_rollout_ref.actor.ppo_mini_batch_size={actor.ppo_mini_batch_size}")
+        actor.ppo_mini_batch_size = batch
+    if critic.ppo_mini_batch_size is not None and critic.ppo_mini_batch_size > batch:
+        if config.needs_critic:
+            larger.append(f"critic.ppo_mini_batch_size={critic.ppo_mini_batch_size}")
+        critic.ppo_mini_batch_size = batch
+    if larger:
+        note(f"{', '.join(larger)}: more than data.train_batch_size={batch}, so the whole batch is one mini-batch")
+
+
+def _check_micro_batches(config: Config) -> None:
+    """Responses of a micro-batch, over all processes or a process; where tokens bound it, neither is looked at."""
+    part = config.actor_rollout_ref
+    actor_by_tokens = part.actor.use_dynamic_bsz
+    if not (actor_by_tokens or part.actor.ppo_micro_batch_size or part.actor.ppo_micro_batch_size_per_gpu):
         raise UserError(
             "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu: found null; a number is wanted where use_dynamic_bsz is off"
         )
-    if actor.ppo_micro_batch_size and actor.ppo_micro_batch_size % config.world_size:
-        raise UserError(
-            f"actor_rollout_ref.actor.ppo_micro_batch_size: {actor.ppo_micro_batch_size} is not a multiple of the "
-            f"{config.world_size} processes"
-        )
+    roles: list[tuple[str, object]] = [
+        ("actor_rollout_ref.actor.ppo_micro_batch_size", part.actor),
+        ("actor_rollout_ref.ref.log_prob_micro_batch_size", part.ref),
+        ("actor_rollout_ref.rollout.log_prob_micro_batch_size", part.rollout),
+    ]
+    if config.needs_critic:
+        roles.append(("critic.ppo_micro_batch_size", config.critic))
+    for key, role in roles:
+        name = key.rpartition(".")[2]
+        together, each = getattr(role, name), getattr(role, f"{name}_per_gpu")
+        by_tokens = getattr(role, "use_dynamic_bsz", None)
+        if actor_by_tokens if by_tokens is None else by_tokens:
+            continue
+        if each is not None and each < 1:
+            raise UserError(f"{key}_per_gpu: found {each}; at least 1 is wanted")
+        if each is None and together is not None and (together < 1 or together % config.world_size):
+            raise UserError(
+                f"{key}: {together} is not a multiple of the {config.world_size} processes; {key}_per_gpu is of one process"
+            )
 
 
 def _check_rollout(config: Config) -> None:

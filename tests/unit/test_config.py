@@ -91,7 +91,7 @@ REFUSED = {
     "reward.timeout=5": "at least one is wanted",
     "reward.timeout=0": "seconds over 0, or null, are wanted",
     "reward.max_failure_rate=1": "from 0 to under 1",
-    "trainer.n_gpus_per_node=3": "not a multiple of the 3 processes",
+    "actor_rollout_ref.actor.use_dynamic_bsz=false trainer.n_gpus_per_node=3": "not a multiple of the 3 processes",
     "actor_rollout_ref.rollout.constrain=pool": "none, candidates",
     "actor_rollout_ref.rollout.eliminate_to=1": "at least 2 candidates are wanted",
     "actor_rollout_ref.rollout.every_answer=true": "every_answer wants candidates",
@@ -117,7 +117,7 @@ REFUSED = {
 @pytest.mark.parametrize("override", sorted(REFUSED))
 def test_what_cannot_work_is_refused_in_one_line(override: str) -> None:
     with pytest.raises(UserError) as caught:
-        load_config("published", [*PATHS, override])
+        load_config("published", [*PATHS, *override.split()])
     message = str(caught.value)
     assert REFUSED[override] in message
     assert "\n" not in message
