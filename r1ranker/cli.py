@@ -151,15 +151,25 @@ def train(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="check everything, print what would run and the memory it needs, and end")
     ] = False,
+    gpu_memory: Annotated[
+        float | None,
+        typer.Option(help="with --dry-run: GiB of each GPU that is thought of [this machine's]", show_default=False),
+    ] = None,
+    host_memory: Annotated[
+        float | None, typer.Option(help="with --dry-run: GiB of each machine [this one's]", show_default=False)
+    ] = None,
 ) -> None:
     """Train with PPO, GRPO, RLOO or REINFORCE++: r1ranker train [--config-name NAME] key=value ..."""
     from r1ranker.trainer.config_load import load_config, own_config
 
     config = load_config(config_name or own_config(config_path) or "published", context.args, config_path)
+    for name, value in (("--gpu-memory", gpu_memory), ("--host-memory", host_memory)):
+        if value is not None and not (dry_run and 0 < value < float("inf")):
+            raise UserError(f"{name}: found {value:g}; GiB over 0, and --dry-run, are wanted")
     if dry_run:
         from r1ranker.trainer.dry_run import dry_run as describe
 
-        describe(config)
+        describe(config, gpu_memory, host_memory)
         return
     from r1ranker.trainer.fit import fit
 

@@ -81,11 +81,14 @@ def synchronize(device: torch.device) -> None:
 
 
 def bound_pinned_memory() -> None:
-    """Keep torch from rounding pinned host memory up to powers of two, which takes up to twice what is asked for.
+    """Have torch pin as many bytes of host memory as are asked for, and give them back.
 
-    Offloaded parameters and gradients are pinned. Has to be called before the first is; a setting of the user's stays.
+    By itself it rounds each block up to a power of two, which makes offloaded weights and gradients of a 3B model half as
+    large again, and keeps blocks that are freed. Blocks over this size are neither rounded nor kept, so a gradient's are
+    pinned anew in each update. Has to be called before the first is pinned; a setting of the user's stays.
     """
-    os.environ.setdefault("PYTORCH_ALLOC_CONF", "pinned_max_round_threshold_mb:1")
+    # not pinned_max_round_threshold_mb: torch 2.13 would hand a kept block out again for a larger size
+    os.environ.setdefault("PYTORCH_ALLOC_CONF", "pinned_max_cached_size_mb:1")
 
 
 def keep_freed_memory() -> None:

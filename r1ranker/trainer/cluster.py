@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import queue
+import re
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -143,8 +144,24 @@ class RayWorkers:
                 done, waiting = self._ray.wait(waiting, num_returns=1, timeout=max(0.0, until - time.monotonic()))
                 if not done:
                     raise self._unanswered(method, [references.index(one) for one in waiting])
-                self._ray.get(done)
+                try:
+                    self._ray.get(done)
+                except self._ray.exceptions.RayTaskError as error:
+                    if broke_off(error.cause):  # because of one that was ended, which Ray may say a little later
+                        self._raise_shortage(waiting)
+                    raise
             return list(self._ray.get(references))
+
+    def _raise_shortage(self, references: list[Any]) -> None:
+        """Raise Ray's OutOfMemoryError where a process was ended for the sake of its machine's memory."""
+        ended, _ = self._ray.wait(references, num_returns=len(references), timeout=2) if references else ([], [])
+        for reference in ended:
+            try:
+                self._ray.get(reference)
+            except self._ray.exceptions.OutOfMemoryError:
+                raise
+            except self._ray.exceptions.RayError:
+                continue
 
     def _unanswered(self, method: str, ranks: Sequence[int]) -> LostWorker:
         numbers = ", ".join(map(str, sorted(ranks)))
@@ -167,7 +184,9 @@ class RayWorkers:
             raise
         except self._ray.exceptions.RayActorError as error:
             raise LostWorker(f"a process of the run died in {method} ({_first_line(error)})") from None
-        except self._ray.exceptions.RayError as error:  # its node, its memory, or what it owned
+        except self._ray.exceptions.OutOfMemoryError as error:
+            raise RunError(f"{method}: {_out_of_memory(error)}") from None  # begun again, it would need as much
+        except self._ray.exceptions.RayError as error:  # its node, or what it owned
             raise LostWorker(f"{method}: {_first_line(error)}") from None
 
     def close(self) -> None:
@@ -195,6 +214,16 @@ def broke_off(error: BaseException) -> bool:
 
 def _first_line(error: BaseException) -> str:
     return str(error).strip().split("\n")[0]
+
+
+def _out_of_memory(error: BaseException) -> str:
+    """What Ray's memory monitor says, in short, and what to do."""
+    said = re.search(r"([\d.]+GB used / [\d.]+GB)", str(error))
+    had = f" ({said[1]})" if said else ""
+    return (
+        f"host memory ran out{had}, and Ray ended a process; r1ranker train --dry-run says what the run needs by part: more memory, "
+        "more machines (trainer.nnodes), or less offload is wanted"
+    )
 
 
 class RayCluster(RayWorkers):

@@ -7,17 +7,16 @@ from collections.abc import Sequence
 from contextlib import closing
 
 import numpy as np
-from rich.box import SIMPLE_HEAD
+import torch
 from rich.console import Console
-from rich.table import Table
 
 from r1ranker.data.prompts import Prompt
 from r1ranker.device import device_memory, pick_device
 from r1ranker.trainer.balance import Budget
 from r1ranker.trainer.config import Config
 from r1ranker.trainer.loop import Run
-from r1ranker.trainer.memory import GPU_BASE, MemoryModel, Parts, total
-from r1ranker.trainer.out_of_memory import in_units
+from r1ranker.trainer.memory import MemoryModel
+from r1ranker.trainer.memory_report import Device, print_memory
 
 WIDEST = 150
 """characters of the table: a narrow terminal breaks lines, where rich would cut figures off"""
@@ -25,23 +24,30 @@ MOST_READ = 2000
 """prompts whose lengths are looked at, evenly spread"""
 
 
-def dry_run(config: Config) -> None:
+def dry_run(config: Config, gpu_memory: float | None = None, host_memory: float | None = None) -> None:
     """Check everything that training checks before workers start, and print what would run.
 
-    Raises UserError as training does.
+    The memory is that of this machine, or what is thought of in GiB: of each GPU, and of a machine's host. Raises
+    UserError as training does, and where the run cannot fit.
     """
     run = Run(config)
     with closing(run.rewards):
-        device = pick_device()
-        free, size = device_memory(device)
+        free, size = device_memory(torch.device("cpu"))
+        host = Device(size, free) if host_memory is None else Device(int(host_memory * 2**30))
+        if gpu_memory is not None:
+            on_gpu, device = True, Device(int(gpu_memory * 2**30))
+        else:
+            found = pick_device()
+            on_gpu = found.type != "cpu"
+            device = Device(*reversed(device_memory(found))) if on_gpu else host
         waiting = min(config.data.val_batch_size or len(run.validation), len(run.validation))
-        model = MemoryModel.of(config, device.type != "cpu", size, waiting)
+        model = MemoryModel.of(config, on_gpu, device.size, waiting)
         console = Console(width=max(WIDEST, Console().width), highlight=False)
         for note in run.notes:
             console.print(note, markup=False)
         _print_pairs(console, "What runs where", _places(model))
         _print_pairs(console, "A step", _work(run))
-        _print_memory(console, model, free)
+        print_memory(console, model, device, host)
 
 
 def _places(model: MemoryModel) -> list[tuple[str, str]]:
@@ -116,57 +122,3 @@ def _print_pairs(console: Console, title: str, lines: Sequence[tuple[str, str]])
     console.print(f"\n{title}", style="bold")
     for name, text in lines:
         console.print(f"  {name:<18} {text}", markup=False, soft_wrap=True)
-
-
-def _print_memory(console: Console, model: MemoryModel, free: int) -> None:
-    config = model.config
-    moments = model.moments()
-    if config.actor_rollout_ref.rollout.placement == "separate":
-        moments["rollout process"] = model.generation()
-    table = Table(title=_title(model), title_justify="left", box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("", no_wrap=True)
-    for name in moments:
-        table.add_column(name, justify="right", no_wrap=True)
-    for part in dict.fromkeys(part for parts in moments.values() for part in parts):
-        table.add_row(part, *(_cell(parts, part) for parts in moments.values()))
-    table.add_section()
-    table.add_row("total", *(in_units(total(parts)) for parts in moments.values()), style="bold")
-    console.print()
-    console.print(table)
-    for line in _remarks(model, moments, free):
-        console.print(line, markup=False, soft_wrap=True)
-
-
-def _title(model: MemoryModel) -> str:
-    if model.on_gpu:
-        return f"Memory a GPU ({in_units(GPU_BASE)} for the driver's own part is assumed)"
-    return "Memory a process, in the host's memory"
-
-
-def _cell(parts: Parts, part: str) -> str:
-    return in_units(parts[part]) if parts.get(part) else ""
-
-
-def _remarks(model: MemoryModel, moments: dict[str, Parts], free: int) -> list[str]:
-    config = model.config
-    highest = max(moments, key=lambda name: total(moments[name]))
-    beside = 1 if model.on_gpu else config.trainer.n_gpus_per_node
-    device = "GPU" if model.on_gpu else "machine"
-    needed = beside * total(moments[highest])
-    together = f"; {beside} processes together: {in_units(needed)}" if beside > 1 else ""
-    fit = "fits" if needed <= free else "more than is free now" if needed <= model.device_bytes else "does not fit"
-    lines = [
-        f"most: {in_units(total(moments[highest]))}, {highest}{together}; this {device} has "
-        f"{in_units(model.device_bytes)}, {in_units(free)} free: {fit}"
-    ]
-    tokens = config.actor_rollout_ref.actor.ppo_max_token_len_per_gpu
-    sizes = {on: in_units(total(model.updating_actor(tokens, checkpointing=on))) for on in (False, True)}
-    lines.append(
-        f"update of the actor at ppo_max_token_len_per_gpu={tokens}: {sizes[False]} without gradient checkpointing, "
-        f"{sizes[True]} with it"
-    )
-    if model.critic is not None:
-        tokens = config.critic.ppo_max_token_len_per_gpu or tokens
-        sizes = {on: in_units(total(model.updating_critic(tokens, checkpointing=on))) for on in (False, True)}
-        lines.append(f"update of the critic at {tokens}: {sizes[False]} without, {sizes[True]} with it")
-    return lines

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
+from r1ranker.model.weights import READ_BYTES
 from r1ranker.trainer.config import Config, FSDPConfig
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ LEARNING_ENTROPY_COPIES = 2
 """more of them where the entropy carries a gradient"""
 SAMPLING_BYTES = 16
 """a logit of one step of generation: the logit, its probability and what is computed on the way"""
+VLLM_BATCH_TOKENS = 8192
+"""tokens that vLLM computes at once, as r1ranker.rollout.vllm starts it"""
 HEAP_HOLES = 0.35
 """of what comes and goes in a pass on the CPU, held beyond it by the C library's heap, whose free blocks do not fit (measured)"""
 
@@ -157,8 +160,9 @@ class MemoryModel:
 
     @property
     def width(self) -> int:
-        """Bytes of a number that is computed with: bfloat16 on GPUs, float32 on the CPU."""
-        return 2 if self.on_gpu else 4
+        """Bytes of a number that is computed with."""
+        dtype = self.config.actor_rollout_ref.model.dtype
+        return 2 if dtype == "bfloat16" or (dtype == "auto" and self.on_gpu) else MASTER
 
     def moments(self) -> dict[str, Parts]:
         """Everything that is there at each moment of a step, with micro-batches at their token budgets."""
@@ -181,14 +185,14 @@ class MemoryModel:
         """What stays between the moments of a step."""
         config, role = self.config, self.config.actor_rollout_ref
         parts = {"python and torch": GPU_BASE if self.on_gpu else CPU_BASE}
-        if not self._away(role.actor.fsdp_config):
-            parts["actor: weights"] = self._shards(self.actor.parameters)
-            parts["actor: Adam"] = 2 * self._shards(self.actor.parameters)
-        if config.needs_reference and not self._away(role.ref.fsdp_config):
-            parts["reference: weights"] = self._shards(self.actor.parameters)
-        if self.critic is not None and not self._away(config.critic.model.fsdp_config):
-            parts["critic: weights"] = self._shards(value_parameters(self.critic))
-            parts["critic: Adam"] = 2 * self._shards(value_parameters(self.critic))
+        if not self.away(role.actor.fsdp_config):
+            parts["actor: weights"] = self.shards(self.actor.parameters)
+            parts["actor: Adam"] = 2 * self.shards(self.actor.parameters)
+        if config.needs_reference and not self.away(role.ref.fsdp_config):
+            parts["reference: weights"] = self.frozen_shards(self.actor.parameters)
+        if self.critic is not None and not self.away(config.critic.model.fsdp_config):
+            parts["critic: weights"] = self.shards(value_parameters(self.critic))
+            parts["critic: Adam"] = 2 * self.shards(value_parameters(self.critic))
         sleeps = self.on_gpu and role.rollout.name == "vllm" and role.rollout.free_cache_engine
         if role.rollout.placement == "colocated" and not sleeps:
             parts |= self.engine()
@@ -201,16 +205,32 @@ class MemoryModel:
         if rollout.name == "hf":
             return {"engine: weights": weights}
         weights //= rollout.tensor_model_parallel_size
-        taken = int(rollout.gpu_memory_utilization * self.device_bytes) - weights if self.on_gpu else cpu_cache_bytes()
-        return {"engine: weights": weights, "engine: cache": max(0, taken)}
+        if not self.on_gpu:
+            return {"engine: weights": weights, "engine: cache": cpu_cache_bytes()}
+        passing = self._engine_pass()
+        taken = int(rollout.gpu_memory_utilization * self.device_bytes) - weights - passing
+        return {"engine: weights": weights, "engine: a pass": passing, "engine: cache": max(0, taken)}
+
+    def engine_needs(self) -> int:
+        """Bytes of a GPU that vLLM cannot start without: weights, a pass, and the cache of one sequence."""
+        data, rollout = self.config.data, self.config.actor_rollout_ref.rollout
+        sequence = self.width * self.actor.key_values * (data.max_prompt_length + data.max_response_length)
+        weights = self.width * self.actor.parameters
+        return (weights + sequence) // rollout.tensor_model_parallel_size + self._engine_pass()
+
+    def _engine_pass(self) -> int:
+        """What vLLM keeps free for its largest batch of tokens, as its trial run at the start finds it; not measured on a GPU."""
+        data, rollout = self.config.data, self.config.actor_rollout_ref.rollout
+        tokens = max(data.max_prompt_length + data.max_response_length, VLLM_BATCH_TOKENS)
+        return (
+            self._forward(self.actor, tokens) // rollout.tensor_model_parallel_size
+            + SAMPLING_BYTES * rollout.max_num_seqs * self.actor.vocabulary
+        )
 
     def loading(self) -> Parts:
-        """A model is loaded whole by every process before it is sharded; no optimizer has begun."""
+        """Each process reads its own rows, a piece of them at once; no optimizer and no engine has begun."""
         parts = {name: size for name, size in self.resident().items() if "Adam" not in name and "engine" not in name}
-        whole = [self._whole(self.actor.parameters, self.config.actor_rollout_ref.actor.fsdp_config)]
-        if self.critic is not None:
-            whole.append(self._whole(value_parameters(self.critic), self.config.critic.model.fsdp_config))
-        return parts | {"model, not yet sharded": max(whole)}
+        return parts | {"rows being read": 0 if self.on_gpu else READ_BYTES}
 
     def generation(self) -> Parts:
         """The caches of the transformers engine for what is under way at once, and the choice of a token for each.
@@ -272,14 +292,11 @@ class MemoryModel:
         return self.resident() | self._with_holes(parts)
 
     def stepping(self) -> Parts:
-        """AdamW's step: the gradients, and two intermediate results of the largest parameter's size."""
+        """AdamW's step: the gradients, and a chunk of them whose norm is taken."""
         role = self.config.actor_rollout_ref.actor
-        if self._away(role.fsdp_config):
+        if self.away(role.fsdp_config):
             return self.resident()
-        return self.resident() | {
-            "actor: gradients": self._shards(self.actor.parameters),
-            "intermediate results": 2 * self._shards(self.actor.largest_parameter),
-        }
+        return self.resident() | {"actor: gradients": self.shards(self.actor.parameters)}
 
     def logits(self, tokens: int, learning: bool = True) -> int:
         """Bytes of the chunk of logits that is there at once, with what is computed from it."""
@@ -305,7 +322,7 @@ class MemoryModel:
     def _updating(
         self, name: str, shape: ModelShape, parameters: int, tokens: int, checkpointing: bool, fsdp: FSDPConfig
     ) -> Parts:
-        gradients = {} if self._away(fsdp) else {f"{name}: gradients": self._shards(parameters)}
+        gradients = {} if self.away(fsdp) else {f"{name}: gradients": self.shards(parameters)}
         return gradients | {
             "activations": tokens * saved(shape, self.width, checkpointing, self._copies_output),
             "backward pass": tokens * self.width * (2 * shape.intermediate + shape.hidden),
@@ -326,13 +343,15 @@ class MemoryModel:
         role = self.config.actor_rollout_ref
         return not self.on_gpu and (role.rollout.n == 1 or not role.model.share_prompts)
 
-    def _shards(self, parameters: int) -> int:
+    def shards(self, parameters: int) -> int:
+        """Bytes of a process's float32 shards of so many parameters."""
         return -(-MASTER * parameters // self.config.world_size)
 
-    def _whole(self, parameters: int, fsdp: FSDPConfig) -> int:
-        return 0 if self._away(fsdp) else MASTER * parameters - self._shards(parameters)
+    def frozen_shards(self, parameters: int) -> int:
+        """The same of a model that never learns, and rests in the type it is computed with."""
+        return -(-self.width * parameters // self.config.world_size)
 
-    def _away(self, fsdp: FSDPConfig) -> bool:
+    def away(self, fsdp: FSDPConfig) -> bool:
         """Whether the shards are in host memory between uses, not on the device."""
         return self.on_gpu and (fsdp.param_offload or fsdp.grad_offload or fsdp.optimizer_offload)
 
