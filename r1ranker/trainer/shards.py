@@ -50,6 +50,8 @@ class PartWriter:
     """
 
     def __init__(self, directory: str, rank: int, learners: Mapping[str, Learner]) -> None:
+        for _, optimisation in learners.values():
+            optimisation.wait_until_written()  # an earlier state would lose its event
         # all that a step changes while the thread writes is taken now; of the tensors a reference
         self._rows = {role: list(_held_rows(role, *learner)) for role, learner in learners.items()}
         self._about: dict[str, Any] = {

@@ -9,21 +9,26 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from runs import PPO, SMALL, assert_same_run, figures, overrides_of, train, weights
 from safetensors.numpy import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from r1ranker.errors import RunError, UserError
+from r1ranker.trainer import shards
 from r1ranker.trainer.export import export_actor
 from r1ranker.trainer.loop import Run
+from r1ranker.trainer.optimisation import Optimisation
 
 ONE_TASK = (
     "{Rec-Movie: 0.2, Rec-Music: 0, Rec-Game: 0, Router-Performance: 0, Router-Balance: 0, Router-Cost: 0, "
@@ -136,6 +141,37 @@ def test_a_signal_ends_the_run_after_the_step_with_its_state_saved(
     monkeypatch.undo()
     train(toy, tiny_model, tmp_path, *SMALL)
     assert_same_run(tmp_path, undisturbed)
+
+
+def test_updates_wait_for_a_state_that_is_being_written(
+    undisturbed: Path, toy: Path, tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at_the_door, wait, save_file = Event(), Optimisation.wait_until_written, shards.save_file
+
+    def waiting(self: Optimisation) -> None:
+        if not self.written.is_set():
+            at_the_door.set()
+        wait(self)
+
+    def slow(tensors: dict[str, torch.Tensor], file: Path) -> None:
+        at_the_door.wait(
+            1
+        )  # for an update, which has passed forward and back by then; there is none after the last state
+        time.sleep(0.1)
+        save_file(tensors, file)
+        at_the_door.clear()
+
+    monkeypatch.setattr(Optimisation, "wait_until_written", waiting)
+    monkeypatch.setattr(shards, "save_file", slow)
+    train(toy, tiny_model, tmp_path, *SMALL)
+    assert_same_run(tmp_path, undisturbed)
+    waited = [json.loads(line)["timing_s/wait_for_state"] for line in (tmp_path / "metrics.jsonl").open()]
+    assert waited[0] == 0
+    assert min(waited[1:]) > 0.05
+    monkeypatch.undo()
+    train(toy, tiny_model, tmp_path / "other", *SMALL, f"trainer.resume_mode={tmp_path}/state/step_5")
+    for name, value in weights(undisturbed / "actor").items():
+        np.testing.assert_array_equal(weights(tmp_path / "other" / "actor")[name], value)
 
 
 def test_a_run_that_is_done_is_done_and_can_be_made_longer(
@@ -348,7 +384,10 @@ def test_directories_that_may_not_be_written_or_read_are_named(toy: Path, tiny_m
         shutil.rmtree(place / "before")
         assert run_killed(spec)["code"] == 0, log.read_text()
         text = " ".join(log.read_text().split())
-        assert "step_6/rank_00000_actor_00000.safetensors: cannot be read (Permission denied); going on from step_5" in text
+        assert (
+            "step_6/rank_00000_actor_00000.safetensors: cannot be read (Permission denied); going on from step_5"
+            in text
+        )
         for name, value in weights(place / "done" / "actor").items():
             np.testing.assert_array_equal(weights(place / "run" / "actor")[name], value)
     finally:
