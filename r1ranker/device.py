@@ -17,6 +17,9 @@ import torch
 from r1ranker.errors import UserError
 
 
+DEVICE_FILES = Path("/dev")
+
+
 def has_gpu() -> bool:
     """Whether CUDA can be used."""
     return torch.cuda.is_available()
@@ -54,7 +57,7 @@ def _hidden() -> bool:
 
 def _nvidia_devices() -> list[Path]:
     """Device files of GPUs, whether or not a driver answers for them."""
-    return sorted(file for file in Path("/dev").glob("nvidia*") if re.fullmatch(r"nvidia\d+", file.name))
+    return sorted(file for file in DEVICE_FILES.glob("nvidia*") if re.fullmatch(r"nvidia\d+", file.name))
 
 
 def collective_backend(device: torch.device) -> str:

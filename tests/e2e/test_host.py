@@ -1,0 +1,49 @@
+"""The host's cores and memory: threads are shared out, and a machine that runs out of memory ends a run in a line."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+import ray
+import torch
+from runs import config_of
+
+from r1ranker.errors import RunError
+from r1ranker.trainer.cluster import RayWorkers, call_all, started
+
+
+def ask(workers: RayWorkers, what: Any) -> list[Any]:
+    """What a function finds in each process."""
+    return ray.get([actor.__ray_call__.remote(what) for actor in workers._actors])
+
+
+def test_where_host_memory_runs_out_the_run_ends_and_is_not_begun_again(
+    tiny_model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RAY_memory_usage_threshold", "0.001")  # which this machine is over by itself
+    monkeypatch.setenv("RAY_memory_monitor_refresh_ms", "100")
+    config = config_of(tiny_model, "trainer.executor=ray", "trainer.n_gpus_per_node=2")
+
+    def run() -> None:
+        with started(config, 10) as cluster:
+            while True:
+                call_all(cluster, "end_step")
+
+    with pytest.raises(RunError, match=r"host memory ran out \([\d.]+GB used / [\d.]+GB\)") as raised:
+        run()
+    assert type(raised.value) is RunError  # and no LostWorker, which is begun again
+
+
+@pytest.mark.usefixtures("one_ray")
+def test_processes_share_the_cores_of_their_machine(tiny_model: str) -> None:
+    cores = len(os.sched_getaffinity(0))
+    for processes in (1, 2):
+        config = config_of(tiny_model, "trainer.executor=ray", f"trainer.n_gpus_per_node={processes}")
+        with started(config, 10) as cluster:
+            assert isinstance(cluster, RayWorkers)
+            # Ray lets a process have one thread by itself
+            assert ask(cluster, lambda _: os.environ["OMP_NUM_THREADS"]) == ["1"] * processes
+            assert ask(cluster, lambda _: torch.get_num_threads()) == [max(1, cores // processes)] * processes
+            assert not cluster.on_gpu
