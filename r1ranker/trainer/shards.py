@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from pathlib import Path
 from threading import Event, Thread
 from typing import Any
@@ -80,12 +81,14 @@ class PartWriter:
     def _write(self) -> None:
         files: dict[str, dict[str, tuple[int, int]]] = {}
         about = self._directory / part_name(self._rank)
+        copies = _HostCopies()
         try:
             with self._beside:
                 for role in list(self._rows):
                     for number, piece in enumerate(_pieces(self._rows.pop(role), PIECE_BYTES)):
                         name = f"rank_{self._rank:05d}_{role}_{number:05d}.safetensors"
-                        _write_piece(self._directory / name, piece)
+                        save_file(copies.of(piece), self._directory / name)
+                        flush(self._directory / name)
                         files[name] = {one.name: (one.first, one.end) for one in piece}
                     self._written[role].set()
             about.write_text(json.dumps(self._about | {"files": files}), encoding="utf-8")
@@ -163,10 +166,30 @@ def _pieces(rows: Iterable[_Rows], most: int) -> Iterator[list[_Rows]]:
         yield piece
 
 
-def _write_piece(file: Path, piece: Sequence[_Rows]) -> None:
-    # rows in host memory are written from where they are, those on a GPU are copied, no more than these at a time
-    save_file({one.name: one.tensor.to("cpu").contiguous() for one in piece}, file)
-    flush(file)
+class _HostCopies:
+    """Copies of rows that are on a GPU, a piece after the other in the same memory; others are left where they are.
+
+    Tensors of their own would leave the C library with more than twice as much.
+    """
+
+    def __init__(self) -> None:
+        self._room = torch.empty(0, dtype=torch.uint8)
+
+    def of(self, piece: Sequence[_Rows]) -> dict[str, Tensor]:
+        """The piece's rows in host memory, until the next call."""
+        tensors = {one.name: one.tensor for one in piece}
+        elsewhere = {name: tensor for name, tensor in tensors.items() if not _in_host_memory(tensor)}
+        *starts, size = accumulate((-(-tensor.nbytes // 8) * 8 for tensor in elsewhere.values()), initial=0)
+        if size > len(self._room):
+            self._room = torch.empty(max(size, PIECE_BYTES), dtype=torch.uint8)
+        for start, (name, tensor) in zip(starts, elsewhere.items(), strict=True):
+            place = self._room[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
+            tensors[name] = place.copy_(tensor)
+        return tensors
+
+
+def _in_host_memory(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu" and tensor.is_contiguous()
 
 
 def read_part(directory: str, rank: int, learners: Mapping[str, Learner]) -> None:

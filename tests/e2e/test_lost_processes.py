@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,17 @@ import numpy as np
 import pytest
 from runs import PPO, SMALL, assert_same_run, figures, overrides_of, train
 from safetensors.numpy import load_file
+from safetensors.torch import save_file
+from torch import Tensor
 
 from r1ranker.errors import LostWorker, RunError, UserError
 from r1ranker.trainer import cluster as cluster_module
 from r1ranker.trainer import fit as fit_module
-from r1ranker.trainer.cluster import call_all, started
+from r1ranker.trainer import shards
+from r1ranker.trainer.cluster import Cluster, call_all, started
+from r1ranker.trainer.config import Config
 from r1ranker.trainer.config_load import load_config
+from r1ranker.trainer.loop import Run
 from r1ranker.trainer.process import RolloutProcess
 from r1ranker.trainer.workers import Worker
 
@@ -69,23 +76,74 @@ def test_a_run_that_was_asked_to_end_ends_though_a_process_is_lost(
     assert "a process of the run died" in capsys.readouterr().err
 
 
-def test_any_number_of_processes_reads_a_state_of_any_other(toy: Path, tiny_model: str, tmp_path: Path) -> None:
-    train(toy, tiny_model, tmp_path, *SMALL, *PPO, "trainer.total_training_steps=2")
-    kept = [load_file(file) for file in sorted((tmp_path / "state" / "step_2").glob("*.safetensors"))]
-    assert len(kept) == 2  # the actor's and the critic's
-    many = ("trainer.executor=ray", "trainer.n_gpus_per_node=3")
-    with started(load_config("quickstart", overrides_of(toy, tiny_model, tmp_path, *PPO, *many)), 2) as cluster:
-        call_all(cluster, "load_state", str(tmp_path / "state" / "step_2"))
-        (tmp_path / "three").mkdir()
-        call_all(cluster, "save_state", str(tmp_path / "three"))
+def rows_of(state: Path) -> dict[str, np.ndarray]:
+    """Each tensor of a state put together from all its files, whose names are in the order of their rows."""
+    found: dict[str, list[np.ndarray]] = {}
+    for file in sorted(state.glob("*.safetensors")):
+        for name, value in load_file(file).items():
+            found.setdefault(name, []).append(value)
+    return {name: np.concatenate(values) for name, values in found.items()}
+
+
+def test_processes_write_while_they_train_and_any_other_number_of_them_reads(
+    toy: Path, tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Slow(Worker):
+        def save_state(self, directory: str) -> None:
+            shards.PIECE_BYTES = 50_000
+            shards.save_file = write_slowly if Path(directory).name == "slow" else save_file
+            super().save_state(directory)
+
+    def write_slowly(tensors: dict[str, Tensor], file: Path) -> None:
+        time.sleep(0.05)
+        save_file(tensors, file)
+
+    def config(*more: str) -> Config:
+        return load_config(
+            "quickstart", overrides_of(toy, tiny_model, tmp_path, *PPO, "trainer.critic_warmup=0", *more)
+        )
+
+    def save(cluster: Cluster, name: str) -> Path:
+        (tmp_path / name).mkdir()
+        call_all(cluster, "save_state", str(tmp_path / name))
+        return tmp_path / name
+
+    def load(cluster: Cluster) -> Path:
+        call_all(cluster, "load_state", str(slow))
+        saved = save(cluster, f"read by {cluster.size}")
         assert all(isinstance(part, dict) for part in call_all(cluster, "state_result", True))
-    parts = [load_file(file) for file in sorted((tmp_path / "three").glob("*.safetensors"))]
-    assert len(parts) == 6
-    for name, value in (kept[0] | kept[1]).items():
-        np.testing.assert_array_equal(np.concatenate([part[name] for part in parts if name in part]), value)
+        return saved
+
+    with monkeypatch.context() as patched:
+        patched.setattr(cluster_module, "Worker", Slow)
+        two = config("trainer.executor=ray", "trainer.n_gpus_per_node=2")
+        with closing((run := Run(two)).rewards), started(two, 3) as cluster:
+            assert run.step(cluster, 1)["timing_s/wait_for_state"] == 0
+            quiet = save(cluster, "quiet")
+            assert all(isinstance(part, dict) for part in call_all(cluster, "state_result", True))
+            slow = save(cluster, "slow")
+            assert run.step(cluster, 2)["timing_s/wait_for_state"] > 0.1
+            files = [file for part in call_all(cluster, "state_result", True) for file in part]
+            after = save(cluster, "after")
+            assert all(isinstance(part, dict) for part in call_all(cluster, "state_result", True))
+    assert len(files) > 40
+    assert max(file.stat().st_size for file in slow.glob("*.safetensors")) < 55_000  # with its header
+    wanted = rows_of(quiet)
+    assert_same_rows(rows_of(slow), wanted)
+    assert any((value != wanted[name]).any() for name, value in rows_of(after).items())
+    with started(config(), 3) as cluster:
+        assert_same_rows(rows_of(load(cluster)), wanted)
+    with started(config("trainer.executor=ray", "trainer.n_gpus_per_node=3"), 3) as cluster:
+        assert_same_rows(rows_of(load(cluster)), wanted)
     other = load_config("quickstart", overrides_of(toy, tiny_model, tmp_path))
     with started(other, 2) as cluster, pytest.raises(UserError, match=r"holds no actor/.*the state of another model"):
         call_all(cluster, "load_state", str(tmp_path / "nothing"))
+
+
+def assert_same_rows(found: dict[str, np.ndarray], wanted: dict[str, np.ndarray]) -> None:
+    assert set(found) == set(wanted)
+    for name, value in wanted.items():
+        np.testing.assert_array_equal(found[name], value)
 
 
 def test_a_process_that_hangs_is_named_with_its_method(
