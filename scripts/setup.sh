@@ -19,6 +19,7 @@ if [ "$(cat .venv/.installed 2>/dev/null)" != "$stamp" ]; then
     echo "installing into .venv (once; several minutes) ..."
     if command -v nvidia-smi >/dev/null 2>&1; then
         .venv/bin/pip install --quiet --editable '.[gpu,dev]'
+        echo "looking at flash-attn (an hour and more where it is built; R1RANKER_FLASH_ATTN=0 leaves it out) ..."
         PATH="$root/.venv/bin:$PATH" bash scripts/flash_attn.sh
     else
         .venv/bin/pip install --quiet ${TORCH_INDEX_URL:+--index-url "$TORCH_INDEX_URL"} 'torch==2.13.0'
