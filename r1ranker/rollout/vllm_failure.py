@@ -64,7 +64,8 @@ def _on_gpu(text: str, settings: EngineSettings, memory: tuple[int, int]) -> str
         return f"{begun}: it asks for {asked:.1f} GiB, and {free:.1f} of the GPU's {total:.1f} GiB are free; {cure}"
     if said := _SMALL_CACHE.search(text):
         tokens, needed, available, fitting = said.groups()
-        share = math.ceil(100 * (found + (float(needed) - float(available)) * 2**30 / memory[1])) / 100
+        missing = float(needed) - float(available) + 0.01  # both are rounded
+        share = math.ceil(100 * (found + missing * 2**30 / memory[1])) / 100
         begun += f": its cache has {available} GiB, and one sequence of {tokens} tokens needs {needed} GiB"
         if share <= most:
             return f"{begun}; try {share}"
@@ -84,7 +85,7 @@ def _on_gpu(text: str, settings: EngineSettings, memory: tuple[int, int]) -> str
 
 def _on_cpu(text: str) -> str | None:
     found = os.environ.get(CPU_CACHE)
-    begun = f"{CPU_CACHE}: found {found} (GiB); the engine cannot start"
+    begun = f"{CPU_CACHE}: found {found or None} (GiB); the engine cannot start"
     if said := _NOT_FREE.search(text):
         free, total, _ = said.groups()
         return f"{begun}: {free} of {total} GiB are free; try {max(1, math.floor(float(free) / 2))}"
