@@ -16,7 +16,7 @@ from torch.nn.attention.bias import causal_lower_right
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from r1ranker.errors import UserError
+from r1ranker.errors import UserError, note
 from r1ranker.model.layout import RowLayout
 from r1ranker.model.prefix_attention import PrefixAttention
 
@@ -97,7 +97,9 @@ def _flash_kernel() -> Callable[[Tensor, Tensor, Tensor, RowLayout, float | None
     """A causal kernel over [T, H, D] whose masks are aligned at the ends of queries and keys, as a continuation wants it."""
     try:
         from flash_attn import flash_attn_varlen_func
-    except ImportError:
+    except (ImportError, OSError) as error:  # built against another torch, it lacks symbols or libraries
+        if not (isinstance(error, ModuleNotFoundError) and error.name == "flash_attn"):
+            note(f"flash-attn cannot be imported ({error}); attention is by the kernel that torch has")
         from torch.nn.attention.varlen import varlen_attn
 
         def torch_kernel(q: Tensor, k: Tensor, v: Tensor, layout: RowLayout, scale: float | None) -> Tensor:
