@@ -1,0 +1,145 @@
+"""The norm of gradients and AdamW's step: fast, right at both ends of float32, the same after a state was read."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, Shard
+from torch.testing._internal.distributed.fake_pg import FakeStore
+
+from r1ranker.trainer.config import OptimConfig
+from r1ranker.trainer.optimisation import Optimisation, total_norm
+from r1ranker.trainer.shards import PartWriter, read_part
+
+
+def drawn(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)) * scale
+
+
+def exact(gradients: list[Tensor]) -> float:
+    return math.sqrt(math.fsum(float(one.double().square().sum()) for one in gradients))
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-23, 1e-18, 1e-12, 1e-3, 1.0, 1e6, 1e17, 1e20, 1e30, 1e37])
+def test_the_norm_is_right_at_every_scale_of_float32(scale: float) -> None:
+    gradients = [
+        drawn(300, 77, scale=scale),
+        drawn(5, seed=1, scale=scale),
+        drawn(2048, seed=2, scale=scale),
+        torch.zeros(40, 40),
+    ]
+    assert total_norm(gradients) == pytest.approx(exact(gradients), rel=1e-6)
+
+
+def test_a_large_number_among_small_ones_is_not_lost_nor_are_they() -> None:
+    for odd in (1e25, 1e-25):
+        gradients = [drawn(5000, seed=3), drawn(7000, seed=4)]
+        gradients[1][4321] = odd
+        assert total_norm(gradients) == pytest.approx(exact(gradients), rel=1e-6)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("place", [0, 1023, 1024, 4999])
+def test_one_number_that_is_not_finite_is_noticed(bad: float, place: int) -> None:
+    gradients = [drawn(300, 7), drawn(5000, seed=1)]
+    gradients[1][place] = bad
+    assert math.isnan(total_norm(gradients))
+
+
+def test_gradients_of_nothing_have_norm_zero() -> None:
+    assert total_norm([]) == total_norm([torch.zeros(3000), torch.zeros(0, 4), torch.zeros(1)]) == 0
+    assert math.isnan(total_norm([torch.ones(3)], is_finite=False))
+
+
+def test_no_copy_of_a_gradient_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = []
+    double = Tensor.double
+    monkeypatch.setattr(Tensor, "double", lambda self: sizes.append(self.numel()) or double(self))
+    norm = torch.linalg.vector_norm
+
+    def watched(tensor: Tensor, **named: object) -> Tensor:
+        assert "dtype" not in named  # which would convert all of it first
+        return norm(tensor, **named)
+
+    monkeypatch.setattr(torch.linalg, "vector_norm", watched)
+    for scale in (1.0, 1e30):
+        total_norm([drawn(1000, 1000, scale=scale)])
+    assert max(sizes) <= 2**16
+
+
+def learner(seed: int) -> tuple[nn.Module, Optimisation]:
+    torch.manual_seed(seed)
+    module = nn.Linear(40, 30)
+    return module, Optimisation(module, OptimConfig(lr=0.01), 100, grad_clip=0.5)
+
+
+def update(one: tuple[nn.Module, Optimisation], number: int) -> float:
+    one[0](drawn(8, 40, seed=number)).square().sum().backward()
+    return one[1].step()
+
+
+def test_adamw_is_fused_and_steps_as_the_plain_one() -> None:
+    fused, plain = learner(0), learner(0)
+    assert fused[1].optimizer.param_groups[0]["fused"]
+    plain[1].optimizer.param_groups[0] |= {"fused": False, "foreach": False}
+    for number in range(5):
+        assert update(fused, number) == pytest.approx(update(plain, number), rel=1e-6)
+    for found, wanted in zip(fused[0].parameters(), plain[0].parameters(), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-7)
+
+
+@pytest.mark.parametrize("rank", [0, 1, 2])
+def test_the_fused_step_takes_shards_and_processes_without_rows(rank: int) -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=3)
+    try:
+        mesh = init_device_mesh("cpu", (3,))
+        torch.manual_seed(0)
+        shards = nn.Linear(40, 2)
+        for name, parameter in list(shards.named_parameters()):
+            rows, shape, stride = parameter.detach()[rank : rank + 1], parameter.shape, parameter.stride()
+            sharded = DTensor.from_local(rows, mesh, [Shard(0)], run_check=False, shape=shape, stride=stride)
+            setattr(shards, name, nn.Parameter(sharded))
+        optimisation = Optimisation(shards, OptimConfig(lr=0.01), 100, grad_clip=1e9)
+        for parameter in shards.parameters():
+            parameter.grad = torch.ones_like(parameter)
+        before = [parameter.to_local().detach().clone() for parameter in shards.parameters()]
+        assert optimisation.step() == pytest.approx(math.sqrt(41) if rank < 2 else 0)  # nobody is there to add to it
+        for parameter, value in zip(shards.parameters(), before, strict=True):
+            torch.testing.assert_close(parameter.to_local(), value - 0.01 * (1 + 0.01 * value))  # AdamW's first step
+    finally:
+        dist.destroy_process_group()
+
+
+def test_gradients_are_clipped_in_place() -> None:
+    one = learner(0)
+    one[0](drawn(8, 40)).square().sum().backward()
+    gradients = [parameter.grad for parameter in one[0].parameters()]
+    before = [gradient.clone() for gradient in gradients]
+    norm = one[1].step()
+    assert norm > 0.5
+    for found, wanted in zip(gradients, before, strict=True):
+        torch.testing.assert_close(found, wanted * (0.5 / norm))
+
+
+def test_a_state_that_was_read_goes_on_with_fused_steps(tmp_path: Path) -> None:
+    one = learner(0)
+    for number in range(3):
+        update(one, number)
+    assert isinstance(PartWriter(str(tmp_path), 0, {"actor": one}).result(wait=True), dict)
+    found = learner(1)
+    read_part(str(tmp_path), 0, {"actor": found})
+    for parameter in found[0].parameters():
+        count = found[1].optimizer.state[parameter]["step"]
+        assert (count.dtype, count.device, count.item()) == (torch.float32, parameter.device, 3)
+    for number in range(3, 6):
+        assert update(found, number) == update(one, number)
+    for own, wanted in zip(found[0].parameters(), one[0].parameters(), strict=True):
+        assert torch.equal(own, wanted)
