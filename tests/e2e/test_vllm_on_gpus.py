@@ -97,35 +97,29 @@ def test_what_one_of_several_processes_caches_is_its_own(cache: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def runners(toy: Path, tiny_model: str) -> dict[bool, dict[str, Any]]:
-    """What each of vLLM's model runners samples; the second one's Triton kernels are interpreted."""
-    run = {"toy": str(toy), "model": tiny_model}
-    return {
-        second: dict(seen("runner", {"TRITON_INTERPRET": str(int(second))}, **run, second=second))
-        for second in (False, True)
-    }
+def second_runner(toy: Path, tiny_model: str) -> dict[str, Any]:
+    """What vLLM's second model runner samples, its Triton kernels interpreted."""
+    return dict(seen("second_runner", {"TRITON_INTERPRET": "1"}, toy=str(toy), model=tiny_model))
 
 
 @needs_triton
-def test_both_of_vllms_runners_decode_the_same_greedily(runners: dict[bool, dict[str, Any]]) -> None:
-    assert not runners[False]["second"]
-    assert runners[True]["second"]
-    for first, second in zip(runners[False]["greedy"], runners[True]["greedy"], strict=True):
-        assert second[0] == first[0]
-        assert second[2] == first[2]
-        np.testing.assert_allclose(second[1], first[1], atol=1e-5)
+def test_both_of_vllms_runners_decode_the_same_greedily(second_runner: dict[str, Any], cycles: dict[str, Any]) -> None:
+    assert second_runner["second"]
+    for found, expected in zip(second_runner["greedy"], cycles["tied"]["greedy"], strict=True):
+        assert found[0] == expected[0]
+        assert found[2] == expected[2]
+        np.testing.assert_allclose(found[1], expected[1], atol=1e-5)
 
 
 @needs_triton
+@pytest.mark.parametrize("kind", ["crowded", "synced"])
 def test_the_second_runner_samples_the_same_in_a_small_cache_and_after_a_sync(
-    runners: dict[bool, dict[str, Any]],
+    kind: str, second_runner: dict[str, Any]
 ) -> None:
-    second = runners[True]
-    assert second["resumed"]  # constrained responses that were given up and taken on again
-    for kind in ("crowded", "after a sync"):
-        for (found, logprobs, _), (expected, expected_logprobs, _) in zip(second[kind], second["sampled"], strict=True):
-            assert found == expected
-            np.testing.assert_allclose(logprobs, expected_logprobs, atol=1e-5)
+    assert second_runner["resumed"]  # constrained responses that were given up and taken on again
+    for found, expected in zip(second_runner[kind], second_runner["sampled"], strict=True):
+        assert found[0] == expected[0]
+        np.testing.assert_allclose(found[1], expected[1], atol=1e-5)
 
 
 def test_an_engine_that_cannot_start_says_so_in_a_line(tiny_model: str, tmp_path: Path) -> None:

@@ -8,7 +8,9 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -21,9 +23,11 @@ from r1ranker.model.loading import load_causal_lm
 from r1ranker.rollout.engine import Completion, EngineSettings, Request, SamplingParams
 from r1ranker.rollout.start import start_engine
 from r1ranker.rollout.vllm import VLLMEngine
+from r1ranker.rollout.vllm_start import CPU_BLOCK
 
 CPU = torch.device("cpu")
-PARAMS = SamplingParams(n=2, temperature=0.7, max_tokens=16)
+PARAMS = SamplingParams(n=2, temperature=0.7, max_tokens=8)
+GREEDY = SamplingParams(temperature=0, max_tokens=8)
 
 
 def started(model: str, **settings: Any) -> VLLMEngine:
@@ -32,9 +36,12 @@ def started(model: str, **settings: Any) -> VLLMEngine:
     return engine
 
 
-def requests(engine: VLLMEngine, toy: str, count: int = 4) -> list[Request]:
-    """Constrained ones and free ones."""
-    return [one for limited in (True, False) for one in requests_of(engine.tokenizer, Path(toy), count, limited)]
+def requests(engine: VLLMEngine, toy: str, count: int = 3) -> list[Request]:
+    """Constrained ones and free ones, so long that each response needs one more block of the cache."""
+    found = [one for limited in (True, False) for one in requests_of(engine.tokenizer, Path(toy), count, limited)]
+    return [
+        replace(one, token_ids=one.token_ids[-(len(one.token_ids) // CPU_BLOCK * CPU_BLOCK - 2) :]) for one in found
+    ]
 
 
 def plain(completions: list[list[Completion]]) -> list[list[Any]]:
@@ -50,9 +57,10 @@ def refusal(call: Any, *arguments: Any) -> str:
     return ""
 
 
-def weights_of(model: str) -> Iterator[tuple[str, torch.Tensor]]:
+@cache
+def weights_of(model: str) -> list[tuple[str, torch.Tensor]]:
     """As the trainer names them."""
-    return ((name, weight.detach()) for name, weight in load_causal_lm(model, torch.float32, "sdpa").named_parameters())
+    return [(name, weight.detach()) for name, weight in load_causal_lm(model, torch.float32, "sdpa").named_parameters()]
 
 
 def lose_when_asleep(engine: VLLMEngine) -> None:
@@ -65,8 +73,8 @@ def lose_when_asleep(engine: VLLMEngine) -> None:
 
     class Losing(SleepModeBackend):
         def suspend(self, level: int = 1) -> None:
-            for cache in worker.model_runner.kv_caches:
-                cache.fill_(7.0)
+            for blocks in worker.model_runner.kv_caches:
+                blocks.fill_(7.0)
             for module in worker.model_runner.model.modules() if level == 2 else ():
                 for tensor in (*module._parameters.values(), *module._buffers.values()):
                     if tensor is not None and tensor.is_floating_point():
@@ -96,6 +104,7 @@ def cycle(toy: str, model: str, dtype: str = "auto") -> dict[str, Any]:
     engine = started(model, dtype=dtype)
     asked = requests(engine, toy)
     seen: dict[str, Any] = {"expected": plain(engine.generate(asked, PARAMS)), "read": [], "synced": [], "refused": []}
+    seen["greedy"] = plain(engine.generate(asked, GREEDY))
     seen["dtype"] = str(engine.llm.llm_engine.vllm_config.model_config.dtype)
     lose_when_asleep(engine)
     for _ in range(2):
@@ -151,23 +160,21 @@ def interpret_triton() -> None:
     backends.backends["cpu"] = backends.Backend(compiler=None, driver=Driver)  # type: ignore[arg-type]
 
 
-def runner(toy: str, model: str, second: bool) -> dict[str, Any]:
-    """What one of vLLM's two model runners samples; under V2 also with prompts in parts and a cache that is too small."""
-    if second:
-        interpret_triton()
+def second_runner(toy: str, model: str) -> dict[str, Any]:
+    """What vLLM's runner V2 samples: as it is, after a sync, and with prompts in parts and a cache that is too small."""
+    interpret_triton()
     engine = started(model)
     asked = requests(engine, toy)
     seen: dict[str, Any] = {"second": engine.llm.llm_engine.vllm_config.use_v2_model_runner}
-    seen["greedy"] = plain(engine.generate(asked, SamplingParams(temperature=0, max_tokens=24)))
+    seen["greedy"] = plain(engine.generate(asked, GREEDY))
     seen["sampled"] = plain(engine.generate(asked, PARAMS))
-    if second:
-        engine.sleep()
-        engine.load_weights(weights_of(model))
-        seen["after a sync"] = plain(engine.generate(asked, PARAMS))
-        engine.close()
-        engine, resumed = crowded(model, asked)
-        seen["crowded"] = plain(engine.generate(asked, PARAMS))
-        seen["resumed"] = len(resumed)
+    engine.sleep()
+    engine.load_weights(weights_of(model))
+    seen["synced"] = plain(engine.generate(asked, PARAMS))
+    engine.close()
+    engine, resumed = crowded(model, asked)
+    seen["crowded"] = plain(engine.generate(asked, PARAMS))
+    seen["resumed"] = len(resumed)
     engine.close()
     return seen
 
@@ -177,12 +184,11 @@ def crowded(model: str, asked: Sequence[Request]) -> tuple[VLLMEngine, list[int]
     import vllm
 
     from r1ranker.rollout import vllm_constraint
-    from r1ranker.rollout.vllm_start import CPU_BLOCK
 
     longest = max(len(one.token_ids) for one in asked) + PARAMS.max_tokens
-    blocks = 2 * -(-longest // CPU_BLOCK) + 1
     start, add, resumed = vllm.LLM, vllm_constraint.SlotConstraints.add_request, []
-    parts = {"enable_chunked_prefill": True, "max_num_batched_tokens": 48, "num_gpu_blocks_override": blocks}
+    blocks = 2 * -(-longest // CPU_BLOCK) + 1
+    parts = {"enable_chunked_prefill": True, "max_num_batched_tokens": 64, "num_gpu_blocks_override": blocks}
     vllm.LLM = lambda **arguments: start(**arguments | parts)
 
     def noted(self: Any, req_idx: int, sampling_params: Any) -> bool:
@@ -209,5 +215,5 @@ def failures(cases: Sequence[dict[str, Any]]) -> list[str]:
 
 
 if __name__ == "__main__":
-    case = {"cycles": cycles, "runner": runner, "failures": failures}[sys.argv[1]]
+    case = {"cycles": cycles, "second_runner": second_runner, "failures": failures}[sys.argv[1]]
     print(json.dumps(case(**json.loads(sys.argv[2]))))
