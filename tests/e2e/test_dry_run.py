@@ -8,6 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from r1ranker.errors import UserError
+from r1ranker.trainer.config_load import load_config
+from r1ranker.trainer.dry_run import dry_run
+
 ROOT = Path(__file__).resolve().parents[2]
 HEAVY = ("torch", "ray", "transformers", "numpy", "hydra")
 
@@ -55,6 +59,33 @@ def test_a_dry_run_refuses_what_training_refuses(toy: Path, tiny_model: str, tmp
         error = train("--dry-run", *overrides(toy, tiny_model, tmp_path, wrong, "actor_rollout_ref.actor.ppo_mini_batch_size=8"), code=2).stderr  # fmt: skip
         assert words in error
         assert len(error.splitlines()) == 1
+
+
+def test_a_dry_run_reckons_gpus_and_hosts_that_are_only_thought_of(
+    toy: Path, tiny_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    away = (
+        "trainer.executor=ray",
+        "trainer.n_gpus_per_node=4",
+        "actor_rollout_ref.actor.fsdp_config.param_offload=true",
+    )
+    run = overrides(toy, tiny_model, tmp_path / "run", *away)
+    config = load_config("quickstart", run)
+    dry_run(config, gpu_memory=24, host_memory=64)
+    printed = capsys.readouterr().out
+    for line in (
+        "1 x 4 with Ray, a GPU each", "Memory a GPU", "Host memory of a machine, 4 processes and the driver together",
+        "actor: gradients", "state being written", "a GPU: ", "there is 24.0 GiB: fits", "host memory: ", "there is 64.0 GiB: fits",
+    ):  # fmt: skip
+        assert line in printed, line
+    for sizes, words in (((24, 2), "host memory: "), ((1, 64), "a GPU: "), ((None, 2), "host memory: ")):
+        with pytest.raises(UserError, match=words):
+            dry_run(config, *sizes)
+    error = train("--dry-run", "--gpu-memory", "24", "--host-memory", "2", *run, code=2).stderr
+    assert error.startswith("error: host memory: ")
+    assert len(error.splitlines()) == 1
+    assert "--host-memory: found 5; " in train("--host-memory", "5", *run, code=2).stderr
+    assert not (tmp_path / "run").exists()
 
 
 OUT_OF_MEMORY = """
