@@ -5,6 +5,7 @@ A process of its own for each case, since vLLM changes torch and reads its envir
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import sys
@@ -31,6 +32,7 @@ GREEDY = SamplingParams(temperature=0, max_tokens=8)
 
 
 def started(model: str, **settings: Any) -> VLLMEngine:
+    gc.freeze()  # vLLM collects garbage a dozen times, and what was imported is half a second's work each time
     engine = start_engine("vllm", model, CPU, EngineSettings(**{"max_model_len": 1024, "max_num_seqs": 16} | settings))
     assert isinstance(engine, VLLMEngine)
     return engine
