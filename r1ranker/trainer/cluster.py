@@ -18,6 +18,9 @@ from r1ranker.trainer.config import Config
 from r1ranker.trainer.process import Process, RolloutProcess
 from r1ranker.trainer.workers import Worker
 
+AFTER_FAILURE = 5.0
+"""seconds that the processes have for an answer once a call has failed in one of them"""
+
 
 class Workers(Protocol):
     """`size` processes of a kind; calls return one result a process, in the order of their ranks."""
@@ -81,7 +84,7 @@ class RayWorkers:
         from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         self._ray = ray
-        self._timeout = config.trainer.timeout
+        self._timeout = self._patience = config.trainer.timeout
         self.size = nodes * per_node
         # of the cluster, which may have GPUs where the driver's machine has none
         gpus = 1 if ray.cluster_resources().get("GPU") else 0
@@ -137,7 +140,7 @@ class RayWorkers:
             yield ranks[ready], item
 
     def _get(self, references: list[Any], method: str) -> list[Any]:
-        until = time.monotonic() + self._timeout
+        until = time.monotonic() + self._patience
         with self._said(method):
             waiting = list(references)
             while waiting:  # whoever fails first says why; the others may wait for it
@@ -165,9 +168,8 @@ class RayWorkers:
 
     def _unanswered(self, method: str, ranks: Sequence[int]) -> LostWorker:
         numbers = ", ".join(map(str, sorted(ranks)))
-        return LostWorker(
-            f"{method}: no answer from process {numbers} within trainer.timeout = {self._timeout:g} seconds"
-        )
+        limit = "" if self._patience < self._timeout else "trainer.timeout = "
+        return LostWorker(f"{method}: no answer from process {numbers} within {limit}{self._patience:g} seconds")
 
     @contextmanager
     def _said(self, method: str) -> Iterator[None]:
@@ -176,6 +178,7 @@ class RayWorkers:
             yield
         except self._ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, UserError | RunError):
+                self._patience = min(self._timeout, AFTER_FAILURE)  # others may wait for it in a collective
                 raise type(error.cause)(str(error.cause)) from None
             if isinstance(error.cause, self._ray.exceptions.RayError) or broke_off(error.cause):
                 raise LostWorker(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from contextlib import ExitStack, closing, suppress
+from contextlib import ExitStack, closing
 from itertools import count
 from pathlib import Path
 
@@ -113,8 +113,7 @@ def _train(
         saver.demand(cluster)
     except (RunError, UserError) as error:
         if not isinstance(error, LostWorker):
-            with suppress(RunError):
-                saver.finish(cluster)
+            saver.finish_after_failure(cluster, trainer.timeout)
         if isinstance(error, UserError):
             raise
         kept = f"{run.actor_dir} holds the actor of step {run.saved}" if run.saved else "no actor was saved yet"

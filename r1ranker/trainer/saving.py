@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -56,6 +57,21 @@ class StateSaver:
     def finish(self, cluster: Cluster) -> None:
         """Wait for the state that is under way."""
         self.poll(cluster, wait=True)
+
+    def finish_after_failure(self, cluster: Cluster, seconds: float) -> None:
+        """Wait for the state that is under way while every process answers, at most so many `seconds`; it is given up otherwise."""
+        until = time.monotonic() + seconds
+        why = f"it was not written within trainer.timeout = {seconds:g} seconds"
+        try:
+            self.poll(cluster)  # without waiting in the processes: one that hangs does not even say that it is not done
+            while self._under_way is not None and time.monotonic() < until:
+                time.sleep(0.05)
+                self.poll(cluster)
+        except RunError as error:
+            why = str(error)
+        if self._under_way is not None:
+            (step, _), self._under_way = self._under_way, None
+            self._fail(step, why)
 
     def demand(self, cluster: Cluster) -> None:
         """Wait for the last state; raises RunError where it could not be saved."""

@@ -160,6 +160,34 @@ def test_a_process_that_hangs_is_named_with_its_method(
         train(toy, tiny_model, tmp_path, *SMALL, *RAY, "trainer.timeout=45", "trainer.max_restarts=0")
 
 
+def test_a_failure_in_one_process_does_not_wait_for_others_that_hang_in_a_collective(
+    toy: Path, tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Failing(Worker):
+        """In the second step the first process fails, while the second one waits for it."""
+
+        def update_policy(self, bins: Any) -> dict[str, float]:
+            self.updates = getattr(self, "updates", 0) + 1
+            if self.updates == 2 and self.rank == 0:
+                raise RunError("no memory for the update of the actor")
+            if self.updates == 2:
+                from torch.distributed import barrier
+
+                barrier()
+                (Path(self.config.output_dir) / "left").touch()
+            return super().update_policy(bins)
+
+    monkeypatch.setattr(cluster_module, "Worker", Failing)
+    two = (*SMALL, *RAY, "trainer.n_gpus_per_node=2", "trainer.timeout=90")
+    with pytest.raises(RunError, match=r"step 2: no memory for the update of the actor; .* the actor of step 1"):
+        train(toy, tiny_model, tmp_path, *two)
+    said = " ".join(capsys.readouterr().out.split())
+    why = "state_result: no answer from process 1 within 5 seconds"
+    assert f"the state of step 1 could not be saved ({why}); there is none yet" in said
+    assert not (tmp_path / "left").exists()  # the run did not wait until the collective was given up
+    assert list((tmp_path / "state").iterdir()) == []
+
+
 def test_a_batch_sampled_ahead_is_kept_and_an_engine_that_dies_is_started_again(
     toy: Path, tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

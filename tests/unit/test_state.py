@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 import torch
 
-from r1ranker.errors import RunError, UserError
+from r1ranker.errors import LostWorker, RunError, UserError
 from r1ranker.trainer.config_load import as_dict, load_config, own_config
 from r1ranker.trainer.random_state import random_states, restore_random_states
 from r1ranker.trainer.record import write_record
 from r1ranker.trainer.resume import choose
+from r1ranker.trainer.saving import StateSaver
 from r1ranker.trainer.state import (
     ASIDE,
     STATES,
@@ -239,3 +240,47 @@ def test_a_runs_directory_says_how_to_repeat_it(tmp_path: Path) -> None:
     assert about["seed"] == 7
     assert about["versions"]["torch"] == torch.__version__
     assert own_config(str(tmp_path / "elsewhere")) is None
+
+
+class Answers:
+    """Processes that answer `state_result` in turn, and then no more."""
+
+    size = 2
+
+    def __init__(self, *answers: Any) -> None:
+        self.answers = list(answers)
+
+    def each(self, method: str, arguments: Any) -> list[Any]:
+        if method == "save_state":
+            return [None, None]
+        assert (method, arguments) == ("state_result", [(False,), (False,)])
+        answer = self.answers.pop(0) if self.answers else LostWorker("state_result: no answer from process 1")
+        if isinstance(answer, Exception):
+            raise answer
+        return list(answer)
+
+
+UNDER_WAY: tuple[Any, Any] = (None, {})
+
+
+@pytest.mark.parametrize(
+    ("answers", "seconds", "said"),
+    [
+        ([UNDER_WAY, UNDER_WAY, ({}, {})], 60, None),
+        ([UNDER_WAY], 60, "state_result: no answer from process 1"),
+        ([UNDER_WAY] * 100, 0.2, "it was not written within trainer.timeout = 0.2 seconds"),
+        ([UNDER_WAY, ("No space left on device", {})], 60, "No space left on device"),
+    ],
+)
+def test_after_a_failure_a_state_is_waited_for_as_long_as_all_processes_answer(
+    answers: list[Any], seconds: float, said: str | None, tmp_path: Path
+) -> None:
+    lines: list[str] = []
+    saver, cluster = StateSaver(tmp_path, None, lines.append, 3), Answers(*answers)
+    saver.begin(cluster, 4, {"step": 4})  # type: ignore[arg-type]
+    saver.finish_after_failure(cluster, seconds)  # type: ignore[arg-type]
+    assert isinstance(read(tmp_path / "step_4"), State) == (said is None)
+    told = f"the state of step 4 could not be saved ({said}); step_3 is the last whole one"
+    assert lines == ([] if said is None else [told])
+    saver.finish_after_failure(cluster, seconds)  # type: ignore[arg-type]
+    assert len(lines) == (said is not None)
