@@ -131,13 +131,16 @@ def beside_queued_work(devices: Iterable[torch.device]) -> AbstractContextManage
 
 
 def accelerator_random_state() -> torch.Tensor | None:
-    """State [bytes] of the current GPU's random generator; None without one."""
-    return torch.cuda.get_rng_state() if has_gpu() else None
+    """State [bytes] of the current GPU's random generator; None in a process that uses none, such as the driver of a cluster.
+
+    To ask would open the GPU, and take memory from the process that works on it.
+    """
+    return torch.cuda.get_rng_state() if torch.cuda.is_initialized() else None
 
 
 def set_accelerator_random_state(state: torch.Tensor) -> None:
-    """Put the current GPU's random generator where `state` was taken; nothing without a GPU."""
-    if has_gpu():
+    """Put the current GPU's random generator where `state` was taken; nothing in a process that uses none."""
+    if torch.cuda.is_initialized():
         torch.cuda.set_rng_state(state)
 
 

@@ -169,6 +169,27 @@ def test_random_states_go_through_json() -> None:
     assert draw() == first
 
 
+def test_a_process_that_uses_no_gpu_opens_none_for_its_random_states(monkeypatch: pytest.MonkeyPatch) -> None:
+    def open_gpu(*arguments: Any) -> torch.Tensor:
+        raise AssertionError("CUDA is opened")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", open_gpu)
+    monkeypatch.setattr(torch.cuda, "set_rng_state", open_gpu)
+    states = random_states()
+    assert states["accelerator"] is None
+    restore_random_states(states | {"accelerator": "00ff"})  # of a run whose driver did
+
+    kept: list[torch.Tensor] = []
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: torch.tensor([0, 255], dtype=torch.uint8))
+    monkeypatch.setattr(torch.cuda, "set_rng_state", kept.append)
+    states = random_states()
+    assert states["accelerator"] == "00ff"
+    restore_random_states(json.loads(json.dumps(states)))
+    assert [one.tolist() for one in kept] == [[0, 255]]
+
+
 def found(tmp_path: Path, *overrides: str, data: str = "abc", before: tuple[str, ...] = ()) -> tuple[int, list[str]]:
     """(step that is gone on from, what is said) with a state of step 5 in the run's directory."""
     here = f"trainer.default_local_dir={tmp_path}"
