@@ -16,7 +16,6 @@ import torch
 
 from r1ranker.errors import UserError
 
-
 DEVICE_FILES = Path("/dev")
 
 
