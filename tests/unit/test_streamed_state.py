@@ -6,7 +6,7 @@ import errno
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
+from r1ranker.device import beside_queued_work
 from r1ranker.errors import UserError
 from r1ranker.model.fsdp import shard
 from r1ranker.trainer import shards
@@ -239,6 +240,26 @@ def test_of_what_is_on_a_gpu_a_piece_is_copied_at_a_time(monkeypatch: pytest.Mon
     found = learner(1, rows=400)
     read_part(str(tmp_path), 0, {"actor": found})
     assert_equal(tensors(found), at_the_call)
+
+
+def test_copies_from_a_gpu_wait_for_what_was_queued_and_for_nothing_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+
+    class Stream:
+        def __init__(self, device: torch.device) -> None:
+            done.append(f"a stream on {device}")
+
+        def wait_stream(self, other: str) -> None:
+            done.append(f"waits for {other}")
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"what {device} has queued")
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext(type(stream).__name__))
+    with beside_queued_work([CPU, CPU]) as used:
+        assert used is None
+    with beside_queued_work([CPU, torch.device("cuda", 0)]) as used:
+        assert used == "Stream"
+    assert done == ["a stream on cuda:0", "waits for what cuda:0 has queued"]
 
 
 @contextmanager
