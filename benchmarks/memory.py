@@ -1,20 +1,22 @@
-"""The memory that `r1ranker train --dry-run` foretells against what a process takes: a fresh one a row, on the CPU.
+"""The memory that `r1ranker train --dry-run` foretells against what processes take: fresh ones a row, on the CPU.
 
 python benchmarks/memory.py [--only NAME]
-Each runs the parts of a step at the token budget (generation, reference and values, updates of two micro-batches, sync), after an
-update on one response, which lets Adam's moments be there.
+Each runs the parts of a step at the token budget (generation, reference and values, updates of two micro-batches while a state is
+written, sync), after an update on one response, which lets Adam's moments be there.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import resource
+import re
 import subprocess
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 GiB = 2**30
 PROMPT, RESPONSE, SAMPLES = 448, 32, 4
@@ -33,6 +35,7 @@ class Setting:
     groups: int
     """in a micro-batch"""
     overrides: tuple[str, ...] = ()
+    processes: int = 1
 
     @property
     def tokens(self) -> int:
@@ -46,6 +49,11 @@ CHECKPOINTING = (
 )
 REFERENCE = ("actor_rollout_ref.actor.use_kl_loss=true",)
 CRITIC = ("algorithm.adv_estimator=gae",)
+AS_ON_GPUS = (
+    "actor_rollout_ref.model.dtype=bfloat16", "actor_rollout_ref.actor.fsdp_config.param_offload=true",
+    "actor_rollout_ref.ref.fsdp_config.param_offload=true", "critic.model.fsdp_config.param_offload=true",
+)  # fmt: skip
+"""bfloat16 and offload; both rest in the same memory here"""
 SETTINGS = {
     "GRPO": Setting(256, 8, 8000, 4),
     "GRPO, checkpointing": Setting(384, 6, 8000, 4, CHECKPOINTING),
@@ -56,6 +64,13 @@ SETTINGS = {
     "GRPO, entropy in the loss": Setting(192, 4, 32000, 4, ("actor_rollout_ref.actor.entropy_coeff=0.01",)),
     "PPO": Setting(256, 6, 8000, 4, CRITIC),
     "PPO, checkpointing": Setting(384, 4, 8000, 4, (*CRITIC, *CHECKPOINTING)),
+    "GRPO, reference, 2 processes": Setting(512, 8, 8000, 3, REFERENCE, 2),
+    "PPO, reference, bfloat16, offload, 2 processes": Setting(
+        768, 8, 32000, 2, (*CRITIC, *REFERENCE, *CHECKPOINTING, *AS_ON_GPUS), 2
+    ),
+    "PPO, reference, bfloat16, offload, 4 processes": Setting(
+        768, 8, 32000, 1, (*CRITIC, *REFERENCE, *CHECKPOINTING, *AS_ON_GPUS), 4
+    ),
 }
 
 
@@ -67,23 +82,23 @@ def config_of(setting: Setting, directory: str) -> list[str]:
         "actor_rollout_ref.rollout.constrain=none", f"data.train_batch_size={2 * setting.groups}",
         f"actor_rollout_ref.actor.ppo_mini_batch_size={2 * setting.groups}",
         f"actor_rollout_ref.actor.ppo_max_token_len_per_gpu={setting.tokens}", *setting.overrides,
+        f"trainer.n_gpus_per_node={setting.processes}", f"trainer.executor={'ray' if setting.processes > 1 else 'local'}",
     ]  # fmt: skip
 
 
 def measure(setting: Setting, directory: str) -> dict[str, float]:
-    """Bytes foretold for this process, and the highest resident memory it then had."""
+    """Bytes foretold for the trainer's processes, and the highest resident memory they then had, added up."""
     import numpy as np
 
     from r1ranker.rollout.engine import Request, SamplingParams
-    from r1ranker.trainer.cluster import LocalCluster, call_all
+    from r1ranker.trainer.cluster import call_all, started
     from r1ranker.trainer.config_load import load_config
     from r1ranker.trainer.memory import MemoryModel, total
     from r1ranker.trainer.trajectory import Trajectory
 
     config = load_config("quickstart", config_of(setting, directory))
     moments = MemoryModel.of(config, on_gpu=False, device_bytes=0).moments()
-    began = time.perf_counter()
-    cluster, random = LocalCluster(config, total_steps=10), np.random.default_rng(0)
+    began, random = time.perf_counter(), np.random.default_rng(0)
 
     def group(index: int) -> list[Trajectory]:
         prompt = random.integers(0, 300, PROMPT).tolist()
@@ -97,26 +112,48 @@ def measure(setting: Setting, directory: str) -> dict[str, float]:
         ]  # fmt: skip
 
     updates = ["update_policy"] + (["update_critic"] if config.needs_critic else [])
-    for update in updates:
-        call_all(cluster, update, [group(0)[:1]])
-    bins = [[one for index in range(setting.groups) for one in group(index)] for _ in range(2)]
-    requests = [Request(one.prompt_ids) for row in bins for one in row[::SAMPLES]]
-    for _ in cluster.stream("generate", [(requests, SamplingParams(n=SAMPLES, max_tokens=RESPONSE))]):
-        pass
-    if config.needs_reference:
-        call_all(cluster, "logprobs", bins, "reference")
-    if config.needs_critic:
-        call_all(cluster, "values", bins)
-    for update in updates:
-        call_all(cluster, update, bins)
-    cluster.sync_weights()
-    highest = max(moments, key=lambda name: total(moments[name]))
-    return {
-        "estimate": total(moments[highest]),
-        "measured": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-        "seconds": time.perf_counter() - began,
-        "moment": highest,  # type: ignore[dict-item]
-    }
+    with started(config, 10) as cluster:
+        for update in updates:
+            call_all(cluster, update, [group(0)[:1]])
+        bins = [[one for index in range(setting.groups) for one in group(index)] for _ in range(2)]
+        requests = [Request(one.prompt_ids) for row in bins for one in row[::SAMPLES]]
+        sampled = [(requests, SamplingParams(n=SAMPLES, max_tokens=RESPONSE))] * setting.processes
+        for _ in cluster.stream("generate", sampled):
+            pass
+        if config.needs_reference:
+            call_all(cluster, "logprobs", bins, "reference")
+        if config.needs_critic:
+            call_all(cluster, "values", bins)
+        state = Path(directory) / "state"
+        state.mkdir()
+        call_all(cluster, "save_state", str(state))
+        for update in updates:
+            call_all(cluster, update, bins)
+        call_all(cluster, "state_result", True)
+        cluster.sync_weights()
+        highest = max(moments, key=lambda name: total(moments[name]))
+        return {
+            "estimate": setting.processes * total(moments[highest]),
+            "measured": sum(_peaks(cluster)),
+            "seconds": time.perf_counter() - began,
+            "moment": highest,  # type: ignore[dict-item]
+        }
+
+
+def _peaks(cluster: Any) -> list[int]:
+    """Highest resident memory of each process of the trainer, in bytes."""
+    if not hasattr(cluster, "_actors"):
+        return [_peak(None)]
+    import ray
+
+    found: list[int] = ray.get([actor.__ray_call__.remote(_peak) for actor in cluster._actors])
+    return found
+
+
+def _peak(_: object) -> int:
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    assert found is not None
+    return int(found[1]) * 1024
 
 
 def main() -> None:

@@ -15,8 +15,6 @@ from r1ranker.trainer.shards import PIECE_BYTES
 
 PROCESS_BASE = CPU_BASE
 """of a process before any model, as on the CPU; what CUDA and its kernels add was not measured"""
-COPIES = 2
-"""of what is being written: safetensors makes one"""
 
 
 @dataclass(frozen=True)
@@ -39,7 +37,7 @@ class HostMemory:
         if config.needs_critic:
             found["update of the critic"] = self.updating("critic")
         found["update of the actor"] = self.updating("actor")
-        found["saving the actor"] = self.resident() | {"file being written": COPIES * FILE_BYTES}
+        found["saving the actor"] = self.resident() | {"file being written": FILE_BYTES}
         return found
 
     def resident(self) -> Parts:
@@ -61,9 +59,13 @@ class HostMemory:
         return parts | {"rows being read": self.processes * READ_BYTES, "rows being pinned": pinned}
 
     def updating(self, name: str) -> Parts:
-        """The update of a model, whose gradients are there only then, while a state may still be written."""
+        """The update of a model, whose gradients are there only then, while a state may still be written.
+
+        What rests in host memory is written from there; of what rests on a GPU a piece passes through.
+        """
         gradients = {f"{name}: gradients": self._held(of) for of in [self._learners().get(name)] if of is not None}
-        writing = self.model.config.trainer.n_gpus_per_node * COPIES * PIECE_BYTES
+        all_here = len(self._learners()) == 1 + self.model.config.needs_critic
+        writing = 0 if all_here else self.model.config.trainer.n_gpus_per_node * PIECE_BYTES
         return self.resident() | gradients | {"state being written": writing}
 
     def _learners(self) -> dict[str, int]:

@@ -36,6 +36,9 @@ SAMPLING_BYTES = 16
 """a logit of one step of generation: the logit, its probability and what is computed on the way"""
 VLLM_BATCH_TOKENS = 8192
 """tokens that vLLM computes at once, as r1ranker.rollout.vllm starts it"""
+GATHERED_COPIES = (2.5, 3.0)
+"""arrays of what is outside the blocks, in float32 and in the type computed with, that gathering and reducing among processes
+on the CPU hold beside FSDP2's own for each model that learns: gloo's, and freed ones that the next does not fit (measured)"""
 HEAP_HOLES = 0.35
 """of what comes and goes in a pass on the CPU, held beyond it by the C library's heap, whose free blocks do not fit (measured)"""
 
@@ -327,6 +330,7 @@ class MemoryModel:
             "activations": tokens * saved(shape, self.width, checkpointing, self._copies_output),
             "backward pass": tokens * self.width * (2 * shape.intermediate + shape.hidden),
             "gathered layers": self._gathered(shape, backward=True),
+            "copies in collectives": self._copied(shape),
         }  # fmt: skip
 
     def _gathered(self, shape: ModelShape, backward: bool = False) -> int:
@@ -337,6 +341,12 @@ class MemoryModel:
         together = 2 if self.config.world_size > 1 or backward else 1
         waiting = MASTER * shape.layer_parameters if backward and self.config.world_size > 1 else 0
         return self.width * (shape.outer_parameters + together * shape.layer_parameters) + waiting
+
+    def _copied(self, shape: ModelShape) -> int:
+        if self.on_gpu or self.config.world_size == 1:
+            return 0
+        (exact, computed), learners = GATHERED_COPIES, 1 + self.config.needs_critic
+        return int(learners * shape.outer_parameters * (exact * MASTER + computed * self.width))
 
     @property
     def _copies_output(self) -> bool:
