@@ -9,7 +9,7 @@ import gc
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -72,17 +72,17 @@ def lose_when_asleep(engine: VLLMEngine) -> None:
 
     core = engine.llm.llm_engine.engine_core.engine_core
     worker = core.model_executor.driver_worker.worker
+    runner = worker.model_runner
 
     class Losing(SleepModeBackend):
         def suspend(self, level: int = 1) -> None:
-            for blocks in worker.model_runner.kv_caches:
+            for blocks in runner.kv_caches:
                 blocks.fill_(7.0)
-            for module in worker.model_runner.model.modules() if level == 2 else ():
-                for tensor in (*module._parameters.values(), *module._buffers.values()):
-                    if tensor is not None and tensor.is_floating_point():
-                        tensor.data.fill_(torch.nan)
-                if hasattr(module, "cpu_linear"):  # holds a packed copy of the weight, which a GPU has none of
-                    module.cpu_linear = lambda x, *_: x.new_full((*x.shape[:-1], 1), torch.nan)
+            if level == 2:
+                for module in runner.model.modules():
+                    lose_weights(module)
+                for part in parts_beside_weights(runner):
+                    part.fill_(-12345)
 
         def resume(self, tags: list[str] | None = None) -> None:
             """Memory is there again, with whatever is in it."""
@@ -94,6 +94,30 @@ def lose_when_asleep(engine: VLLMEngine) -> None:
     worker._sleep_mode_backend = Losing()
     worker.sleep = MethodType(Worker.sleep, worker)
     worker.wake_up = MethodType(Worker.wake_up, worker)
+
+
+def lose_weights(module: Any) -> None:
+    for tensor in (*module._parameters.values(), *module._buffers.values()):
+        if tensor is not None and tensor.is_floating_point():
+            tensor.data.fill_(torch.nan)
+    if hasattr(module, "cpu_linear"):  # holds a packed copy of the weight, which a GPU has none of
+        sizes = ("output_size_per_partition", "num_embeddings_per_partition")
+        size = next(getattr(module, name) for name in sizes if hasattr(module, name))
+        module.cpu_linear = lambda x, *_: x.new_full((*x.shape[:-1], size), torch.nan)
+
+
+def parts_beside_weights(runner: Any) -> Iterator[torch.Tensor]:
+    """What runner V2's sampler holds on the device: it is made along with the model, from the same memory."""
+    from vllm.v1.worker.gpu.buffer_utils import StagedWriteTensor
+
+    if isinstance(sampler := getattr(runner, "sampler", None), torch.nn.Module) or sampler is None:
+        return  # runner V1's holds nothing
+    for part in (*sampler.logits_processors, sampler.logprob_token_ids_state, sampler.thinking_budget_state):
+        for value in vars(part).values():
+            if isinstance(value, torch.Tensor):
+                yield value
+            elif isinstance(value, StagedWriteTensor):
+                yield value.gpu
 
 
 def lost(engine: VLLMEngine) -> bool:
@@ -165,12 +189,15 @@ def interpret_triton() -> None:
 def second_runner(toy: str, model: str) -> dict[str, Any]:
     """What vLLM's runner V2 samples: as it is, after a sync, and with prompts in parts and a cache that is too small."""
     interpret_triton()
-    engine = started(model)
+    engine = started(model, synced_weights=True)
+    lose_when_asleep(engine)
     asked = requests(engine, toy)
     seen: dict[str, Any] = {"second": engine.llm.llm_engine.vllm_config.use_v2_model_runner}
+    engine.load_weights(weights_of(model))
     seen["greedy"] = plain(engine.generate(asked, GREEDY))
     seen["sampled"] = plain(engine.generate(asked, PARAMS))
     engine.sleep()
+    seen["lost"] = lost(engine)
     engine.load_weights(weights_of(model))
     seen["synced"] = plain(engine.generate(asked, PARAMS))
     engine.close()
