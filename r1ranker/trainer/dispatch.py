@@ -37,7 +37,7 @@ def update(cluster: Cluster, trajectories: Sequence[Trajectory], budget: Budget,
     merged: dict[str, float] = {}
     for name in parts[0]:
         values = [part[name] for part in parts]
-        if name.endswith(("grad_norm", "_max")) or name.startswith("timing_s/"):
+        if name.endswith(("grad_norm", "_max")) or name.startswith("perf/"):
             merged[name] = max(values)
         elif name.endswith("_loss") and not name.endswith("kl_loss"):
             merged[name] = sum(values)  # shares in the loss are already divided

@@ -27,8 +27,8 @@ METRIC_NAMES = (
     "actor/{pg_loss,pg_clipfrac,ppo_kl,entropy,kl_loss,kl_coef,reward_kl_penalty,grad_norm,lr}",
     "rollout/{logprob_diff_mean,logprob_diff_max,kl,dropped_tokens}",
     "rollout_corr/{rollout_is_mean,rollout_is_max,rollout_is_min,rollout_is_truncated}",
-    "timing_s/{eliminate,gen,reward,old_log_prob,ref,values,adv,update_critic,update_actor,wait_for_state,sync_weights,testing,save_checkpoint,step}",
-    "perf/{total_num_tokens,throughput,max_memory_allocated_gb}",
+    "timing_s/{eliminate,gen,reward,old_log_prob,ref,values,adv,update_critic,update_actor,sync_weights,testing,save_checkpoint,step}",
+    "perf/{total_num_tokens,throughput,max_memory_allocated_gb,wait_for_state_s}",
     "val-core/{task}/reward/mean",
     "val-aux/{task}/{part}/mean",
 )
@@ -121,7 +121,7 @@ def mean_over_updates(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
     merged: dict[str, float] = {}
     for name in dict.fromkeys(name for part in parts for name in part):
         values = [part[name] for part in parts if name in part]
-        largest = name.endswith("_max") or name.startswith("timing_s/")
+        largest = name.endswith("_max") or name.startswith("perf/")
         merged[name] = max(values) if largest else float(np.mean(values))
     return merged
 

@@ -24,6 +24,7 @@ from torch.distributed.tensor import DTensor
 from r1ranker.atomic import flush
 from r1ranker.device import beside_queued_work
 from r1ranker.errors import UserError
+from r1ranker.model.fsdp import local_rows
 from r1ranker.trainer.optimisation import Optimisation
 from r1ranker.trainer.random_state import random_states, restore_random_states
 from r1ranker.trainer.state import entry
@@ -34,8 +35,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 _COUNT = "step"
 """of AdamW, one number a parameter"""
 PIECE_BYTES = 128 * 2**20
-"""of tensors in one file: what a process needs in host memory to write shards that are on a GPU; a second time, where
-safetensors copies what it writes (before 0.8)"""
+"""of tensors in one file: what a process needs in host memory to write shards that are on a GPU"""
 
 
 def part_name(rank: int) -> str:
@@ -135,7 +135,7 @@ def _held_rows(role: str, module: nn.Module, optimisation: Optimisation) -> Iter
             f"{role}/{kind}/{name}": state[kind] for kind in MOMENTS if kind in state
         }
         for full_name, tensor in named.items():
-            local, first = _local(tensor)
+            local, first = local_rows(tensor)
             if len(local):
                 yield _Rows(full_name, local.detach(), first)
 
@@ -228,7 +228,7 @@ def _parts(directory: str) -> list[dict[str, Any]]:
 @torch.no_grad()
 def _fill(directory: str, parts: Sequence[Mapping[str, Any]], wanted: Mapping[str, Tensor]) -> None:
     """Copy this process's rows of each tensor from the files that hold them, one file open at a time."""
-    own = {name: _local(tensor) for name, tensor in wanted.items()}
+    own = {name: local_rows(tensor) for name, tensor in wanted.items()}
     missing = {name: len(local) for name, (local, _) in own.items()}
     for file, held in (item for part in parts for item in part["files"].items()):
         overlaps = {}
@@ -256,15 +256,3 @@ def restore_part_random(directory: str, rank: int) -> None:
     about = Path(directory) / part_name(rank)
     if about.is_file():
         restore_random_states(json.loads(about.read_text(encoding="utf-8"))["random"])
-
-
-def _local(tensor: Tensor) -> tuple[Tensor, int]:
-    """(this process's rows, the first of them)."""
-    if not isinstance(tensor, DTensor):
-        return tensor, 0
-    local = tensor.to_local()
-    mesh = tensor.device_mesh
-    share = -(-tensor.shape[0] // mesh.size())  # as torch.chunk deals rows
-    first = min(mesh.get_local_rank() * share, tensor.shape[0])
-    assert len(local) == min(share, tensor.shape[0] - first)
-    return local, first

@@ -94,7 +94,7 @@ class Worker(Process):
 
     def _waited(self) -> dict[str, float]:
         """How long this training step has been held up so far by a state that was being written."""
-        return {"timing_s/wait_for_state": sum(one.waited for _, one in self._learners().values())}
+        return {"perf/wait_for_state_s": sum(one.waited for _, one in self._learners().values())}
 
     @explained
     def losses(self, bins: Bins, of: Literal["policy", "critic"]) -> list[list[float]]:

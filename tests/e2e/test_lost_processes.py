@@ -118,11 +118,11 @@ def test_processes_write_while_they_train_and_any_other_number_of_them_reads(
         patched.setattr(cluster_module, "Worker", Slow)
         two = config("trainer.executor=ray", "trainer.n_gpus_per_node=2")
         with closing((run := Run(two)).rewards), started(two, 3) as cluster:
-            assert run.step(cluster, 1)["timing_s/wait_for_state"] == 0
+            assert run.step(cluster, 1)["perf/wait_for_state_s"] == 0
             quiet = save(cluster, "quiet")
             assert all(isinstance(part, dict) for part in call_all(cluster, "state_result", True))
             slow = save(cluster, "slow")
-            assert run.step(cluster, 2)["timing_s/wait_for_state"] > 0.1
+            assert run.step(cluster, 2)["perf/wait_for_state_s"] > 0.1
             files = [file for part in call_all(cluster, "state_result", True) for file in part]
             after = save(cluster, "after")
             assert all(isinstance(part, dict) for part in call_all(cluster, "state_result", True))

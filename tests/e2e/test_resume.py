@@ -165,7 +165,7 @@ def test_updates_wait_for_a_state_that_is_being_written(
     monkeypatch.setattr(shards, "save_file", slow)
     train(toy, tiny_model, tmp_path, *SMALL)
     assert_same_run(tmp_path, undisturbed)
-    waited = [json.loads(line)["timing_s/wait_for_state"] for line in (tmp_path / "metrics.jsonl").open()]
+    waited = [json.loads(line)["perf/wait_for_state_s"] for line in (tmp_path / "metrics.jsonl").open()]
     assert waited[0] == 0
     assert min(waited[1:]) > 0.05
     monkeypatch.undo()
