@@ -123,7 +123,8 @@ class Ranker:
             settings = cls.settings_of(directory, strategy, constrain, think, answer_style, **changes)
         from r1ranker.device import pick_device
 
-        started = start_engine(engine, directory, pick_device(gpu), EngineSettings())
+        asked = EngineSettings(constrained=settings.constrain != "none")
+        started = start_engine(engine, directory, pick_device(gpu), asked)
         return cls(started, started.tokenizer, settings)
 
     def rank(

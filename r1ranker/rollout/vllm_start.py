@@ -29,7 +29,7 @@ def start_vllm(directory: str, device: torch.device, settings: EngineSettings) -
         _name_shared_memory()
     memory = device_memory(device)
     try:
-        return vllm.LLM(**engine_arguments(directory, device, settings))
+        return vllm.LLM(trust_remote_code=False, **engine_arguments(directory, device, settings))
     except Exception as error:
         refuse_start(error, settings, device, memory)
         raise
@@ -64,9 +64,8 @@ def own_compile_cache() -> None:
 def engine_arguments(directory: str, device: torch.device, settings: EngineSettings) -> dict[str, Any]:
     """What vllm.LLM is given."""
     on_cpu = device.type == "cpu"
-    arguments = {
+    arguments: dict[str, Any] = {
         "model": directory,
-        "trust_remote_code": False,
         "load_format": "dummy" if settings.synced_weights and not _must_be_read(directory) else "auto",
         "dtype": str(compute_dtype(device, settings.dtype)).removeprefix("torch."),
         "max_model_len": max_model_len(directory, settings),
