@@ -46,4 +46,8 @@ def test_processes_share_the_cores_of_their_machine(tiny_model: str) -> None:
             # Ray lets a process have one thread by itself
             assert ask(cluster, lambda _: os.environ["OMP_NUM_THREADS"]) == ["1"] * processes
             assert ask(cluster, lambda _: torch.get_num_threads()) == [max(1, cores // processes)] * processes
+            # pinned memory is neither rounded up nor kept: by itself torch takes half as much again of a host
+            assert (
+                ask(cluster, lambda _: os.environ["PYTORCH_ALLOC_CONF"]) == ["pinned_max_cached_size_mb:1"] * processes
+            )
             assert not cluster.on_gpu
