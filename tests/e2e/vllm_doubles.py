@@ -202,7 +202,8 @@ def second_runner(toy: str, model: str) -> dict[str, Any]:
     seen["synced"] = plain(engine.generate(asked, PARAMS))
     engine.close()
     engine, resumed = crowded(model, asked)
-    seen["crowded"] = plain(engine.generate(asked, PARAMS))
+    # the constrained ones last: what came last is given up first
+    seen["crowded"] = plain(engine.generate(asked[::-1], PARAMS)[::-1])
     seen["resumed"] = len(resumed)
     engine.close()
     return seen
@@ -221,9 +222,10 @@ def crowded(model: str, asked: Sequence[Request]) -> tuple[VLLMEngine, list[int]
     vllm.LLM = lambda **arguments: start(**arguments | parts)
 
     def noted(self: Any, req_idx: int, sampling_params: Any) -> bool:
-        if self._requests.prefill_len.np[req_idx] > self._requests.prompt_len.np[req_idx]:
+        constrained = add(self, req_idx, sampling_params)
+        if constrained and self._requests.prefill_len.np[req_idx] > self._requests.prompt_len.np[req_idx]:
             resumed.append(req_idx)
-        return add(self, req_idx, sampling_params)
+        return constrained
 
     vllm_constraint.SlotConstraints.add_request = noted  # type: ignore[method-assign]
     return started(model, max_model_len=longest), resumed
