@@ -16,7 +16,8 @@ AUTO = "auto"
 def start_engine(name: str, directory: str, device: torch.device, settings: EngineSettings) -> Engine:
     """The engine over the model of a directory or hub id; `auto` takes vllm where it is installed, else hf.
 
-    Raises UserError for a model that cannot be loaded, and for vllm where it is not installed.
+    Raises UserError for a model that cannot be loaded, and for vllm where it is not installed; RunError where memory does
+    not suffice for vllm.
     """
     if name not in (*ENGINES, AUTO):
         raise UserError(
