@@ -64,6 +64,8 @@ class Process:
             keep_freed_memory()
         if self.config.trainer.executor == "ray":  # which allows one thread by itself
             torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // beside))  # offloaded Adam runs on the CPU, too
+        if self.device.type != "cpu":  # vLLM leaves one thread where nobody asked for a number
+            os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
         seed_everything(self.config.trainer.seed)
         join(address, self.rank, size, self.device, self.config.trainer.timeout)
 

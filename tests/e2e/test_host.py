@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from typing import Any
 
 import pytest
@@ -39,6 +40,13 @@ def test_where_host_memory_runs_out_the_run_ends_and_is_not_begun_again(
 @pytest.mark.usefixtures("one_ray")
 def test_processes_share_the_cores_of_their_machine(tiny_model: str) -> None:
     cores = len(os.sched_getaffinity(0))
+
+    def threads_after_vllm(_: Any) -> int:
+        from vllm.utils.torch_utils import set_torch_threads_for_runtime
+
+        set_torch_threads_for_runtime()  # as its workers on GPUs do when they start
+        return torch.get_num_threads()
+
     for processes in (1, 2):
         config = config_of(tiny_model, "trainer.executor=ray", f"trainer.n_gpus_per_node={processes}")
         with started(config, 10) as cluster:
@@ -46,6 +54,8 @@ def test_processes_share_the_cores_of_their_machine(tiny_model: str) -> None:
             # Ray lets a process have one thread by itself
             assert ask(cluster, lambda _: os.environ["OMP_NUM_THREADS"]) == ["1"] * processes
             assert ask(cluster, lambda _: torch.get_num_threads()) == [max(1, cores // processes)] * processes
+            if find_spec("vllm"):  # whose workers on GPUs leave one thread, unless the environment asks for a number
+                assert ask(cluster, threads_after_vllm) == [max(1, cores // processes)] * processes
             # pinned memory is neither rounded up nor kept: by itself torch takes half as much again of a host
             assert (
                 ask(cluster, lambda _: os.environ["PYTORCH_ALLOC_CONF"]) == ["pinned_max_cached_size_mb:1"] * processes
