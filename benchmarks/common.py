@@ -1,4 +1,4 @@
-"""What several benchmarks need: a random Qwen2-shaped model with a tokenizer, groups of random trajectories, peaks of memory."""
+"""What several benchmarks need: sizes of models, a random Qwen2-shaped model with a tokenizer, groups of random trajectories, peaks of memory."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import re
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
@@ -13,6 +14,20 @@ from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 from r1ranker.model.init import save_hf, train_tokenizer
 from r1ranker.trainer.estimation import put_shares
 from r1ranker.trainer.trajectory import Trajectory
+
+QWEN_SHAPES: dict[str, dict[str, Any]] = {
+    name: {"vocab_size": 151936, "num_key_value_heads": 2, "tie_word_embeddings": True} | sizes
+    for name, sizes in {
+        "0.5B": {"hidden_size": 896, "num_hidden_layers": 24, "intermediate_size": 4864, "num_attention_heads": 14},
+        "1.5B": {"hidden_size": 1536, "num_hidden_layers": 28, "intermediate_size": 8960, "num_attention_heads": 12},
+        "3B": {"hidden_size": 2048, "num_hidden_layers": 36, "intermediate_size": 11008, "num_attention_heads": 16},
+        "7B": {
+            "hidden_size": 3584, "num_hidden_layers": 28, "intermediate_size": 18944, "num_attention_heads": 28,
+            "num_key_value_heads": 4, "tie_word_embeddings": False, "vocab_size": 152064,
+        },
+    }.items()
+}  # fmt: skip
+"""name -> sizes of a Qwen2.5, as Qwen2Config takes them"""
 
 
 def build(directory: str, hidden: int = 256, layers: int = 4, vocabulary: int = 8192, heads: int = 0) -> int:

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
 
+from common import QWEN_SHAPES
 from transformers import Qwen2Config
 
 from r1ranker.trainer.config_load import load_config
@@ -21,15 +21,6 @@ from r1ranker.trainer.host_memory import HostMemory
 from r1ranker.trainer.memory import MemoryModel, total
 
 GiB = 2**30
-SHAPES: dict[str, dict[str, Any]] = {
-    "0.5B": {"hidden_size": 896, "num_hidden_layers": 24, "intermediate_size": 4864, "num_attention_heads": 14},
-    "1.5B": {"hidden_size": 1536, "num_hidden_layers": 28, "intermediate_size": 8960, "num_attention_heads": 12},
-    "3B": {"hidden_size": 2048, "num_hidden_layers": 36, "intermediate_size": 11008, "num_attention_heads": 16},
-    "7B": {
-        "hidden_size": 3584, "num_hidden_layers": 28, "intermediate_size": 18944, "num_attention_heads": 28,
-        "num_key_value_heads": 4, "tie_word_embeddings": False, "vocab_size": 152064,
-    },
-}  # fmt: skip
 USABLE = {24: 23.5, 40: 39.4, 80: 79.1}
 """GB of a card -> GiB that its driver reports"""
 GPUS = (1, 4, 8)
@@ -104,14 +95,13 @@ def first_that_fits(path: str, gpus: int, size: int, algorithm: tuple[str, ...])
 def main() -> None:
     """Print a table an algorithm."""
     with tempfile.TemporaryDirectory() as directory:
-        for name, sizes in SHAPES.items():
-            common = {"vocab_size": 151936, "num_key_value_heads": 2, "tie_word_embeddings": True}
-            Qwen2Config(**(common | sizes)).save_pretrained(Path(directory) / name)
+        for name, sizes in QWEN_SHAPES.items():
+            Qwen2Config(**sizes).save_pretrained(Path(directory) / name)
         for algorithm, overrides in ALGORITHMS.items():
-            print(f"\n{algorithm}\n\n| GPUs | {' | '.join(SHAPES)} |\n| --- |{' --- |' * len(SHAPES)}")
+            print(f"\n{algorithm}\n\n| GPUs | {' | '.join(QWEN_SHAPES)} |\n| --- |{' --- |' * len(QWEN_SHAPES)}")
             for gpus, gigabytes in product(GPUS, USABLE):
                 size = int(USABLE[gigabytes] * GiB)
-                cells = [first_that_fits(f"{directory}/{name}", gpus, size, overrides) for name in SHAPES]
+                cells = [first_that_fits(f"{directory}/{name}", gpus, size, overrides) for name in QWEN_SHAPES]
                 print(f"| {gpus} x {gigabytes} GB | {' | '.join(cells)} |", flush=True)
 
 

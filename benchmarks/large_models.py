@@ -18,7 +18,6 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 GB = 1e9
 
@@ -75,11 +74,8 @@ def sync_per_gpu(model: Model, gpus: int) -> float:
     return 2 * model.parameters * (gpus - 1) / gpus
 
 
-SHAPES: dict[str, dict[str, Any]] = {
-    "0.5B": {"hidden_size": 896, "num_hidden_layers": 24, "intermediate_size": 4864, "num_attention_heads": 14},
-    "1.5B": {"hidden_size": 1536, "num_hidden_layers": 28, "intermediate_size": 8960, "num_attention_heads": 12},
-}
-"""of Qwen2.5, with two key heads, tied embeddings and 151,936 tokens"""
+LOADED = ("0.5B", "1.5B")
+"""of Qwen2.5's shapes"""
 WAYS = ("by rows", "whole")
 
 
@@ -87,12 +83,13 @@ def build(directory: Path, name: str) -> int:
     """Write a random model of that shape in bfloat16; returns its parameters."""
     import torch
     from accelerate import init_empty_weights
+    from common import QWEN_SHAPES
     from transformers import Qwen2Config, Qwen2ForCausalLM
 
     from r1ranker.model.export import write_model
     from r1ranker.model.init import train_tokenizer
 
-    config = Qwen2Config(vocab_size=151936, num_key_value_heads=2, tie_word_embeddings=True, **SHAPES[name])
+    config = Qwen2Config(**QWEN_SHAPES[name])
     with init_empty_weights(include_buffers=False):
         model = Qwen2ForCausalLM(config)
     model.tie_weights()
@@ -149,7 +146,7 @@ def measure_loading(directory: Path) -> None:
         "| model | processes | loaded | peak a process | of the float32 model | all processes | seconds | same weights |"
     )
     print("| --- | --- | --- | --- | --- | --- | --- | --- |")
-    for name in SHAPES:
+    for name in LOADED:
         path = directory / name
         whole = 4 * build(path, name)
         for processes in (1, 2, 4):

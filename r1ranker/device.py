@@ -51,12 +51,17 @@ def why_no_gpu() -> str:
 
 
 def _hidden() -> bool:
-    return os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1")
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1", "NoDevFiles")  # the last is Slurm's word
 
 
 def _nvidia_devices() -> list[Path]:
     """Device files of GPUs, whether or not a driver answers for them."""
     return sorted(file for file in DEVICE_FILES.glob("nvidia*") if re.fullmatch(r"nvidia\d+", file.name))
+
+
+def count_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def collective_backend(device: torch.device) -> str:
@@ -87,10 +92,15 @@ def bound_pinned_memory() -> None:
 
     By itself it rounds each block up to a power of two, which makes offloaded weights and gradients of a 3B model half as
     large again, and keeps blocks that are freed. Blocks over this size are neither rounded nor kept, so a gradient's are
-    pinned anew in each update. Has to be called before the first is pinned; a setting of the user's stays.
+    pinned anew in each update. Has to be called before the first is pinned; what the user has set of pinned memory stays.
     """
-    # not pinned_max_round_threshold_mb: torch 2.13 would hand a kept block out again for a larger size
-    os.environ.setdefault("PYTORCH_ALLOC_CONF", "pinned_max_cached_size_mb:1")
+    # torch takes the first of them that is set, and no other
+    names = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+    name = next((name for name in names if os.environ.get(name)), names[-1])
+    found = os.environ.get(name, "")
+    if "pinned_max_" not in found:
+        # not pinned_max_round_threshold_mb: torch 2.13 would hand a kept block out again for a larger size
+        os.environ[name] = ",".join(filter(None, [found, "pinned_max_cached_size_mb:1"]))
 
 
 def keep_freed_memory() -> None:

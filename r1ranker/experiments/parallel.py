@@ -34,12 +34,13 @@ def side_by_side(units: Mapping[str, Unit], jobs: int, console: Console) -> None
     After all have ended raises UserError where all that failed had bad input, else RunError. What interrupts this
     process ends the others by SIGTERM, so that they can save what they have.
     """
+    from r1ranker.device import count_cores  # and torch with it
+
     context, waiting = multiprocessing.get_context("spawn"), list(units.items())
     running: dict[int, tuple[str, BaseProcess]] = {}
     failed: list[str] = []
     codes: set[int | None] = set()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    with _threads(max(1, cores // jobs)):
+    with _threads(max(1, count_cores() // jobs)):
         try:
             while waiting or running:
                 while waiting and len(running) < jobs:

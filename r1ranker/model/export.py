@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -13,39 +13,27 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from r1ranker.model.loading import INDEX, SINGLE
+
 FILE_BYTES = 2**29
 """of a weight file; a larger tensor has one of its own"""
-_WEIGHTS, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 
 def write_model(
     directory: Path, model: PreTrainedModel, parameters: Iterable[tuple[str, Tensor]], dtype: torch.dtype
 ) -> None:
-    """Write config, generation config and `parameters`, which come one by one, as weights of type `dtype`.
-
-    Takes all of the parameters even where it fails, so that those who gather them with us are not left waiting. Raises
-    OSError.
-    """
-    arriving = iter(parameters)
-    failure: OSError | None = None
+    """Write config, generation config and `parameters`, which come one by one, as weights of type `dtype`. Raises OSError."""
     try:
         _write_configs(directory, model, dtype)
-        files = _write_weights(directory, arriving, dtype)
-        _name_files(directory, files)
+        _name_files(directory, _write_weights(directory, parameters, dtype))
     except SafetensorError as error:  # which has the system's words in an error of its own
-        failure = OSError(errno.EIO, str(error))
-    except OSError as error:
-        failure = error
-    for _ in arriving:
-        pass
-    if failure is not None:
-        raise failure
+        raise OSError(errno.EIO, str(error)) from error
 
 
 def _write_configs(directory: Path, model: PreTrainedModel, dtype: torch.dtype) -> None:
     directory.mkdir(parents=True, exist_ok=True)
     before = model.config.dtype, model.config.architectures
-    model.config.dtype, model.config.architectures = dtype, [type(model).__name__.removeprefix("FSDP")]
+    model.config.dtype, model.config.architectures = dtype, [type(model).__name__]
     try:
         model.config.save_pretrained(directory)
     finally:
@@ -54,7 +42,7 @@ def _write_configs(directory: Path, model: PreTrainedModel, dtype: torch.dtype) 
         model.generation_config.save_pretrained(directory)
 
 
-def _write_weights(directory: Path, arriving: Iterator[tuple[str, Tensor]], dtype: torch.dtype) -> list[list[str]]:
+def _write_weights(directory: Path, arriving: Iterable[tuple[str, Tensor]], dtype: torch.dtype) -> list[list[str]]:
     """Write files 0, 1, ... of whole tensors; returns the names in each."""
     files: list[list[str]] = []
     waiting: dict[str, Tensor] = {}
@@ -76,7 +64,7 @@ def _write_weights(directory: Path, arriving: Iterator[tuple[str, Tensor]], dtyp
 def _name_files(directory: Path, files: list[list[str]]) -> None:
     """Give the files the names that transformers looks for: one alone, or several with an index."""
     if len(files) == 1:
-        _numbered(directory, 0).rename(directory / _WEIGHTS)
+        _numbered(directory, 0).rename(directory / SINGLE)
         return
     places: dict[str, str] = {}
     total = 0
@@ -86,7 +74,7 @@ def _name_files(directory: Path, files: list[list[str]]) -> None:
         total += file.stat().st_size
         places |= dict.fromkeys(names, name)
     index = {"metadata": {"total_size": total}, "weight_map": places}
-    (directory / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def _numbered(directory: Path, number: int) -> Path:

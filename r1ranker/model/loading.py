@@ -28,7 +28,8 @@ _TOKENIZER_FILES = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "m
 """any of these sets holds a vocabulary"""
 SETTINGS_FILE = "r1ranker.json"
 """beside the weights of a trained ranker: how it is to be asked"""
-_WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+"""files of weights: all in one, or the list of several"""
 
 
 def check_model_directory(path: str) -> None:
@@ -42,7 +43,7 @@ def check_model_directory(path: str) -> None:
         return
     if not (directory / "config.json").is_file():
         raise UserError(f"{path}: no config.json in this directory; a Hugging Face model directory is wanted")
-    if not any((directory / name).is_file() for name in _WEIGHT_FILES):
+    if not any((directory / name).is_file() for name in (SINGLE, INDEX)):
         raise UserError(f"{path}: no model.safetensors in this directory; weights in safetensors are wanted")
     if not any(all((directory / name).is_file() for name in names) for names in _TOKENIZER_FILES):
         raise UserError(f"{path}: model directory without tokenizer (tokenizer.json); one is wanted beside the weights")

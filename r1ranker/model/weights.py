@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import defaultdict
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ from transformers.utils.hub import cached_file
 
 from r1ranker.errors import UserError
 from r1ranker.model.fsdp import local_rows
+from r1ranker.model.loading import INDEX, SINGLE
 
 READ_BYTES = 2**26
 """of a tensor that are read at once"""
-_SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 
 WeightFiles = Mapping[str, Path]
 """name of a tensor -> the file that holds it"""
@@ -32,13 +33,13 @@ def locate_weights(path: str) -> WeightFiles:
 
     Raises UserError where there are none, or one is missing or damaged.
     """
-    single = _file(path, _SINGLE)
+    single = _file(path, SINGLE)
     if single is not None:
         with _opened(path, single) as file:
             return dict.fromkeys(file.keys(), single)
-    index = _file(path, _INDEX)
+    index = _file(path, INDEX)
     if index is None:
-        raise UserError(f"{path}: no {_SINGLE}; weights in safetensors are wanted")
+        raise UserError(f"{path}: no {SINGLE}; weights in safetensors are wanted")
     try:
         places: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         names = {name: _file(path, name) for name in set(places.values())}
@@ -48,7 +49,7 @@ def locate_weights(path: str) -> WeightFiles:
     for tensor, name in places.items():
         file = names[name]
         if file is None:
-            raise UserError(f"{path}: no {name}, which {_INDEX} names for {tensor}")
+            raise UserError(f"{path}: no {name}, which {INDEX} names for {tensor}")
         found[tensor] = file
     return found
 
@@ -56,10 +57,10 @@ def locate_weights(path: str) -> WeightFiles:
 def match_parameters(model: PreTrainedModel, files: WeightFiles, path: str) -> Sources | None:
     """Where each parameter stands in the files, whole and by one of its own names, so that its rows can be read alone.
 
-    None where transformers has to convert what it reads: other names or shapes, stacked experts, quantised weights, and
-    where a tied parameter stands there twice.
+    None where transformers has to convert what it reads: other names or shapes, stacked experts, quantised weights,
+    adapters beside them, and a tied parameter that stands there twice with different numbers.
     """
-    if getattr(model.config, "quantization_config", None) is not None:
+    if getattr(model.config, "quantization_config", None) is not None or _file(path, "adapter_config.json"):
         return None
     parameters = aliases(model)
     if set(model.state_dict()) != {name for _, names in parameters for name in names}:  # persistent buffers
@@ -67,7 +68,7 @@ def match_parameters(model: PreTrainedModel, files: WeightFiles, path: str) -> S
     sources: dict[str, str] = {}
     for _, names in parameters:
         held = [name for name in names if name in files]
-        if len(held) != 1:
+        if not held or not _are_same(path, [(name, files[name]) for name in held]):
             return None
         sources |= dict.fromkeys(names, held[0])
     shapes = dict(_shapes(path, files, set(sources.values())))
@@ -108,13 +109,32 @@ def read_weights(model: PreTrainedModel, sources: Sources, path: str) -> None:
             continue
         name, file = sources[names[0]]
         rows, first = local_rows(parameter)
-        count = max(1, READ_BYTES // max(1, 4 * rows[:1].numel()))
+        count = _rows_at_once(rows.shape)
         # opened for each tensor: what was read through a mapping counts as this process's until it is closed
         with _opened(path, file) as opened:
             held = opened.get_slice(name)
             for start in range(0, len(rows), count):
                 end = min(start + count, len(rows))
                 rows[start:end].copy_(held[first + start : first + end])
+
+
+def _rows_at_once(shape: Sequence[int]) -> int:
+    return max(1, READ_BYTES // max(1, 4 * math.prod(shape[1:])))
+
+
+def _are_same(path: str, places: Sequence[tuple[str, Path]]) -> bool:
+    """Whether tensors in the files hold the same numbers, looked at piece by piece."""
+    (name, file), *others = places
+    for other, where in others:
+        with _opened(path, file) as one, _opened(path, where) as two:
+            rows, same = one.get_slice(name), two.get_slice(other)
+            if rows.get_shape() != same.get_shape():
+                return False
+            count = _rows_at_once(rows.get_shape())
+            for start in range(0, rows.get_shape()[0], count):
+                if not torch.equal(rows[start : start + count], same[start : start + count]):
+                    return False
+    return True
 
 
 def _shapes(path: str, files: WeightFiles, names: Collection[str]) -> Iterator[tuple[str, list[int]]]:

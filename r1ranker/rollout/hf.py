@@ -11,7 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from r1ranker.device import compute_dtype, pick_device, release_cached_memory
 from r1ranker.model.loading import empty_causal_lm, load_causal_lm, load_tokenizer, moved, stop_token_ids
-from r1ranker.model.weights import materialise
+from r1ranker.model.weights import locate_weights, match_parameters, materialise
 from r1ranker.rollout.engine import Completion, EngineSettings, Request, SamplingParams, Session
 from r1ranker.rollout.hf_batch import Batch
 from r1ranker.rollout.hf_cache import GROUPED, register_grouped
@@ -38,9 +38,10 @@ class HFEngine:
         device, settings = device or pick_device(), settings or EngineSettings()
         tokenizer = load_tokenizer(directory)
         dtype = compute_dtype(device, settings.dtype)
-        if not settings.synced_weights:
+        model = empty_causal_lm(directory, dtype, "sdpa") if settings.synced_weights else None
+        # where the trainer has its model loaded by transformers, so has the engine: both then have the same parameters
+        if model is None or match_parameters(model, locate_weights(directory), directory) is None:
             return cls(moved(load_causal_lm(directory, dtype, "sdpa"), device), tokenizer, settings.max_num_seqs)
-        model = empty_causal_lm(directory, dtype, "sdpa")
         materialise(model, device)
         engine = cls(moved(model, device), tokenizer, settings.max_num_seqs)
         engine._has_weights = False

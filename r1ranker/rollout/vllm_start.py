@@ -19,12 +19,16 @@ CPU_BLOCK = 32
 """tokens of a block of the prefix cache"""
 
 
+BATCH_TOKENS = 8192
+"""tokens computed at once, or as many as a sequence may have"""
+
+
 def start_vllm(directory: str, device: torch.device, settings: EngineSettings) -> vllm.LLM:
     """vLLM over the model of a directory or hub id; raises RunError where memory does not suffice."""
     set_environment(settings)
     import vllm
 
-    own_compile_cache()
+    separate_compile_cache()
     if settings.tensor_parallel_size > 1:
         _name_shared_memory()
     memory = device_memory(device)
@@ -48,7 +52,7 @@ def set_environment(settings: EngineSettings) -> None:
         os.environ["VLLM_ALLREDUCE_USE_SYMM_MEM"] = "0"
 
 
-def own_compile_cache() -> None:
+def separate_compile_cache() -> None:
     """Where this process is one of several, give it a cache of compiled code of its own, unless the user has chosen one.
 
     Each process's engine takes itself for the first, and would write the same files: the table of what was compiled is
@@ -77,7 +81,7 @@ def engine_arguments(directory: str, device: torch.device, settings: EngineSetti
         "enable_prefix_caching": True,
         # the CPU build cannot take back a seeded draw for a prompt that is only partly computed: prompts stay whole
         "enable_chunked_prefill": not on_cpu,
-        "max_num_batched_tokens": max(max_model_len(directory, settings), 8192),
+        "max_num_batched_tokens": max(max_model_len(directory, settings), BATCH_TOKENS),
         # log-probabilities of the distribution that is sampled from: after temperature and constraint
         "logprobs_mode": "processed_logprobs",
         # the constraint of a token needs to know the one before it

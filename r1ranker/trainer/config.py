@@ -76,7 +76,7 @@ class ModelConfig:
     path: str | None = None
     """Hugging Face directory or hub id"""
     dtype: str = "auto"
-    """auto | float32 | bfloat16: of what is computed, engines included, and of exported weights; learning weights rest in float32.
+    """auto | float32 | bfloat16: of what is computed, engines included, and of the actor that a run writes; learning weights rest in float32.
     auto: bfloat16 on GPUs, float32 on the CPU. The actor's is in force for reference and critic too"""
     enable_gradient_checkpointing: bool = False
     use_remove_padding: bool = True

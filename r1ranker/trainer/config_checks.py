@@ -45,6 +45,7 @@ def _check_choices(config: Config) -> None:
     _one_of("actor_rollout_ref.actor.kl_loss_type", actor.kl_loss_type, KL_TYPES)
     _one_of("actor_rollout_ref.actor.recompute_old_log_probs", actor.recompute_old_log_probs, ("auto", "true", "false"))
     _one_of("actor_rollout_ref.model.dtype", config.actor_rollout_ref.model.dtype, DTYPES)
+    _one_of("critic.model.dtype", config.critic.model.dtype, ("auto",))  # the actor's is in force
     _one_of("actor_rollout_ref.rollout.name", rollout.name, ENGINES)
     _one_of("actor_rollout_ref.rollout.placement", rollout.placement, ("colocated", "separate"))
     if config.algorithm.rollout_correction.rollout_is is not None:
@@ -213,9 +214,10 @@ def _check_micro_batches(config: Config) -> None:
         )
     roles: list[tuple[str, object]] = [
         ("actor_rollout_ref.actor.ppo_micro_batch_size", part.actor),
-        ("actor_rollout_ref.ref.log_prob_micro_batch_size", part.ref),
-        ("actor_rollout_ref.rollout.log_prob_micro_batch_size", part.rollout),
     ]
+    if config.needs_reference:
+        roles.append(("actor_rollout_ref.ref.log_prob_micro_batch_size", part.ref))
+    roles.append(("actor_rollout_ref.rollout.log_prob_micro_batch_size", part.rollout))
     if config.needs_critic:
         roles.append(("critic.ppo_micro_batch_size", config.critic))
     for key, role in roles:
@@ -226,7 +228,9 @@ def _check_micro_batches(config: Config) -> None:
             continue
         if each is not None and each < 1:
             raise UserError(f"{key}_per_gpu: found {each}; at least 1 is wanted")
-        if each is None and together is not None and (together < 1 or together % config.world_size):
+        if together is not None and together < 1:
+            raise UserError(f"{key}: found {together}; at least 1 is wanted")
+        if each is None and together is not None and together % config.world_size:
             raise UserError(
                 f"{key}: {together} is not a multiple of the {config.world_size} processes; {key}_per_gpu is of one process"
             )

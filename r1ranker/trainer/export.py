@@ -11,7 +11,7 @@ import torch
 from r1ranker.atomic import atomic_path
 from r1ranker.errors import UserError
 from r1ranker.model.loading import SETTINGS_FILE, load_causal_lm, load_tokenizer
-from r1ranker.trainer.shards import read_weights
+from r1ranker.trainer.shards import read_trained_weights
 from r1ranker.trainer.state import read
 
 
@@ -26,7 +26,7 @@ def export_actor(state: str, output: str) -> int:
         raise UserError(f"{found}; a state such as RUN/state/step_100 is wanted")
     path = found.driver["config"]["actor_rollout_ref"]["model"]["path"]
     model = load_causal_lm(path, torch.float32, "sdpa")
-    read_weights(state, "actor", model)
+    read_trained_weights(state, "actor", model)
     with atomic_path(Path(output)) as temporary:
         model.save_pretrained(temporary)
         load_tokenizer(path).save_pretrained(temporary)

@@ -14,7 +14,7 @@ from r1ranker.trainer.process import BUCKET_BYTES
 from r1ranker.trainer.shards import PIECE_BYTES
 
 PROCESS_BASE = CPU_BASE
-"""of a process before any model, as on the CPU; what CUDA and its kernels add was not measured"""
+"""of a process before any model, as on the CPU; what CUDA, its kernels and vLLM add was not measured, so that this is the least"""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class HostMemory:
         if config.needs_critic:
             found["update of the critic"] = self.updating("critic")
         found["update of the actor"] = self.updating("actor")
-        found["saving the actor"] = self.resident() | {"file being written": FILE_BYTES}
+        found["saving the actor"] = self.resident() | {"file being written": self._file()}
         return found
 
     def resident(self) -> Parts:
@@ -67,6 +67,10 @@ class HostMemory:
         all_here = len(self._learners()) == 1 + self.model.config.needs_critic
         writing = 0 if all_here else self.model.config.trainer.n_gpus_per_node * PIECE_BYTES
         return self.resident() | gradients | {"state being written": writing}
+
+    def _file(self) -> int:
+        """A file of the exported actor: a larger tensor has one of its own."""
+        return max(FILE_BYTES, self.model.width * self.model.actor.largest_parameter)
 
     def _learners(self) -> dict[str, int]:
         """Parameters of each model that learns and rests in host memory."""

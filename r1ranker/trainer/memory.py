@@ -25,7 +25,7 @@ MASTER = 4
 CPU_BASE = 640 * 2**20
 """python, torch, transformers and their buffers in a process that has run once, before any model (measured)"""
 GPU_BASE = 2**30
-"""CUDA's context, kernels and communication buffers; an assumption, not a measurement"""
+"""CUDA's context, kernels, communication buffers and vLLM's CUDA graphs; an assumption, not a measurement"""
 SCORE_COPIES = 2
 """float32 arrays of a chunk's logits at once: logits and log-probabilities"""
 ENTROPY_COPIES = 2
@@ -34,8 +34,6 @@ LEARNING_ENTROPY_COPIES = 2
 """more of them where the entropy carries a gradient"""
 SAMPLING_BYTES = 16
 """a logit of one step of generation: the logit, its probability and what is computed on the way"""
-VLLM_BATCH_TOKENS = 8192
-"""tokens that vLLM computes at once, as r1ranker.rollout.vllm starts it"""
 GATHERED_COPIES = (2.5, 3.0)
 """arrays of what is outside the blocks, in float32 and in the type computed with, that gathering and reducing among processes
 on the CPU hold beside FSDP2's own for each model that learns: gloo's, and freed ones that the next does not fit (measured)"""
@@ -223,8 +221,10 @@ class MemoryModel:
 
     def _engine_pass(self) -> int:
         """What vLLM keeps free for its largest batch of tokens, as its trial run at the start finds it; not measured on a GPU."""
+        from r1ranker.rollout.vllm_start import BATCH_TOKENS
+
         data, rollout = self.config.data, self.config.actor_rollout_ref.rollout
-        tokens = max(data.max_prompt_length + data.max_response_length, VLLM_BATCH_TOKENS)
+        tokens = max(data.max_prompt_length + data.max_response_length, BATCH_TOKENS)
         return (
             self._forward(self.actor, tokens) // rollout.tensor_model_parallel_size
             + SAMPLING_BYTES * rollout.max_num_seqs * self.actor.vocabulary
@@ -339,7 +339,9 @@ class MemoryModel:
         In the backward pass the gradients of a block wait whole until they are reduced, in float32.
         """
         together = 2 if self.config.world_size > 1 or backward else 1
-        waiting = MASTER * shape.layer_parameters if backward and self.config.world_size > 1 else 0
+        waiting = MASTER * shape.layer_parameters if backward and (self.on_gpu or self.config.world_size > 1) else 0
+        if self.on_gpu:  # and what they are reduced to
+            waiting += waiting // self.config.world_size
         return self.width * (shape.outer_parameters + together * shape.layer_parameters) + waiting
 
     def _copied(self, shape: ModelShape) -> int:

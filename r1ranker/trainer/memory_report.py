@@ -75,7 +75,7 @@ def refuse_what_does_not_fit(model: MemoryModel, device: Device, host: Device) -
     needs = _needs(model, model.moments())
     for (name, (moment, needed)), there in zip(needs.items(), (device, host), strict=False):
         if needed > there.size:
-            cures = ", ".join(_cures(model, on_gpu=name == "a GPU"))
+            cures = ", ".join(_cures(model, name == "a GPU", "critic" in moment))
             raise UserError(
                 f"{name}: {in_units(needed)} are needed ({moment}), and there are {in_units(there.size)}; try {cures}"
             )
@@ -97,21 +97,25 @@ def _highest(moments: Mapping[str, Parts]) -> tuple[str, int]:
     return name, total(moments[name])
 
 
-def _cures(model: MemoryModel, on_gpu: bool) -> list[str]:
+def _cures(model: MemoryModel, on_gpu: bool, of_critic: bool) -> list[str]:
     config = model.config
-    role = config.actor_rollout_ref
+    role, critic = config.actor_rollout_ref, config.critic
     cures = []
     if on_gpu:
         if not model.away(role.actor.fsdp_config):
             cures.append("actor_rollout_ref.actor.fsdp_config.param_offload=true")
-        if model.critic is not None and not model.away(config.critic.model.fsdp_config):
+        if model.critic is not None and not model.away(critic.model.fsdp_config):
             cures.append("critic.model.fsdp_config.param_offload=true")
     if on_gpu or not model.on_gpu:
-        if not role.model.enable_gradient_checkpointing:
-            cures.append("actor_rollout_ref.model.enable_gradient_checkpointing=true")
-        cures.append("a smaller actor_rollout_ref.actor.ppo_max_token_len_per_gpu")
-    if model.on_gpu:
-        cures.append("more GPUs (trainer.n_gpus_per_node)" if on_gpu else "more machines (trainer.nnodes)")
+        checkpoints = (critic.model if of_critic else role.model).enable_gradient_checkpointing
+        if not checkpoints:
+            cures.append(f"{'critic' if of_critic else 'actor_rollout_ref'}.model.enable_gradient_checkpointing=true")
+        own = of_critic and critic.ppo_max_token_len_per_gpu is not None
+        cures.append(f"a smaller {'critic' if own else 'actor_rollout_ref.actor'}.ppo_max_token_len_per_gpu")
+    if on_gpu:
+        cures.append("more GPUs (trainer.n_gpus_per_node)")
+    elif model.on_gpu:
+        cures += ["less offload where the GPUs have room", "more machines (trainer.nnodes)"]
     return [*cures, "a smaller model"]
 
 

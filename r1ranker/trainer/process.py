@@ -15,6 +15,7 @@ import torch.distributed as dist
 from r1ranker.device import (
     bound_pinned_memory,
     collective_backend,
+    count_cores,
     has_gpu,
     keep_freed_memory,
     pick_device,
@@ -29,6 +30,7 @@ from r1ranker.trainer.random_state import seed_everything
 
 BUCKET_BYTES = 64 * 2**20
 """of weights that travel together to rollout processes of their own"""
+_WITHOUT_GPUS = "CUDA_VISIBLE_DEVICES= (to a Ray that runs already: ray start --num-gpus=0)"
 
 
 class Process:
@@ -63,7 +65,7 @@ class Process:
         if self.device.type == "cpu":
             keep_freed_memory()
         if self.config.trainer.executor == "ray":  # which allows one thread by itself
-            torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // beside))  # offloaded Adam runs on the CPU, too
+            torch.set_num_threads(max(1, count_cores() // beside))  # offloaded Adam runs on the CPU, too
         if self.device.type != "cpu":  # vLLM leaves one thread where nobody asked for a number
             os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
         seed_everything(self.config.trainer.seed)
@@ -79,13 +81,13 @@ class Process:
         if given and not has_gpu():
             raise UserError(
                 f"Ray gave process {self.rank} the GPU {given[0]}, which torch cannot use ({why_no_gpu()}); a torch built for its "
-                "driver is wanted, or CUDA_VISIBLE_DEVICES= to run on the CPU"
+                f"driver is wanted, or {_WITHOUT_GPUS} to run on the CPU"
             )
         device = pick_device()
         if device.type != "cpu" and not given:
             raise UserError(
                 f"Ray knows of no GPU, and process {self.rank} sees one: all would take the same; ray start --num-gpus is "
-                "wanted, or CUDA_VISIBLE_DEVICES= to run on the CPU"
+                f"wanted, or {_WITHOUT_GPUS} to run on the CPU"
             )
         return device
 

@@ -215,7 +215,7 @@ def read_part(directory: str, rank: int, learners: Mapping[str, Learner]) -> Non
         optimisation.restore(parts[0]["schedules"][role])
 
 
-def read_weights(directory: str, role: str, module: nn.Module) -> None:
+def read_trained_weights(directory: str, role: str, module: nn.Module) -> None:
     """Fill parameters alone from the parts in `directory`. Raises UserError where the state is of another model."""
     _fill(directory, _parts(directory), {f"{role}/{name}": parameter for name, parameter in module.named_parameters()})
 

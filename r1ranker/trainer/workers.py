@@ -152,14 +152,15 @@ class Worker(Process):
     def save_policy(self, directory: str, about: dict[str, Any]) -> None:
         """Write the policy as a Hugging Face directory, whole or not at all, in the type it is computed in. Collective."""
         weights = full_parameters(self.policy.language_model, self.device, self.dtype)
-        if self.rank:
-            for _ in weights:
+        try:
+            if self.rank == 0:
+                with atomic_path(Path(directory)) as temporary:
+                    write_model(temporary, self.policy.language_model, weights, self.dtype)
+                    self.tokenizer.save_pretrained(temporary)
+                    write_about(Path(temporary), about)
+        finally:
+            for _ in weights:  # whatever became of the writing, the others gather with us
                 pass
-            return
-        with atomic_path(Path(directory)) as temporary:
-            write_model(temporary, self.policy.language_model, weights, self.dtype)
-            self.tokenizer.save_pretrained(temporary)
-            write_about(Path(temporary), about)
 
     def save_state(self, directory: str) -> None:
         """Begin to write this process's part of a training state, which is as it is now; updates wait for it by themselves."""

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
 from runs import requests_of, trajectories_of
+from safetensors.torch import load_file, save_file
 
 from r1ranker.model.loading import load_causal_lm
 from r1ranker.rollout.engine import EngineSettings, Request, SamplingParams
@@ -90,5 +93,18 @@ def test_engine_and_trainer_agree_right_after_a_sync(model: str, constrain: bool
     assert max(np.abs(new - one.rollout_logprobs).max() for new, one in zip(stale, before, strict=True)) > 1e-2
     worker.sync_weights()
     after = sampled(worker, requests, temperature)
+    trained = worker.logprobs([after], "policy")[0]
+    assert max(np.abs(new - one.rollout_logprobs).max() for new, one in zip(trained, after, strict=True)) < 1e-4
+
+
+def test_an_engine_has_the_parameters_of_a_model_with_two_embeddings_where_its_config_means_one(
+    tiny_model: str, toy, tmp_path
+) -> None:
+    shutil.copytree(tiny_model, tmp_path / "model")
+    tensors = load_file(tmp_path / "model" / "model.safetensors")
+    head = tensors["model.embed_tokens.weight"].flip(0).contiguous()
+    save_file(tensors | {"lm_head.weight": head}, tmp_path / "model" / "model.safetensors", metadata={"format": "pt"})
+    worker = worker_of(str(tmp_path / "model"), toy)
+    after = sampled(worker, requests_of(worker.tokenizer, toy), 1.0)
     trained = worker.logprobs([after], "policy")[0]
     assert max(np.abs(new - one.rollout_logprobs).max() for new, one in zip(trained, after, strict=True)) < 1e-4

@@ -59,7 +59,40 @@ def test_a_gpu_that_torch_cannot_use_ends_a_run_in_a_line(toy: Path, tiny_model:
     (line,) = done.stderr.splitlines()
     assert "the GPU " in line
     assert "which torch cannot use (Torch not compiled with CUDA enabled)" in line
+    assert "ray start --num-gpus=0" in line
     assert not (tmp_path / "actor").exists()
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({}, {"PYTORCH_ALLOC_CONF": "pinned_max_cached_size_mb:1"}),
+        # torch reads the first that is set, and no other
+        (
+            {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True", "PYTORCH_ALLOC_CONF": "x:1"},
+            {
+                "PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True,pinned_max_cached_size_mb:1",
+                "PYTORCH_ALLOC_CONF": "x:1",
+            },
+        ),
+        (
+            {"PYTORCH_ALLOC_CONF": "pinned_max_cached_size_mb:64"},
+            {"PYTORCH_ALLOC_CONF": "pinned_max_cached_size_mb:64"},
+        ),
+    ],
+)
+def test_pinned_memory_is_bounded_where_torch_looks(
+    before: dict[str, str], after: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_HIP_ALLOC_CONF", "PYTORCH_ALLOC_CONF")
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in before.items():
+        monkeypatch.setenv(name, value)
+    device.bound_pinned_memory()
+    assert {name: os.environ[name] for name in names if name in os.environ} == after
+    for name in names:
+        monkeypatch.delenv(name, raising=False)
 
 
 def test_a_device_file_without_a_torch_for_it_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,6 +103,6 @@ def test_a_device_file_without_a_torch_for_it_is_refused(tmp_path: Path, monkeyp
     (tmp_path / "nvidia0").touch()
     with pytest.raises(UserError, match=r"nvidia0: a GPU that torch cannot use \(Torch not compiled with CUDA"):
         device.pick_device()
-    for hidden in ("", "-1"):
+    for hidden in ("", "-1", "NoDevFiles"):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
         assert device.pick_device() == torch.device("cpu")

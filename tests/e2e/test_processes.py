@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import runs
 
+from r1ranker.errors import UserError
 from r1ranker.trainer.balance import Budget, arrange
 from r1ranker.trainer.cluster import Cluster, call_all, started
 from r1ranker.trainer.config import Config
@@ -141,6 +144,17 @@ def test_processes_make_no_difference(
     with started(config, 10) as cluster:
         assert cluster.size == processes
         assert_same(run(cluster, budget), alone)
+
+
+@pytest.mark.usefixtures("one_ray")
+def test_an_actor_that_cannot_be_written_leaves_no_process_waiting(tiny_model: str, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    config = config_of(tiny_model, "trainer.executor=ray", "trainer.n_gpus_per_node=2")
+    with started(config, 10) as cluster:
+        with pytest.raises(UserError, match="cannot be written"):
+            call_all(cluster, "save_policy", str(tmp_path / "file" / "actor"), {})
+        call_all(cluster, "save_policy", str(tmp_path / "actor"), {})  # and all are in step
+    assert (tmp_path / "actor" / "model.safetensors").is_file()
 
 
 @pytest.mark.usefixtures("one_ray")

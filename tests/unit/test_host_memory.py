@@ -111,7 +111,7 @@ def test_what_cannot_fit_is_refused_with_what_to_change(shapes: dict[str, str]) 
     for model, gpu, host, words in (
         (on_gpus(shapes["7B"], gpu=39), 39, 1024, r"gpu_memory_utilization: found 0\.4; .* take 15\.\d GiB of a GPU's 39\.0 GiB; try 0\.41"),
         (on_gpus(shapes["7B"], gpu=16), 16, 1024, r"of a GPU's 16\.0 GiB; try a larger tensor_model_parallel_size"),
-        (on_gpus(shapes["3B"]), 80, 64, r"host memory: \d\d\.\d GiB are needed \(update of the critic\), and there are 64\.0 GiB; try more machines"),
+        (on_gpus(shapes["3B"]), 80, 64, r"host memory: \d\d\.\d GiB are needed \(update of the critic\), and there are 64\.0 GiB; try less offload where the GPUs have room, more machines"),
         (
             on_gpus(shapes["3B"], "actor_rollout_ref.model.enable_gradient_checkpointing=false", gpu=40), 40, 1024,
             r"a GPU: \d\d\.\d GiB are needed .*; try actor_rollout_ref.model.enable_gradient_checkpointing=true, a smaller",

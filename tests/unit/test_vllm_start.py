@@ -19,7 +19,7 @@ if not find_spec("vllm"):
     pytest.skip("vLLM is not installed; '.[cpu]' brings it", allow_module_level=True)
 
 from r1ranker.rollout.vllm_failure import refuse_start
-from r1ranker.rollout.vllm_start import engine_arguments, own_compile_cache, set_environment
+from r1ranker.rollout.vllm_start import engine_arguments, separate_compile_cache, set_environment
 
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
 GIB = 2**30
@@ -91,11 +91,11 @@ def test_each_of_several_processes_has_a_compile_cache_of_its_own() -> None:
     ):
         os.environ.pop("VLLM_CACHE_ROOT", None)
         os.environ.update(processes)
-        own_compile_cache()
+        separate_compile_cache()
         roots.append(envs.VLLM_CACHE_ROOT)
     assert roots == [default, default, f"{default}/r1ranker/rank_0", f"{default}/r1ranker/rank_1"]
     os.environ["VLLM_CACHE_ROOT"] = "/chosen"
-    own_compile_cache()
+    separate_compile_cache()
     assert envs.VLLM_CACHE_ROOT == "/chosen"
 
 

@@ -72,8 +72,7 @@ def assert_rows_of_the_whole(path: str, rank: int, world_size: int) -> None:
             rows, first = local_rows(parameter)
             assert rows.dtype == torch.float32
             torch.testing.assert_close(rows, whole[name][first : first + len(rows)], atol=0, rtol=0)
-        tied = policy.config.tie_word_embeddings
-        assert (policy.lm_head.weight is policy.model.embed_tokens.weight) == tied
+        assert (policy.lm_head.weight is policy.model.embed_tokens.weight) == ("lm_head.weight" not in whole)
         assert not critic.head.weight.to_local().any()
         assert all(parameter.requires_grad for parameter in policy.parameters())
 
@@ -114,20 +113,34 @@ def test_a_process_of_sixty_four_runs_a_pass_forward_and_back(tiny_model: str) -
             assert parameter.grad.to_local().shape == parameter.to_local().shape
 
 
-def test_a_tied_parameter_that_stands_twice_and_other_names_are_read_whole(
+def with_tensors(model: str, path: Path, tensors: dict[str, torch.Tensor]) -> str:
+    """A copy of a model directory with other tensors."""
+    shutil.copytree(model, path)
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    return str(path)
+
+
+def test_a_tied_parameter_that_stands_twice_is_read_by_rows(tiny_model: str, tmp_path: Path) -> None:
+    tensors = load_file(Path(tiny_model) / "model.safetensors")
+    twice = tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
+    path = with_tensors(tiny_model, tmp_path / "twice", twice)
+    assert match_parameters(empty_causal_lm(path, torch.float32, PACKED), locate_weights(path), path) is not None
+    assert_rows_of_the_whole(path, 1, 2)
+
+
+def test_two_embeddings_where_one_is_meant_and_other_names_are_read_whole(
     tiny_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tensors = load_file(Path(tiny_model) / "model.safetensors")
-    twice = tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
+    head = tensors["model.embed_tokens.weight"].clone()
+    head[-1, -1] += 1
     # a trunk saved by itself, which transformers gives its prefix again
     trunk = {name.removeprefix("model."): one for name, one in tensors.items()}
-    for kind, held in {"twice": twice, "trunk": trunk}.items():
-        path = tmp_path / kind
-        shutil.copytree(tiny_model, path)
-        save_file(held, path / "model.safetensors", metadata={"format": "pt"})
-        model = empty_causal_lm(str(path), torch.float32, PACKED)
-        assert match_parameters(model, locate_weights(str(path)), str(path)) is None
-        assert_rows_of_the_whole(str(path), 1, 2)
+    for kind, held in {"two": tensors | {"lm_head.weight": head}, "trunk": trunk}.items():
+        path = with_tensors(tiny_model, tmp_path / kind, held)
+        model = empty_causal_lm(path, torch.float32, PACKED)
+        assert match_parameters(model, locate_weights(path), path) is None
+        assert_rows_of_the_whole(path, 1, 2)
         assert "have to be converted" in capsys.readouterr().err
 
 
@@ -217,18 +230,3 @@ def test_a_model_is_written_as_it_comes_in_files_of_a_bounded_size(
     again = load_causal_lm(str(tmp_path / "out"), torch.bfloat16, PACKED)
     for (name, found), (_, expected) in zip(again.named_parameters(), model.named_parameters(), strict=True):
         torch.testing.assert_close(found, expected.to(torch.bfloat16), atol=0, rtol=0, msg=name)
-
-
-def test_all_parameters_are_taken_even_where_writing_fails(tiny_model: str, tmp_path: Path) -> None:
-    model = load_causal_lm(tiny_model, torch.float32, PACKED)
-    (tmp_path / "out").write_text("a file, where a directory is wanted")
-    taken = []
-
-    def gathered() -> Iterator[tuple[str, torch.Tensor]]:
-        for name, parameter in model.named_parameters():
-            taken.append(name)
-            yield name, parameter
-
-    with pytest.raises(OSError):
-        write_model(tmp_path / "out", model, gathered(), torch.float32)
-    assert taken == [name for name, _ in model.named_parameters()]
