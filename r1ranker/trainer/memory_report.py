@@ -139,7 +139,7 @@ def _print_table(console: Console, title: str, moments: Mapping[str, Parts]) -> 
     table.add_column("", no_wrap=True)
     for name in moments:
         table.add_column(name, justify="right", no_wrap=True)
-    for part in dict.fromkeys(part for parts in moments.values() for part in parts):
+    for part in dict.fromkeys(part for parts in moments.values() for part, size in parts.items() if size):
         table.add_row(part, *(in_units(parts[part]) if parts.get(part) else "" for parts in moments.values()))
     table.add_section()
     table.add_row("total", *(in_units(total(parts)) for parts in moments.values()), style="bold")

@@ -75,7 +75,7 @@ def test_a_dry_run_reckons_gpus_and_hosts_that_are_only_thought_of(
     printed = capsys.readouterr().out
     for line in (
         "1 x 4 with Ray, a GPU each", "Memory a GPU", "Host memory of a machine, 4 processes and the driver together",
-        "actor: gradients", "state being written", "a GPU: ", "there is 24.0 GiB: fits", "host memory: ", "there is 64.0 GiB: fits",
+        "actor: gradients", "file being written", "a GPU: ", "there is 24.0 GiB: fits", "host memory: ", "there is 64.0 GiB: fits",
     ):  # fmt: skip
         assert line in printed, line
     for sizes, words in (((24, 2), "host memory: "), ((1, 64), "a GPU: "), ((None, 2), "host memory: ")):
