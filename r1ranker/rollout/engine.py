@@ -45,7 +45,7 @@ class Completion:
 
     token_ids: list[int]
     logprobs: list[float]
-    """of each token, in the distribution it was sampled from: after temperature and constraint, before top_p, top_k"""
+    """of each token, after temperature and constraint; with vLLM after top_p and top_k as well, which are off in training"""
     finish_reason: FinishReason
     allowed: list[list[int]] = field(default_factory=list)
     """under a constraint: for each token the ids that were allowed, empty where all were; else an empty list"""
