@@ -141,8 +141,12 @@ def _shapes(path: str, files: WeightFiles, names: Collection[str]) -> Iterator[t
     for place in sorted({files[name] for name in names}):
         with _opened(path, place) as file:
             for name in names:
-                if files[name] == place:
+                if files[name] != place:
+                    continue
+                try:
                     yield name, list(file.get_slice(name).get_shape())
+                except SafetensorError as error:
+                    raise UserError(f"{path}: {place.name} holds no {name}, which {INDEX} says it does") from error
 
 
 def _file(path: str, name: str) -> Path | None:

@@ -147,6 +147,12 @@ def test_two_embeddings_where_one_is_meant_and_other_names_are_read_whole(
 def test_a_damaged_or_missing_file_is_named(several_files: str) -> None:
     one, other, *_ = sorted(Path(several_files).glob("*.safetensors"))
     with process(0, 2):
+        kept, tensors = one.read_bytes(), load_file(one)
+        gone, _ = tensors.popitem()
+        save_file(tensors, one)
+        with pytest.raises(UserError, match=f"{one.name} holds no {gone}, which model.safetensors.index.json says"):
+            Execution(2).load(several_files, CPU, PolicyModel)
+        one.write_bytes(kept)
         one.write_bytes(one.read_bytes()[:100])
         with pytest.raises(UserError, match=f"{one.name} is damaged"):
             Execution(2).load(several_files, CPU, PolicyModel)
