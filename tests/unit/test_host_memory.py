@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate import init_empty_weights
-from torch import distributed as dist
-from torch.testing._internal.distributed.fake_pg import FakeStore
+from fake_processes import process
 from transformers import AutoConfig, AutoModelForCausalLM, Qwen2Config
 
 from r1ranker.errors import UserError
@@ -54,10 +53,7 @@ def on_gpus(path: str, *overrides: str, gpu: int = 80) -> MemoryModel:
 
 
 def test_shards_of_a_3b_model_over_four_processes_are_those_that_are_counted(shapes: dict[str, str]) -> None:
-    if dist.is_initialized():
-        dist.destroy_process_group()
-    dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=4)
-    try:
+    with process(0, 4):
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(shapes["3B"]))
         model.tie_weights()
@@ -65,8 +61,6 @@ def test_shards_of_a_3b_model_over_four_processes_are_those_that_are_counted(sha
         shard(module, module.layers, torch.device("cpu"), 4, True, torch.bfloat16)
         held = sum(local_rows(parameter)[0].numel() for parameter in module.parameters())
         assert model.lm_head.weight is model.model.embed_tokens.weight
-    finally:
-        dist.destroy_process_group()
     assert held == 771_484_672
     assert on_gpus(shapes["3B"]).shards(4 * held) == 4 * held
 

@@ -7,11 +7,10 @@ from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
+from fake_processes import process
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
-from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from r1ranker.trainer.config import OptimConfig
 from r1ranker.trainer.optimisation import Optimisation, total_norm
@@ -96,10 +95,7 @@ def test_adamw_is_fused_and_steps_as_the_plain_one() -> None:
 
 @pytest.mark.parametrize("rank", [0, 1, 2])
 def test_the_fused_step_takes_shards_and_processes_without_rows(rank: int) -> None:
-    if dist.is_initialized():
-        dist.destroy_process_group()
-    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=3)
-    try:
+    with process(rank, 3):
         mesh = init_device_mesh("cpu", (3,))
         torch.manual_seed(0)
         shards = nn.Linear(40, 2)
@@ -114,8 +110,6 @@ def test_the_fused_step_takes_shards_and_processes_without_rows(rank: int) -> No
         assert optimisation.step() == pytest.approx(math.sqrt(41) if rank < 2 else 0)  # nobody is there to add to it
         for parameter, value in zip(shards.parameters(), before, strict=True):
             torch.testing.assert_close(parameter.to_local(), value - 0.01 * (1 + 0.01 * value))  # AdamW's first step
-    finally:
-        dist.destroy_process_group()
 
 
 def test_gradients_are_clipped_in_place() -> None:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import errno
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 import torch
 import torch.distributed as dist
+from fake_processes import process
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
-from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from r1ranker.device import beside_queued_work
 from r1ranker.errors import UserError
@@ -260,18 +260,6 @@ def test_copies_from_a_gpu_wait_for_what_was_queued_and_for_nothing_after_it(mon
     with beside_queued_work([CPU, torch.device("cuda", 0)]) as used:
         assert used == "Stream"
     assert done == ["a stream on cuda:0", "waits for what cuda:0 has queued"]
-
-
-@contextmanager
-def process(rank: int, world: int) -> Iterator[None]:
-    """This process as one of `world`; nobody else is there, so that nothing can be gathered."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
-    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
 
 
 def sharded(seed: int, world: int) -> Learner:

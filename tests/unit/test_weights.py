@@ -7,17 +7,14 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from fake_processes import process
 from safetensors.torch import load_file, save_file
-from torch import distributed as dist
 from torch.distributed.tensor import DTensor
-from torch.testing._internal.distributed.fake_pg import FakeStore
 
 from r1ranker.errors import UserError
 from r1ranker.model import weights
@@ -35,18 +32,6 @@ from r1ranker.trainer.policy import Policy, PolicyLoss
 from r1ranker.trainer.trajectory import Trajectory
 
 CPU = torch.device("cpu")
-
-
-@contextmanager
-def process(rank: int, world_size: int) -> Iterator[None]:
-    """This process as one of several whose collectives do nothing."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
-    dist.init_process_group("fake", store=FakeStore(), rank=rank, world_size=world_size)
-    try:
-        yield
-    finally:
-        dist.destroy_process_group()
 
 
 @pytest.fixture
