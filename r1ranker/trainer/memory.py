@@ -295,7 +295,7 @@ class MemoryModel:
         return self.resident() | self._with_holes(parts)
 
     def stepping(self) -> Parts:
-        """AdamW's step: the gradients, and a chunk of them whose norm is taken."""
+        """AdamW's step: the gradients; the fused step has no intermediate results, and their norm is taken in small chunks."""
         role = self.config.actor_rollout_ref.actor
         if self.away(role.fsdp_config):
             return self.resident()

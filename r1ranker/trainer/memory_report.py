@@ -38,9 +38,7 @@ class Device:
 
 def print_memory(console: Console, model: MemoryModel, device: Device, host: Device) -> None:
     """Print the bytes of each moment and part. Raises UserError where the device or the host cannot hold the run."""
-    moments = model.moments()
-    if model.config.actor_rollout_ref.rollout.placement == "separate":
-        moments["rollout process"] = model.generation()
+    moments = _moments(model)
     if model.on_gpu:
         _print_table(console, f"Memory a GPU ({in_units(GPU_BASE)} for the driver's own part is assumed)", moments)
         on_host = HostMemory(model)
@@ -72,13 +70,19 @@ def refuse_what_does_not_fit(model: MemoryModel, device: Device, host: Device) -
                 f"actor_rollout_ref.rollout.gpu_memory_utilization: found {rollout.gpu_memory_utilization:g}; an engine's weights, a "
                 f"pass and the cache of one sequence take {in_units(model.engine_needs())} of a GPU's {in_units(device.size)}; {cure}"
             )
-    needs = _needs(model, model.moments())
+    needs = _needs(model, _moments(model))
     for (name, (moment, needed)), there in zip(needs.items(), (device, host), strict=False):
         if needed > there.size:
             cures = ", ".join(_cures(model, name == "a GPU", "critic" in moment))
             raise UserError(
                 f"{name}: {in_units(needed)} are needed ({moment}), and there are {in_units(there.size)}; try {cures}"
             )
+
+
+def _moments(model: MemoryModel) -> dict[str, Parts]:
+    """Those of the trainer's processes, and of the rollout's where it has its own."""
+    separate = model.config.actor_rollout_ref.rollout.placement == "separate"
+    return model.moments() | ({"rollout process": model.generation()} if separate else {})
 
 
 def _needs(model: MemoryModel, moments: Mapping[str, Parts]) -> dict[str, tuple[str, int]]:

@@ -115,6 +115,14 @@ def test_what_cannot_fit_is_refused_with_what_to_change(shapes: dict[str, str]) 
             refuse_what_does_not_fit(model, Device(gpu * GiB), Device(host * GiB))
 
 
+def test_a_rollout_of_its_own_that_cannot_fit_is_refused(shapes: dict[str, str]) -> None:
+    apart = ("placement=separate", "n_workers=1", "name=hf")
+    model = on_gpus(shapes["3B"], *(f"actor_rollout_ref.rollout.{one}" for one in apart), gpu=11)
+    assert max(map(total, model.moments().values())) < 11 * GiB
+    with pytest.raises(UserError, match=r"a GPU: .* \(rollout process\)"):
+        refuse_what_does_not_fit(model, Device(11 * GiB), Device(1024 * GiB))
+
+
 def test_a_cpu_run_counts_all_processes_of_the_machine(shapes: dict[str, str]) -> None:
     model = MemoryModel.of(published(shapes["3B"]), False, 64 * GiB)
     with pytest.raises(
