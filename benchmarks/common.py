@@ -12,8 +12,8 @@ import numpy as np
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
 from r1ranker.model.init import save_hf, train_tokenizer
-from r1ranker.trainer.estimation import put_shares
-from r1ranker.trainer.trajectory import Trajectory
+from r1ranker.trainer.algorithm.estimation import put_shares
+from r1ranker.trainer.batch.trajectory import Trajectory
 
 QWEN_SHAPES: dict[str, dict[str, Any]] = {
     name: {"vocab_size": 151936, "num_key_value_heads": 2, "tie_word_embeddings": True} | sizes

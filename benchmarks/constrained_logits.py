@@ -23,12 +23,12 @@ from torch.utils.checkpoint import checkpoint
 from r1ranker.model import policy_model
 from r1ranker.model.execution import Execution
 from r1ranker.model.logprobs import token_logprobs
-from r1ranker.trainer.balance import Budget, arrange
-from r1ranker.trainer.config import TrainerConfig
-from r1ranker.trainer.losses import ClipRange
-from r1ranker.trainer.policy import Policy, PolicyLoss
-from r1ranker.trainer.process import join
-from r1ranker.trainer.trajectory import Trajectory
+from r1ranker.trainer.algorithm.losses import ClipRange
+from r1ranker.trainer.batch.balance import Budget, arrange
+from r1ranker.trainer.batch.trajectory import Trajectory
+from r1ranker.trainer.config.schema import TrainerConfig
+from r1ranker.trainer.learners.policy import Policy, PolicyLoss
+from r1ranker.trainer.workers.process import join
 
 PROMPTS, SAMPLES, CANDIDATES, PROMPT_TOKENS = 32, 8, 20, 120
 

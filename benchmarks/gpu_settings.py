@@ -16,9 +16,9 @@ from pathlib import Path
 from common import QWEN_SHAPES
 from transformers import Qwen2Config
 
-from r1ranker.trainer.config_load import load_config
-from r1ranker.trainer.host_memory import HostMemory
-from r1ranker.trainer.memory import MemoryModel, total
+from r1ranker.trainer.config.load import load_config
+from r1ranker.trainer.memory.estimate import MemoryModel, total
+from r1ranker.trainer.memory.host import HostMemory
 
 GiB = 2**30
 USABLE = {24: 23.5, 40: 39.4, 80: 79.1}

@@ -26,8 +26,8 @@ import torch
 from task import BETA, GROUP, PROMPTS, SHAPES, Bench, Shape, build, config_of, early_letters
 from transformers import PrinterCallback, TrainerCallback
 
-from r1ranker.trainer.cluster import Cluster, started
 from r1ranker.trainer.loop import Run
+from r1ranker.trainer.workers.cluster import Cluster, started
 
 warnings.filterwarnings("ignore")  # TRL has one for every version of vLLM that it has not seen
 try:

@@ -91,10 +91,10 @@ def measure(setting: Setting, directory: str) -> dict[str, float]:
     import numpy as np
 
     from r1ranker.rollout.engine import Request, SamplingParams
-    from r1ranker.trainer.cluster import call_all, started
-    from r1ranker.trainer.config_load import load_config
-    from r1ranker.trainer.memory import MemoryModel, total
-    from r1ranker.trainer.trajectory import Trajectory
+    from r1ranker.trainer.batch.trajectory import Trajectory
+    from r1ranker.trainer.config.load import load_config
+    from r1ranker.trainer.memory.estimate import MemoryModel, total
+    from r1ranker.trainer.workers.cluster import call_all, started
 
     config = load_config("quickstart", config_of(setting, directory))
     moments = MemoryModel.of(config, on_gpu=False, device_bytes=0).moments()

@@ -32,9 +32,9 @@ from r1ranker.rewards.iterative import iterative_task_score
 from r1ranker.rollout.engine import Completion
 from r1ranker.tasks.answers import with_prefill
 from r1ranker.tasks.prompts import AnswerFormat
-from r1ranker.trainer.collect import Sampling
-from r1ranker.trainer.config import RewardFunctionConfig
-from r1ranker.trainer.reward_pool import RewardPool
+from r1ranker.trainer.config.schema import RewardFunctionConfig
+from r1ranker.trainer.experience.collect import Sampling
+from r1ranker.trainer.scoring.pool import RewardPool
 
 TITLES = """
 Toy Story (1995)|Jumanji (1995)|Grumpier Old Men (1995)|Waiting to Exhale (1995)|Father of the Bride Part II (1995)|Heat (1995)

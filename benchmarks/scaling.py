@@ -24,11 +24,11 @@ import torch
 from common import Peak, build, groups, learnable
 
 from r1ranker.rollout.engine import Request, SamplingParams
-from r1ranker.trainer.balance import Budget
-from r1ranker.trainer.cluster import Cluster, started
-from r1ranker.trainer.config_load import load_config
-from r1ranker.trainer.dispatch import fill, generate, update
-from r1ranker.trainer.trajectory import Trajectory
+from r1ranker.trainer.batch.balance import Budget
+from r1ranker.trainer.batch.trajectory import Trajectory
+from r1ranker.trainer.config.load import load_config
+from r1ranker.trainer.workers.cluster import Cluster, started
+from r1ranker.trainer.workers.dispatch import fill, generate, update
 
 VOCABULARY = 8192
 TITLE, REST = 10, 100

@@ -20,11 +20,11 @@ import torch
 from common import Peak, build, groups
 
 from r1ranker.model.execution import Execution
-from r1ranker.trainer.balance import Budget, arrange
-from r1ranker.trainer.config import TrainerConfig
-from r1ranker.trainer.losses import ClipRange
-from r1ranker.trainer.policy import Policy, PolicyLoss
-from r1ranker.trainer.process import join
+from r1ranker.trainer.algorithm.losses import ClipRange
+from r1ranker.trainer.batch.balance import Budget, arrange
+from r1ranker.trainer.config.schema import TrainerConfig
+from r1ranker.trainer.learners.policy import Policy, PolicyLoss
+from r1ranker.trainer.workers.process import join
 
 PROMPTS, RESPONSES, SIZES = (100, 400, 1500), (32, 128, 512), (1, 4, 16)
 LEAST_TOKENS = 2048

@@ -21,12 +21,12 @@ from task import SHAPES, Bench, build, config_of
 
 from r1ranker.model.policy_model import PolicyModel
 from r1ranker.rollout.hf_batch import Batch
-from r1ranker.trainer import dispatch
-from r1ranker.trainer import policy as policy_module
-from r1ranker.trainer.cluster import started
+from r1ranker.trainer.learners import policy as policy_module
+from r1ranker.trainer.learners.optimisation import Optimisation
+from r1ranker.trainer.learners.policy import Policy
 from r1ranker.trainer.loop import Run
-from r1ranker.trainer.optimisation import Optimisation
-from r1ranker.trainer.policy import Policy
+from r1ranker.trainer.workers import dispatch
+from r1ranker.trainer.workers.cluster import started
 
 INNER: dict[str, tuple[Any, str]] = {
     "generation: let in and prefilled": (Batch, "_admit"),

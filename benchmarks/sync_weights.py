@@ -16,14 +16,14 @@ import torch
 from common import Peak, build
 
 from r1ranker.rollout.engine import Request, SamplingParams
-from r1ranker.trainer import cluster as cluster_module
-from r1ranker.trainer.balance import Budget
-from r1ranker.trainer.cluster import Cluster, call_all, started
-from r1ranker.trainer.config_load import load_config
-from r1ranker.trainer.dispatch import generate, update
-from r1ranker.trainer.process import Process
-from r1ranker.trainer.trajectory import Trajectory
-from r1ranker.trainer.workers import Worker
+from r1ranker.trainer.batch.balance import Budget
+from r1ranker.trainer.batch.trajectory import Trajectory
+from r1ranker.trainer.config.load import load_config
+from r1ranker.trainer.workers import cluster as cluster_module
+from r1ranker.trainer.workers.cluster import Cluster, call_all, started
+from r1ranker.trainer.workers.dispatch import generate, update
+from r1ranker.trainer.workers.process import Process
+from r1ranker.trainer.workers.worker import Worker
 
 VOCABULARY = 2000
 SETUPS = {

@@ -16,8 +16,8 @@ from r1ranker.data.tokenise import encode_chat
 from r1ranker.model.init import LABELS, TAGS, save_hf, train_tokenizer
 from r1ranker.rewards import register
 from r1ranker.tasks.example import RankingExample
-from r1ranker.trainer.config import Config
-from r1ranker.trainer.config_load import load_config
+from r1ranker.trainer.config.load import load_config
+from r1ranker.trainer.config.schema import Config
 
 GROUP = 8
 """completions a prompt"""

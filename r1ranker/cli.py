@@ -160,7 +160,7 @@ def train(
     ] = None,
 ) -> None:
     """Train with PPO, GRPO, RLOO or REINFORCE++: r1ranker train [--config-name NAME] key=value ..."""
-    from r1ranker.trainer.config_load import load_config, own_config
+    from r1ranker.trainer.config.load import load_config, own_config
 
     config = load_config(config_name or own_config(config_path) or "published", context.args, config_path)
     for name, value in (("--gpu-memory", gpu_memory), ("--host-memory", host_memory)):
@@ -216,7 +216,7 @@ def report_command(
     output: Annotated[str, typer.Option(help="HTML file to write")] = "report.html",
 ) -> None:
     """Write training curves, results, errors and examples as one HTML file that needs no network."""
-    from r1ranker.evaluation.report import write_report
+    from r1ranker.report import write_report
 
     write_report(inputs, output)
     typer.echo(output)
@@ -244,7 +244,7 @@ def export_command(
     output: Annotated[str, typer.Argument(help="directory to write")],
 ) -> None:
     """Write the actor of a training state as a Hugging Face directory."""
-    from r1ranker.trainer.export import export_actor
+    from r1ranker.trainer.checkpoint.export import export_actor
 
     step = export_actor(state, output)
     typer.echo(f"{output}: the actor of step {step}")
@@ -256,7 +256,7 @@ def replay_command(
     model: Annotated[str, typer.Option(help="model directory or hub id; the run's own")],
 ) -> None:
     """Compute a bad step's samples anew, and show which of their numbers are not finite."""
-    from r1ranker.trainer.replay import replay
+    from r1ranker.trainer.monitoring.replay import replay
 
     for line in replay(file, model):
         typer.echo(line)

@@ -36,7 +36,7 @@ def run(output: Path, steps: int, sft_steps: int, size: int) -> None:
     from r1ranker.evaluation.runner import EvaluationOptions, run_evaluation
     from r1ranker.evaluation.table import compare_table
     from r1ranker.model.init import init_model
-    from r1ranker.trainer.config_load import load_config
+    from r1ranker.trainer.config.load import load_config
     from r1ranker.trainer.fit import fit
     from r1ranker.trainer.sft import SFTSettings, fine_tune
 

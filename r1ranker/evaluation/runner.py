@@ -20,8 +20,9 @@ from r1ranker.data.raw import ATOMIC, atomic_files
 from r1ranker.data.sources.ranking_bench import read_ranking_bench
 from r1ranker.data.sources.routing import OBJECTIVES
 from r1ranker.errors import UserError, at_least
-from r1ranker.evaluation.baselines import MostFrequentLabel, as_given, baselines_for, random_order
-from r1ranker.evaluation.collaborative import Popularity
+from r1ranker.evaluation.baselines.collaborative import Popularity
+from r1ranker.evaluation.baselines.orders import MostFrequentLabel, as_given, baselines_for, random_order
+from r1ranker.evaluation.baselines.scored import ScoredOrder
 from r1ranker.evaluation.journal import Journal
 from r1ranker.evaluation.records import Metrics, Record, figures, metrics_of, record_of, strict_metrics_of
 from r1ranker.evaluation.results import FORMAT, TIMING, write_trec
@@ -33,7 +34,6 @@ from r1ranker.evaluation.routing import (
     routing_figures,
     with_outcomes,
 )
-from r1ranker.evaluation.scored import ScoredOrder
 from r1ranker.evaluation.table import print_results
 from r1ranker.model.loading import check_model_directory
 from r1ranker.ranking.decode import EliminationSettings

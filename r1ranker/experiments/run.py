@@ -26,7 +26,7 @@ from r1ranker.experiments.tables import print_summary, write_summary
 from r1ranker.ranking.decode import EliminationSettings
 
 if TYPE_CHECKING:
-    from r1ranker.trainer.config import Config
+    from r1ranker.trainer.config.schema import Config
 
 Report = dict[str, Any]
 
@@ -203,7 +203,7 @@ def _models(
     experiment: Experiment, label: str, seed: int, bench: str, output: Path, console: Console
 ) -> tuple[str, str, Config]:
     """The model before and the actor after training, and how it was trained."""
-    from r1ranker.trainer.config_load import load_config
+    from r1ranker.trainer.config.load import load_config
     from r1ranker.trainer.fit import fit
 
     label = _trained(experiment, label)
@@ -286,8 +286,8 @@ def _evaluate(
 
 def _states(here: Path, label: str, base: str) -> Iterator[tuple[int, str]]:
     """(step, model) at the beginning and at each saved state of a training."""
-    from r1ranker.trainer.export import export_actor
-    from r1ranker.trainer.state import STATES, steps_of
+    from r1ranker.trainer.checkpoint.export import export_actor
+    from r1ranker.trainer.checkpoint.state import STATES, steps_of
 
     yield 0, base
     for step, state in reversed(steps_of(here / label / STATES)):

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from r1ranker.evaluation.baselines import MostFrequentLabel, as_given, baselines_for, random_order
+from r1ranker.evaluation.baselines.orders import MostFrequentLabel, as_given, baselines_for, random_order
 from r1ranker.evaluation.metrics import Subjects, mean_with_interval
 from r1ranker.evaluation.records import metrics_of, subject_of, subjects_of
 from r1ranker.evaluation.results import randomisation_test

@@ -12,11 +12,11 @@ from rich.console import Console
 
 from r1ranker.data.prompts import Prompt
 from r1ranker.device import device_memory, pick_device
-from r1ranker.trainer.balance import Budget
-from r1ranker.trainer.config import Config
+from r1ranker.trainer.batch.balance import Budget
+from r1ranker.trainer.config.schema import Config
 from r1ranker.trainer.loop import Run
-from r1ranker.trainer.memory import MemoryModel
-from r1ranker.trainer.memory_report import Device, print_memory
+from r1ranker.trainer.memory.estimate import MemoryModel
+from r1ranker.trainer.memory.report import Device, print_memory
 
 WIDEST = 150
 """characters of the table: a narrow terminal breaks lines, where rich would cut figures off"""

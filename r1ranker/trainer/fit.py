@@ -9,16 +9,16 @@ from pathlib import Path
 
 from r1ranker.atomic import clear_leftovers, locked
 from r1ranker.errors import LostWorker, RunError, UserError, note
-from r1ranker.trainer.cluster import Cluster, ray_running, started
-from r1ranker.trainer.config import Config
+from r1ranker.trainer.checkpoint.random_state import seed_everything
+from r1ranker.trainer.checkpoint.record import ABOUT, CONFIG, write_record
+from r1ranker.trainer.checkpoint.resume import choose
+from r1ranker.trainer.checkpoint.state import STATES, State, clear_unfinished, set_aside
+from r1ranker.trainer.checkpoint.stopping import Stopping
+from r1ranker.trainer.config.schema import Config
 from r1ranker.trainer.loop import Run
-from r1ranker.trainer.random_state import seed_everything
-from r1ranker.trainer.record import ABOUT, CONFIG, write_record
-from r1ranker.trainer.resume import choose
-from r1ranker.trainer.saving import StateSaver
-from r1ranker.trainer.state import STATES, State, clear_unfinished, set_aside
-from r1ranker.trainer.stopping import Stopping
-from r1ranker.trainer.tracking import Tracking
+from r1ranker.trainer.monitoring.tracking import Tracking
+from r1ranker.trainer.workers.cluster import Cluster, ray_running, started
+from r1ranker.trainer.workers.saving import StateSaver
 
 WRITTEN = ("actor", "best", "metrics.jsonl", CONFIG, ABOUT)
 """into the run's directory, beside its states"""

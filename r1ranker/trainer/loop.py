@@ -17,26 +17,26 @@ from r1ranker.data.prompts import Prompt
 from r1ranker.errors import UserError, nearest
 from r1ranker.model.loading import SETTINGS_FILE, load_tokenizer
 from r1ranker.rollout.engine import Completion, Request, SamplingParams
-from r1ranker.trainer import dispatch
-from r1ranker.trainer.bad_steps import BadSteps, NotFinite, refuse_not_finite
-from r1ranker.trainer.balance import Budget
-from r1ranker.trainer.cluster import Cluster, call_all
-from r1ranker.trainer.collect import Sampling, requests_of, restored
-from r1ranker.trainer.config import Config
-from r1ranker.trainer.config_checks import file_list
-from r1ranker.trainer.config_load import as_dict
-from r1ranker.trainer.correction import correct
-from r1ranker.trainer.elimination import reduced
-from r1ranker.trainer.estimation import put_advantages, put_shares, with_gradient
-from r1ranker.trainer.every_answer import every_answer
-from r1ranker.trainer.kl_control import KLController
-from r1ranker.trainer.metrics import batch_metrics, mean_over_updates, timed, validation_metrics
-from r1ranker.trainer.random_state import random_states, restore_random_states
-from r1ranker.trainer.record import versions
-from r1ranker.trainer.reward_pool import RewardPool
-from r1ranker.trainer.scoring import Outcome, told
-from r1ranker.trainer.state import State
-from r1ranker.trainer.trajectory import Trajectory
+from r1ranker.trainer.algorithm.correction import correct
+from r1ranker.trainer.algorithm.estimation import put_advantages, put_shares, with_gradient
+from r1ranker.trainer.algorithm.kl_control import KLController
+from r1ranker.trainer.batch.balance import Budget
+from r1ranker.trainer.batch.trajectory import Trajectory
+from r1ranker.trainer.checkpoint.random_state import random_states, restore_random_states
+from r1ranker.trainer.checkpoint.record import versions
+from r1ranker.trainer.checkpoint.state import State
+from r1ranker.trainer.config.checks import file_list
+from r1ranker.trainer.config.load import as_dict
+from r1ranker.trainer.config.schema import Config
+from r1ranker.trainer.experience.collect import Sampling, requests_of, restored
+from r1ranker.trainer.experience.elimination import reduced
+from r1ranker.trainer.experience.every_answer import every_answer
+from r1ranker.trainer.monitoring.bad_steps import BadSteps, NotFinite, refuse_not_finite
+from r1ranker.trainer.monitoring.metrics import batch_metrics, mean_over_updates, timed, validation_metrics
+from r1ranker.trainer.scoring.outcome import Outcome, told
+from r1ranker.trainer.scoring.pool import RewardPool
+from r1ranker.trainer.workers import dispatch
+from r1ranker.trainer.workers.cluster import Cluster, call_all
 
 
 class Run:

@@ -20,14 +20,14 @@ from r1ranker.model.execution import Execution
 from r1ranker.model.fsdp import full_parameters
 from r1ranker.model.init import save_hf
 from r1ranker.model.loading import load_causal_lm, load_tokenizer
-from r1ranker.trainer.bad_steps import MOST_IN_A_ROW
-from r1ranker.trainer.balance import Budget, arrange
-from r1ranker.trainer.config import OptimConfig, TrainerConfig
-from r1ranker.trainer.estimation import put_shares
-from r1ranker.trainer.optimisation import Optimisation
-from r1ranker.trainer.policy import Policy
-from r1ranker.trainer.process import join
-from r1ranker.trainer.trajectory import Trajectory
+from r1ranker.trainer.algorithm.estimation import put_shares
+from r1ranker.trainer.batch.balance import Budget, arrange
+from r1ranker.trainer.batch.trajectory import Trajectory
+from r1ranker.trainer.config.schema import OptimConfig, TrainerConfig
+from r1ranker.trainer.learners.optimisation import Optimisation
+from r1ranker.trainer.learners.policy import Policy
+from r1ranker.trainer.monitoring.bad_steps import MOST_IN_A_ROW
+from r1ranker.trainer.workers.process import join
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from runs import config_of
 
-from r1ranker.trainer.cluster import ray_running
+from r1ranker.trainer.workers.cluster import ray_running
 
 
 @pytest.fixture(scope="module")

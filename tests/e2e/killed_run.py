@@ -15,7 +15,7 @@ import traceback
 from pathlib import Path
 from typing import Any
 
-from r1ranker.trainer.config_load import load_config
+from r1ranker.trainer.config.load import load_config
 from r1ranker.trainer.fit import fit
 from r1ranker.trainer.loop import Run
 

@@ -12,10 +12,10 @@ from transformers import PreTrainedTokenizerBase
 from r1ranker.data.loader import load_prompts
 from r1ranker.rollout.constraint import build_constraint
 from r1ranker.rollout.engine import Completion, Request
-from r1ranker.trainer.config import Config
-from r1ranker.trainer.config_load import load_config
+from r1ranker.trainer.batch.trajectory import Trajectory
+from r1ranker.trainer.config.load import load_config
+from r1ranker.trainer.config.schema import Config
 from r1ranker.trainer.fit import fit
-from r1ranker.trainer.trajectory import Trajectory
 
 SMALL = (
     "data.train_batch_size=4", "actor_rollout_ref.actor.ppo_mini_batch_size=4", "actor_rollout_ref.rollout.n=2",

@@ -12,11 +12,11 @@ import pytest
 from runs import train
 
 from r1ranker.errors import RunError, UserError
-from r1ranker.trainer import cluster as cluster_module
-from r1ranker.trainer.config_load import load_config
+from r1ranker.trainer.batch.trajectory import Trajectory
+from r1ranker.trainer.config.load import load_config
 from r1ranker.trainer.loop import Run
-from r1ranker.trainer.process import RolloutProcess
-from r1ranker.trainer.trajectory import Trajectory
+from r1ranker.trainer.workers import cluster as cluster_module
+from r1ranker.trainer.workers.process import RolloutProcess
 
 pytestmark = pytest.mark.usefixtures("one_ray")
 

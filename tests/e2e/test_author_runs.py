@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from author_scripts import BATCHES, MODES, overrides_of
 
-from r1ranker.trainer.config_load import load_config
+from r1ranker.trainer.config.load import load_config
 from r1ranker.trainer.dry_run import dry_run
 
 QUICK = (

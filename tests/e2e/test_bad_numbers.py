@@ -16,9 +16,9 @@ from safetensors.numpy import load_file
 
 from r1ranker.errors import RunError
 from r1ranker.trainer import loop
-from r1ranker.trainer.metrics import known_name
+from r1ranker.trainer.batch.trajectory import Trajectory
+from r1ranker.trainer.monitoring.metrics import known_name
 from r1ranker.trainer.sft import SFTSettings, fine_tune
-from r1ranker.trainer.trajectory import Trajectory
 
 FLAKY = """
 import os, zlib

@@ -16,9 +16,9 @@ from safetensors.torch import load_file
 
 from r1ranker.model.loading import load_causal_lm, load_tokenizer
 from r1ranker.rollout.engine import SamplingParams
-from r1ranker.trainer.balance import Budget, arrange
-from r1ranker.trainer.cluster import Cluster, call_all, started
-from r1ranker.trainer.dispatch import fill, generate, update
+from r1ranker.trainer.batch.balance import Budget, arrange
+from r1ranker.trainer.workers.cluster import Cluster, call_all, started
+from r1ranker.trainer.workers.dispatch import fill, generate, update
 
 pytestmark = pytest.mark.usefixtures("one_ray")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from r1ranker.errors import UserError
-from r1ranker.trainer.config_load import load_config
+from r1ranker.trainer.config.load import load_config
 from r1ranker.trainer.dry_run import dry_run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -93,7 +93,7 @@ import re, resource, sys
 from pathlib import Path
 from r1ranker.cli import main
 from r1ranker.rollout.hf import HFEngine
-from r1ranker.trainer.policy import Policy
+from r1ranker.trainer.learners.policy import Policy
 
 def limited(method):
     def call(self, *arguments):

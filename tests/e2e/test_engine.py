@@ -13,9 +13,9 @@ from safetensors.torch import load_file, save_file
 from r1ranker.model.loading import load_causal_lm
 from r1ranker.rollout.engine import EngineSettings, Request, SamplingParams
 from r1ranker.rollout.hf import HFEngine
-from r1ranker.trainer.config_load import load_config
-from r1ranker.trainer.trajectory import Trajectory
-from r1ranker.trainer.workers import Worker
+from r1ranker.trainer.batch.trajectory import Trajectory
+from r1ranker.trainer.config.load import load_config
+from r1ranker.trainer.workers.worker import Worker
 
 
 def test_greedy_decoding_is_transformers_own(tiny_model: str, toy) -> None:

@@ -16,8 +16,8 @@ from runs import config_of, overrides_of
 
 from r1ranker import device
 from r1ranker.errors import UserError
-from r1ranker.trainer.cluster import RayWorkers
-from r1ranker.trainer.workers import Worker
+from r1ranker.trainer.workers.cluster import RayWorkers
+from r1ranker.trainer.workers.worker import Worker
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -12,7 +12,7 @@ import torch
 from runs import config_of
 
 from r1ranker.errors import RunError
-from r1ranker.trainer.cluster import RayWorkers, call_all, started
+from r1ranker.trainer.workers.cluster import RayWorkers, call_all, started
 
 
 def ask(workers: RayWorkers, what: Any) -> list[Any]:

@@ -18,15 +18,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from r1ranker.errors import LostWorker, RunError, UserError
-from r1ranker.trainer import cluster as cluster_module
 from r1ranker.trainer import fit as fit_module
-from r1ranker.trainer import shards
-from r1ranker.trainer.cluster import Cluster, call_all, started
-from r1ranker.trainer.config import Config
-from r1ranker.trainer.config_load import load_config
+from r1ranker.trainer.checkpoint import shards
+from r1ranker.trainer.config.load import load_config
+from r1ranker.trainer.config.schema import Config
 from r1ranker.trainer.loop import Run
-from r1ranker.trainer.process import RolloutProcess
-from r1ranker.trainer.workers import Worker
+from r1ranker.trainer.workers import cluster as cluster_module
+from r1ranker.trainer.workers.cluster import Cluster, call_all, started
+from r1ranker.trainer.workers.process import RolloutProcess
+from r1ranker.trainer.workers.worker import Worker
 
 pytestmark = pytest.mark.usefixtures("one_ray")
 

@@ -9,12 +9,12 @@ import pytest
 import runs
 
 from r1ranker.errors import UserError
-from r1ranker.trainer.balance import Budget, arrange
-from r1ranker.trainer.cluster import Cluster, call_all, started
-from r1ranker.trainer.config import Config
-from r1ranker.trainer.dispatch import fill, update
-from r1ranker.trainer.estimation import put_shares, with_gradient
-from r1ranker.trainer.trajectory import Trajectory
+from r1ranker.trainer.algorithm.estimation import put_shares, with_gradient
+from r1ranker.trainer.batch.balance import Budget, arrange
+from r1ranker.trainer.batch.trajectory import Trajectory
+from r1ranker.trainer.config.schema import Config
+from r1ranker.trainer.workers.cluster import Cluster, call_all, started
+from r1ranker.trainer.workers.dispatch import fill, update
 
 
 def config_of(model: str, *overrides: str) -> Config:

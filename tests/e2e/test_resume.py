@@ -25,10 +25,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from r1ranker.errors import RunError, UserError
-from r1ranker.trainer import shards
-from r1ranker.trainer.export import export_actor
+from r1ranker.trainer.checkpoint import shards
+from r1ranker.trainer.checkpoint.export import export_actor
+from r1ranker.trainer.learners.optimisation import Optimisation
 from r1ranker.trainer.loop import Run
-from r1ranker.trainer.optimisation import Optimisation
 
 ONE_TASK = (
     "{Rec-Movie: 0.2, Rec-Music: 0, Rec-Game: 0, Router-Performance: 0, Router-Balance: 0, Router-Cost: 0, "

@@ -16,10 +16,10 @@ from r1ranker import Ranker
 from r1ranker.errors import RunError, UserError
 from r1ranker.evaluation.runner import EvaluationOptions, run_evaluation
 from r1ranker.rollout.hf import HFEngine
-from r1ranker.trainer import cluster as cluster_module
-from r1ranker.trainer.metrics import METRIC_NAMES, known_name
+from r1ranker.trainer.monitoring.metrics import METRIC_NAMES, known_name
 from r1ranker.trainer.sft import SFTSettings, fine_tune
-from r1ranker.trainer.workers import Worker
+from r1ranker.trainer.workers import cluster as cluster_module
+from r1ranker.trainer.workers.worker import Worker
 
 RUNS = {
     "grpo": ["trainer.test_freq=1"],

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from runs import config_of, train
 
-from r1ranker.trainer.cluster import call_all, started
+from r1ranker.trainer.workers.cluster import call_all, started
 
 pytestmark = pytest.mark.skipif(not find_spec("vllm"), reason="vLLM is not installed; '.[cpu]' brings it")
 

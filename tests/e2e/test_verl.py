@@ -21,7 +21,7 @@ from r1ranker.data.parquet import read_training_rows
 from r1ranker.data.sft import read_sft_rows
 from r1ranker.model.init import CHAT_TEMPLATE
 from r1ranker.rewards import compute_score, compute_score_linear
-from r1ranker.trainer.scoring import breakdown, response_text
+from r1ranker.trainer.scoring.outcome import breakdown, response_text
 
 pytest.importorskip("verl", reason="veRL cannot be imported; docs/verl.md says what to install")
 

@@ -14,13 +14,13 @@ from runs import config_of, requests_of, train, trajectories_of
 
 from r1ranker.model.loading import load_tokenizer
 from r1ranker.rollout.engine import SamplingParams
-from r1ranker.trainer import cluster as cluster_module
-from r1ranker.trainer.balance import Budget
-from r1ranker.trainer.cluster import Cluster, started
-from r1ranker.trainer.config import Config
-from r1ranker.trainer.dispatch import fill, generate, update
-from r1ranker.trainer.trajectory import Trajectory
-from r1ranker.trainer.workers import Worker
+from r1ranker.trainer.batch.balance import Budget
+from r1ranker.trainer.batch.trajectory import Trajectory
+from r1ranker.trainer.config.schema import Config
+from r1ranker.trainer.workers import cluster as cluster_module
+from r1ranker.trainer.workers.cluster import Cluster, started
+from r1ranker.trainer.workers.dispatch import fill, generate, update
+from r1ranker.trainer.workers.worker import Worker
 
 pytestmark = [
     pytest.mark.skipif(not find_spec("vllm"), reason="vLLM is not installed; '.[cpu]' brings it"),

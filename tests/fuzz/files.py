@@ -30,8 +30,8 @@ from r1ranker.data.prompts import tokenised_row
 from r1ranker.data.sources.user_files import read_user_file
 from r1ranker.data.tally import Tally
 from r1ranker.errors import UserError
-from r1ranker.evaluation.report import page
-from r1ranker.evaluation.report.load import load_inputs
+from r1ranker.report import page
+from r1ranker.report.load import load_inputs
 from r1ranker.tasks.catalog import TASKS
 from r1ranker.tasks.example import RankingExample
 from r1ranker.tasks.own import default_task

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r1ranker.trainer import advantages as adv
+from r1ranker.trainer.algorithm import advantages as adv
 
 
 def grpo_by_hand(scores: list[float], groups: list[int], norm: bool) -> list[float]:

@@ -7,8 +7,8 @@ from author_scripts import BATCHES, overrides_of
 
 from r1ranker import errors
 from r1ranker.errors import UserError
-from r1ranker.trainer.config import Config
-from r1ranker.trainer.config_load import load_config
+from r1ranker.trainer.config.load import load_config
+from r1ranker.trainer.config.schema import Config
 
 
 @pytest.fixture(autouse=True)

@@ -15,16 +15,16 @@ import torch
 from r1ranker.errors import RunError, UserError
 from r1ranker.model.execution import Execution
 from r1ranker.model.loading import load_tokenizer
-from r1ranker.trainer.bad_steps import MOST_IN_A_ROW, BadSteps, NotFinite, read_samples, refuse_not_finite
-from r1ranker.trainer.config import Config, OptimConfig
-from r1ranker.trainer.critic import Critic
-from r1ranker.trainer.estimation import put_shares
-from r1ranker.trainer.losses import ClipRange
-from r1ranker.trainer.optimisation import Optimisation
-from r1ranker.trainer.policy import Policy, PolicyLoss
-from r1ranker.trainer.process import join
-from r1ranker.trainer.replay import replay
-from r1ranker.trainer.trajectory import Trajectory
+from r1ranker.trainer.algorithm.estimation import put_shares
+from r1ranker.trainer.algorithm.losses import ClipRange
+from r1ranker.trainer.batch.trajectory import Trajectory
+from r1ranker.trainer.config.schema import Config, OptimConfig
+from r1ranker.trainer.learners.critic import Critic
+from r1ranker.trainer.learners.optimisation import Optimisation
+from r1ranker.trainer.learners.policy import Policy, PolicyLoss
+from r1ranker.trainer.monitoring.bad_steps import MOST_IN_A_ROW, BadSteps, NotFinite, read_samples, refuse_not_finite
+from r1ranker.trainer.monitoring.replay import replay
+from r1ranker.trainer.workers.process import join
 
 LOSS = PolicyLoss(ClipRange(), entropy_coeff=0.01, kl_coef=0.1)
 DEVICE = torch.device("cpu")

@@ -16,13 +16,13 @@ import pytest
 from r1ranker.data.raw import ATOMIC
 from r1ranker.data.sources.ranking_bench import Split, read_ranking_bench
 from r1ranker.errors import UserError
-from r1ranker.evaluation import sasrec
-from r1ranker.evaluation.baselines import MostFrequentLabel, baselines_for, random_order
-from r1ranker.evaluation.collaborative import BPR, CoOccurrence, Popularity
-from r1ranker.evaluation.lexical import BM25, TfIdfCosine
-from r1ranker.evaluation.neighbours import NearestQueries
-from r1ranker.evaluation.scored import ScoredOrder
-from r1ranker.evaluation.sequences import sequences_of
+from r1ranker.evaluation.baselines import sasrec
+from r1ranker.evaluation.baselines.collaborative import BPR, CoOccurrence, Popularity
+from r1ranker.evaluation.baselines.lexical import BM25, TfIdfCosine
+from r1ranker.evaluation.baselines.neighbours import NearestQueries
+from r1ranker.evaluation.baselines.orders import MostFrequentLabel, baselines_for, random_order
+from r1ranker.evaluation.baselines.scored import ScoredOrder
+from r1ranker.evaluation.baselines.sequences import sequences_of
 from r1ranker.tasks.catalog import TASK_NAMES, Task, register_task
 from r1ranker.tasks.example import RankingExample
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from r1ranker.errors import UserError
-from r1ranker.trainer.config import Config
-from r1ranker.trainer.config_load import BUILT_IN, load_config
+from r1ranker.trainer.config.load import BUILT_IN, load_config
+from r1ranker.trainer.config.schema import Config
 
 PATHS = [
     "data.train_files=t.parquet",

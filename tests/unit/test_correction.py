@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r1ranker.trainer.config import RolloutCorrectionConfig
-from r1ranker.trainer.correction import correct, importance_weights
-from r1ranker.trainer.trajectory import Trajectory
+from r1ranker.trainer.algorithm.correction import correct, importance_weights
+from r1ranker.trainer.batch.trajectory import Trajectory
+from r1ranker.trainer.config.schema import RolloutCorrectionConfig
 
 LOGPROBS = st.floats(-30, 0)
 

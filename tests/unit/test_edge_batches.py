@@ -11,14 +11,14 @@ import torch
 from r1ranker.model.attention import PACKED
 from r1ranker.model.loading import load_causal_lm
 from r1ranker.model.policy_model import PolicyModel
-from r1ranker.trainer.config import ActorConfig, AlgorithmConfig
-from r1ranker.trainer.config_checks import ESTIMATORS
-from r1ranker.trainer.estimation import put_advantages, put_shares, with_gradient
-from r1ranker.trainer.kl_control import KLController
-from r1ranker.trainer.losses import LOSS_AGG_MODES, ClipRange
-from r1ranker.trainer.metrics import batch_metrics
-from r1ranker.trainer.policy import PolicyLoss
-from r1ranker.trainer.trajectory import Trajectory, pack
+from r1ranker.trainer.algorithm.estimation import put_advantages, put_shares, with_gradient
+from r1ranker.trainer.algorithm.kl_control import KLController
+from r1ranker.trainer.algorithm.losses import LOSS_AGG_MODES, ClipRange
+from r1ranker.trainer.batch.trajectory import Trajectory, pack
+from r1ranker.trainer.config.checks import ESTIMATORS
+from r1ranker.trainer.config.schema import ActorConfig, AlgorithmConfig
+from r1ranker.trainer.learners.policy import PolicyLoss
+from r1ranker.trainer.monitoring.metrics import batch_metrics
 
 EOS = 2
 MEAN_FREE = ("gae", "reinforce_plus_plus")

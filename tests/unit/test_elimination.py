@@ -12,7 +12,7 @@ from r1ranker.data.prompts import Prompt
 from r1ranker.data.tokenise import encode_chat
 from r1ranker.tasks.example import RankingExample
 from r1ranker.tasks.prompts import AnswerFormat, chat_messages, render_problem
-from r1ranker.trainer.elimination import named, survivors, with_candidates
+from r1ranker.trainer.experience.elimination import named, survivors, with_candidates
 
 FILMS = ("Silent Harbour", "Golden Quest", "Silent Harbour II", "Silent", "Paper Moon", "Iron Lake")
 

@@ -19,7 +19,7 @@ from sklearn.metrics import ndcg_score
 
 from r1ranker.data.sources.ranking_bench import read_ranking_bench
 from r1ranker.errors import UserError
-from r1ranker.evaluation.baselines import MostFrequentLabel, as_given, random_order
+from r1ranker.evaluation.baselines.orders import MostFrequentLabel, as_given, random_order
 from r1ranker.evaluation.metrics import bootstrap_interval, expected_metrics, metrics_of_ranking, summarise
 from r1ranker.evaluation.results import read_result
 from r1ranker.evaluation.runner import EvaluationOptions, run_evaluation, tasks_of

@@ -19,12 +19,12 @@ from r1ranker.data.prompts import Prompt
 from r1ranker.errors import RunError, UserError
 from r1ranker.model.init import save_hf
 from r1ranker.rollout.constraint import ConstraintState, PoolConstraint, build_constraint
-from r1ranker.trainer.cluster import started
-from r1ranker.trainer.config import Config
-from r1ranker.trainer.config_load import load_config
-from r1ranker.trainer.estimation import put_advantages, put_shares
-from r1ranker.trainer.every_answer import _answers, every_answer, probabilities
+from r1ranker.trainer.algorithm.estimation import put_advantages, put_shares
+from r1ranker.trainer.config.load import load_config
+from r1ranker.trainer.config.schema import Config
+from r1ranker.trainer.experience.every_answer import _answers, every_answer, probabilities
 from r1ranker.trainer.loop import Run
+from r1ranker.trainer.workers.cluster import started
 
 
 @pytest.fixture

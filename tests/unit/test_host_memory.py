@@ -13,12 +13,12 @@ from transformers import AutoConfig, AutoModelForCausalLM, Qwen2Config
 from r1ranker.errors import UserError
 from r1ranker.model.fsdp import local_rows, shard
 from r1ranker.model.policy_model import PolicyModel
-from r1ranker.trainer.config import Config
-from r1ranker.trainer.config_load import load_config
-from r1ranker.trainer.host_memory import HostMemory
-from r1ranker.trainer.memory import MemoryModel, total
-from r1ranker.trainer.memory_report import Device, refuse_what_does_not_fit
-from r1ranker.trainer.shards import PIECE_BYTES
+from r1ranker.trainer.checkpoint.shards import PIECE_BYTES
+from r1ranker.trainer.config.load import load_config
+from r1ranker.trainer.config.schema import Config
+from r1ranker.trainer.memory.estimate import MemoryModel, total
+from r1ranker.trainer.memory.host import HostMemory
+from r1ranker.trainer.memory.report import Device, refuse_what_does_not_fit
 
 GiB = 2**30
 SHAPES: dict[str, dict[str, Any]] = {

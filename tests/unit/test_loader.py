@@ -26,7 +26,7 @@ from r1ranker.data.tokenise import encode_chat, encode_chats
 from r1ranker.errors import UserError
 from r1ranker.model.loading import load_tokenizer
 from r1ranker.tasks.prompts import AnswerFormat
-from r1ranker.trainer.config_load import load_config
+from r1ranker.trainer.config.load import load_config
 
 
 def prompts(sizes: dict[str, int], pool: int = 2) -> list[Prompt]:

@@ -10,8 +10,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r1ranker.trainer.kl_control import KLController
-from r1ranker.trainer.losses import LOSS_AGG_MODES, ClipRange, kl_estimate, policy_loss, token_shares, value_loss
+from r1ranker.trainer.algorithm.kl_control import KLController
+from r1ranker.trainer.algorithm.losses import (
+    LOSS_AGG_MODES,
+    ClipRange,
+    kl_estimate,
+    policy_loss,
+    token_shares,
+    value_loss,
+)
 
 CLIP = ClipRange(low=0.2, high=0.28, dual=3.0)
 

@@ -15,12 +15,12 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qw
 from r1ranker.model.attention import PACKED, register_packed
 from r1ranker.model.loading import checkpoint_activations
 from r1ranker.model.value import ValueModel
-from r1ranker.trainer import memory
-from r1ranker.trainer.config import Config
-from r1ranker.trainer.config_load import load_config
-from r1ranker.trainer.memory import MemoryModel, ModelShape, saved, saved_by_block, saved_outside, total
-from r1ranker.trainer.out_of_memory import Shortage, of_generation, of_pass, row_tokens
-from r1ranker.trainer.trajectory import Trajectory, pack
+from r1ranker.trainer.batch.trajectory import Trajectory, pack
+from r1ranker.trainer.config.load import load_config
+from r1ranker.trainer.config.schema import Config
+from r1ranker.trainer.memory import estimate as memory
+from r1ranker.trainer.memory.estimate import MemoryModel, ModelShape, saved, saved_by_block, saved_outside, total
+from r1ranker.trainer.memory.out_of_memory import Shortage, of_generation, of_pass, row_tokens
 
 CPU = torch.device("cpu")
 COMMON = {"vocab_size": 300, "max_position_embeddings": 128}

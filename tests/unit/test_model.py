@@ -20,10 +20,10 @@ from r1ranker.model.loading import check_model_directory, checkpoint_activations
 from r1ranker.model.logprobs import token_logprobs
 from r1ranker.model.policy_model import PolicyModel
 from r1ranker.model.value import ValueModel
-from r1ranker.trainer.estimation import put_shares
-from r1ranker.trainer.losses import ClipRange
-from r1ranker.trainer.policy import PolicyLoss
-from r1ranker.trainer.trajectory import MicroBatch, Trajectory, pack
+from r1ranker.trainer.algorithm.estimation import put_shares
+from r1ranker.trainer.algorithm.losses import ClipRange
+from r1ranker.trainer.batch.trajectory import MicroBatch, Trajectory, pack
+from r1ranker.trainer.learners.policy import PolicyLoss
 
 SOURCE = Path(__file__).parents[2] / "r1ranker"
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
-from r1ranker.trainer.config import OptimConfig
-from r1ranker.trainer.optimisation import Optimisation, total_norm
-from r1ranker.trainer.shards import PartWriter, read_part
+from r1ranker.trainer.checkpoint.shards import PartWriter, read_part
+from r1ranker.trainer.config.schema import OptimConfig
+from r1ranker.trainer.learners.optimisation import Optimisation, total_norm
 
 
 def drawn(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:

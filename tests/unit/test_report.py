@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from report_inputs import interval, result, two_of_each, write_json, write_run
 
 from r1ranker.errors import UserError
-from r1ranker.evaluation.report import write_report
-from r1ranker.evaluation.report.entries import describe, short_names, tasks_of
-from r1ranker.evaluation.report.figure import distinct, label
-from r1ranker.evaluation.report.load import Result, Run, load_inputs
-from r1ranker.evaluation.report.page import json_in_html
+from r1ranker.report import write_report
+from r1ranker.report.entries import describe, short_names, tasks_of
+from r1ranker.report.figure import distinct, label
+from r1ranker.report.load import Result, Run, load_inputs
+from r1ranker.report.page import json_in_html
 
 HOSTILE = "</script><script>alert(1)</script>"
 IMAGE = "<img src=x onerror=alert(2)>"

@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from report_inputs import interval, metrics, result, two_of_each, write_json, write_run
 
-from r1ranker.evaluation.report.figure import Figure
-from r1ranker.evaluation.report.load import Ranked, load_inputs
-from r1ranker.evaluation.report.page import Report, build
-from r1ranker.evaluation.report.paper import MODELS, TASKS, paper_mrr
-from r1ranker.evaluation.report.queries import best_and_worst, reciprocal_rank
-from r1ranker.evaluation.report.training_figures import running_mean
+from r1ranker.report.figure import Figure
+from r1ranker.report.load import Ranked, load_inputs
+from r1ranker.report.page import Report, build
+from r1ranker.report.paper import MODELS, TASKS, paper_mrr
+from r1ranker.report.queries import best_and_worst, reciprocal_rank
+from r1ranker.report.training_figures import running_mean
 
 
 @pytest.fixture

@@ -23,13 +23,13 @@ from r1ranker.errors import RunError, Terminated, UserError, _unwind
 from r1ranker.rewards import compute_score
 from r1ranker.rollout.engine import Completion
 from r1ranker.tasks.prompts import AnswerFormat
-from r1ranker.trainer import reward_process
-from r1ranker.trainer.collect import Sampling
-from r1ranker.trainer.config import AlgorithmConfig, RewardFunctionConfig
-from r1ranker.trainer.estimation import put_advantages
-from r1ranker.trainer.kl_control import KLController
-from r1ranker.trainer.reward_pool import RewardPool
-from r1ranker.trainer.scoring import Failure, told
+from r1ranker.trainer.algorithm.estimation import put_advantages
+from r1ranker.trainer.algorithm.kl_control import KLController
+from r1ranker.trainer.config.schema import AlgorithmConfig, RewardFunctionConfig
+from r1ranker.trainer.experience.collect import Sampling
+from r1ranker.trainer.scoring import process as reward_process
+from r1ranker.trainer.scoring.outcome import Failure, told
+from r1ranker.trainer.scoring.pool import RewardPool
 
 POOL = ["Alien", "Heat", "Ran"]
 

@@ -17,7 +17,7 @@ from r1ranker.data.prepare import PrepareOptions, prepare
 from r1ranker.data.sources.routing import RoutingQuery, merit_grades
 from r1ranker.data.sources.toy_raw import write_toy_raw
 from r1ranker.errors import UserError
-from r1ranker.evaluation.baselines import MostFrequentLabel, baselines_for
+from r1ranker.evaluation.baselines.orders import MostFrequentLabel, baselines_for
 from r1ranker.evaluation.routing import FixedLLM, RouterTable, first_of, routing_baselines, routing_figures
 from r1ranker.evaluation.runner import EvaluationOptions, examples_by_task, run_evaluation
 from r1ranker.experiments.summary import Measured, routing_of

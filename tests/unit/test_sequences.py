@@ -13,11 +13,11 @@ from r1ranker.data.raw import atomic_files
 from r1ranker.data.sources.recommendation import RecommendationSettings, read_recommendation
 from r1ranker.data.tally import TaskTally
 from r1ranker.errors import UserError
-from r1ranker.evaluation import sasrec
-from r1ranker.evaluation.collaborative import CoOccurrence, Popularity
-from r1ranker.evaluation.sasrec import SASRec
-from r1ranker.evaluation.scored import ScoredOrder
-from r1ranker.evaluation.sequences import items_of, sequences_of
+from r1ranker.evaluation.baselines import sasrec
+from r1ranker.evaluation.baselines.collaborative import CoOccurrence, Popularity
+from r1ranker.evaluation.baselines.sasrec import SASRec
+from r1ranker.evaluation.baselines.scored import ScoredOrder
+from r1ranker.evaluation.baselines.sequences import items_of, sequences_of
 from r1ranker.tasks.example import RankingExample
 
 

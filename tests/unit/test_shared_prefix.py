@@ -25,10 +25,10 @@ from r1ranker.model.loading import checkpoint_activations, load_causal_lm
 from r1ranker.model.policy_model import PolicyModel
 from r1ranker.model.prefix_attention import PrefixAttention
 from r1ranker.model.value import ValueModel
-from r1ranker.trainer.estimation import put_shares
-from r1ranker.trainer.losses import LOSS_AGG_MODES, ClipRange, value_loss
-from r1ranker.trainer.policy import PolicyLoss
-from r1ranker.trainer.trajectory import Trajectory, pack
+from r1ranker.trainer.algorithm.estimation import put_shares
+from r1ranker.trainer.algorithm.losses import LOSS_AGG_MODES, ClipRange, value_loss
+from r1ranker.trainer.batch.trajectory import Trajectory, pack
+from r1ranker.trainer.learners.policy import PolicyLoss
 
 VOCABULARY = 300
 

@@ -13,12 +13,10 @@ import pytest
 import torch
 
 from r1ranker.errors import LostWorker, RunError, UserError
-from r1ranker.trainer.config_load import as_dict, load_config, own_config
-from r1ranker.trainer.random_state import random_states, restore_random_states
-from r1ranker.trainer.record import write_record
-from r1ranker.trainer.resume import choose
-from r1ranker.trainer.saving import StateSaver
-from r1ranker.trainer.state import (
+from r1ranker.trainer.checkpoint.random_state import random_states, restore_random_states
+from r1ranker.trainer.checkpoint.record import write_record
+from r1ranker.trainer.checkpoint.resume import choose
+from r1ranker.trainer.checkpoint.state import (
     ASIDE,
     STATES,
     State,
@@ -32,7 +30,9 @@ from r1ranker.trainer.state import (
     set_aside,
     steps_of,
 )
-from r1ranker.trainer.tracking import JsonLines
+from r1ranker.trainer.config.load import as_dict, load_config, own_config
+from r1ranker.trainer.monitoring.tracking import JsonLines
+from r1ranker.trainer.workers.saving import StateSaver
 
 BASE = ["data.train_files=x", "data.val_files=x", "actor_rollout_ref.model.path=m"]
 

@@ -20,10 +20,10 @@ from torch.distributed.tensor import DTensor
 from r1ranker.device import beside_queued_work
 from r1ranker.errors import UserError
 from r1ranker.model.fsdp import shard
-from r1ranker.trainer import shards
-from r1ranker.trainer.config import OptimConfig
-from r1ranker.trainer.optimisation import Optimisation
-from r1ranker.trainer.shards import Learner, PartWriter, read_part
+from r1ranker.trainer.checkpoint import shards
+from r1ranker.trainer.checkpoint.shards import Learner, PartWriter, read_part
+from r1ranker.trainer.config.schema import OptimConfig
+from r1ranker.trainer.learners.optimisation import Optimisation
 
 CPU = torch.device("cpu")
 SAVED: Callable[..., None] = save_file

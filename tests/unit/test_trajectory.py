@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r1ranker.trainer.balance import Budget, PassCost, arrange
-from r1ranker.trainer.trajectory import Trajectory, deal, pack
+from r1ranker.trainer.batch.balance import Budget, PassCost, arrange
+from r1ranker.trainer.batch.trajectory import Trajectory, deal, pack
 
 
 def trajectory(prompt: list[int], response: list[int], allowed: list[list[int]] | None = None) -> Trajectory:

@@ -1,0 +1,200 @@
+"""Trajectories spread over processes and micro-batches: within bounds, groups together where that saves, by predicted cost."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+
+from r1ranker.trainer.batch.trajectory import Trajectory, families_of
+from r1ranker.trainer.config.schema import Config, RefConfig, RolloutConfig
+
+Piece = list[int]
+"""indices of trajectories with one prompt, computed together"""
+
+
+@dataclass(frozen=True)
+class PassCost:
+    """What a pass costs, in units of one token through the linear layers of the transformer blocks."""
+
+    pair: float = 0.0
+    """of a token that attends to another"""
+    sampled: float = 0.0
+    """of the output embedding for a sampled token"""
+
+    def of(self, prompt: int, responses: Sequence[int]) -> float:
+        """Of a prompt of so many tokens computed once, and the responses that follow it."""
+        inputs = [max(0, length - 1) for length in responses]
+        pairs = prompt * (prompt + 1) / 2 + sum(length * prompt + length * (length + 1) / 2 for length in inputs)
+        return prompt + sum(inputs) + self.pair * pairs + self.sampled * sum(responses)
+
+
+@cache
+def pass_cost(path: str) -> PassCost:
+    """The cost of a dense transformer with gated feed-forward layers, from its config: two operations a weight and token.
+
+    A pair takes 4 d operations in a block, d being the width of all query heads: a dot product with the key, a sum of the value.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    heads = config.num_attention_heads
+    head = getattr(config, "head_dim", None) or config.hidden_size // heads
+    keys = getattr(config, "num_key_value_heads", None) or heads
+    block = config.hidden_size * head * (2 * heads + 2 * keys) + 3 * config.hidden_size * config.intermediate_size
+    return PassCost(
+        pair=4 * heads * head / (2 * block),
+        sampled=config.vocab_size * config.hidden_size / (config.num_hidden_layers * block),
+    )
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Bounds of a micro-batch, and what a pass costs."""
+
+    max_tokens: int
+    max_sequences: int | None = None
+    share_prompts: bool = True
+    cost: PassCost = PassCost()
+
+    @classmethod
+    def of(
+        cls,
+        config: Config,
+        tokens: int | None,
+        sequences: int | None,
+        sequences_each: int | None,
+        dynamic: bool | None,
+        path: str | None = None,
+    ) -> Budget:
+        """The bounds that a role's keys give for the model at `path`; what they leave open is the actor's."""
+        actor, model = config.actor_rollout_ref.actor, config.actor_rollout_ref.model
+        max_tokens, cost = tokens or actor.ppo_max_token_len_per_gpu, pass_cost(str(path or model.path))
+        if actor.use_dynamic_bsz if dynamic is None else dynamic:
+            return cls(max_tokens, None, model.share_prompts, cost)
+        each = sequences_each or (sequences // config.world_size if sequences else None)
+        actors = actor.ppo_micro_batch_size_per_gpu or (actor.ppo_micro_batch_size or 1) // config.world_size
+        return cls(max_tokens, max(1, each or actors), model.share_prompts, cost)
+
+    @classmethod
+    def of_role(cls, config: Config, role: RefConfig | RolloutConfig) -> Budget:
+        """The bounds of computing log-probabilities for `role`."""
+        return cls.of(
+            config,
+            role.log_prob_max_token_len_per_gpu,
+            role.log_prob_micro_batch_size,
+            role.log_prob_micro_batch_size_per_gpu,
+            None,
+        )
+
+
+def arrange(trajectories: Sequence[Trajectory], processes: int, budget: Budget) -> list[list[list[int]]]:
+    """For each process its bins of indices of `trajectories`; all have as many bins, some of them perhaps empty.
+
+    Raises ValueError where one sequence alone is over the budget.
+    """
+    longest = max((len(trajectory) for trajectory in trajectories), default=0)
+    if longest > budget.max_tokens:
+        raise ValueError(f"a sequence of {longest} tokens does not fit into a micro-batch of {budget.max_tokens}")
+    if not trajectories:
+        return [[[]] for _ in range(processes)]
+    families = families_of([trajectory.prompt_ids for trajectory in trajectories], budget.share_prompts)
+    plans = []
+    for parts in _ways_to_split([_cost(trajectories, family, budget.cost) for family in families], processes):
+        pieces = [
+            piece
+            for family, count in zip(families, parts, strict=True)
+            for piece in _split(trajectories, family, count, budget)
+        ]
+        plans.append(_plan(trajectories, pieces, processes, budget))
+    return min(plans, key=lambda plan: _duration(trajectories, plan, budget))
+
+
+def _ways_to_split(costs: Sequence[float], processes: int) -> list[list[int]]:
+    """Into how many pieces each group might go: a split computes a prompt once more, and may let processes end together."""
+    ways = [[1] * len(costs)]
+    left = len(costs) % processes
+    if left:  # as many groups as there are processes keep them evenly busy; those left over are shared out
+        order = sorted(range(len(costs)), key=lambda index: costs[index])
+        for shared in (order[:left], order[-left:]):
+            ways.append([math.ceil(processes / left) if index in shared else 1 for index in range(len(costs))])
+    if processes > 1:
+        ways.append([2] * len(costs))
+    return ways
+
+
+def family_tokens(trajectories: Sequence[Trajectory], piece: Piece) -> int:
+    """Tokens of the row that a piece takes."""
+    inputs = sum(max(0, len(trajectories[index].response_ids) - 1) for index in piece)
+    return len(trajectories[piece[0]].prompt_ids) + inputs
+
+
+def _cost(trajectories: Sequence[Trajectory], piece: Piece, cost: PassCost) -> float:
+    return cost.of(len(trajectories[piece[0]].prompt_ids), [len(trajectories[index].response_ids) for index in piece])
+
+
+def _split(trajectories: Sequence[Trajectory], family: Piece, parts: int, budget: Budget) -> list[Piece]:
+    """A family in `parts` pieces of like size, or as many more as the budget asks for; a single response always stands."""
+    by_length = sorted(family, key=lambda index: (-len(trajectories[index].response_ids), index))
+    most = budget.max_sequences or len(family)
+    fewest = min(len(family), max(parts, math.ceil(len(family) / most)))
+    for count in range(fewest, len(family) + 1):
+        pieces: list[Piece] = [[] for _ in range(count)]
+        sizes = [0] * count
+        for index in by_length:
+            place = min((place for place in range(count) if len(pieces[place]) < most), key=lambda place: sizes[place])
+            pieces[place].append(index)
+            sizes[place] += 1 + len(trajectories[index].response_ids)
+        if all(len(piece) == 1 or family_tokens(trajectories, piece) <= budget.max_tokens for piece in pieces):
+            break
+    return [sorted(piece) for piece in pieces]
+
+
+def _plan(
+    trajectories: Sequence[Trajectory], pieces: Sequence[Piece], processes: int, budget: Budget
+) -> list[list[list[int]]]:
+    """Pieces in as few bins a process as the budget allows: the dearest first, each into the cheapest bin with room."""
+    tokens = [family_tokens(trajectories, piece) for piece in pieces]
+    costs = [_cost(trajectories, piece, budget.cost) for piece in pieces]
+    most = budget.max_sequences or len(trajectories)
+    order = sorted(range(len(pieces)), key=lambda place: (-costs[place], place))
+    each = math.ceil(max(sum(tokens) / budget.max_tokens, len(trajectories) / most) / processes)
+    while True:
+        bins: list[list[int]] = [[] for _ in range(each * processes)]
+        room, load, count = [budget.max_tokens] * len(bins), [0.0] * len(bins), [0] * len(bins)
+        for place in order:
+            fitting = [
+                one
+                for one in range(len(bins))
+                if room[one] >= tokens[place] and count[one] + len(pieces[place]) <= most
+            ]
+            if not fitting:
+                break
+            chosen = min(fitting, key=lambda one: load[one])
+            bins[chosen] += pieces[place]
+            room[chosen] -= tokens[place]
+            load[chosen] += costs[place]
+            count[chosen] += len(pieces[place])
+        else:
+            break
+        each += 1
+    assert all(left >= 0 for left in room)
+    # processes wait for each other at every bin: like costs side by side
+    dearest = sorted(range(len(bins)), key=lambda one: -load[one])
+    hands: list[list[list[int]]] = [[] for _ in range(processes)]
+    for round_ in range(each):
+        row = dearest[round_ * processes : (round_ + 1) * processes]
+        for process, one in enumerate(row if round_ % 2 == 0 else reversed(row)):
+            hands[process].append(bins[one])
+    return hands
+
+
+def _duration(trajectories: Sequence[Trajectory], plan: list[list[list[int]]], budget: Budget) -> float:
+    """Predicted: the dearest bin of each round, one after another."""
+
+    def cost(one: list[int]) -> float:
+        families = families_of([trajectories[index].prompt_ids for index in one], budget.share_prompts)
+        return sum(_cost(trajectories, [one[place] for place in family], budget.cost) for family in families)
+
+    return sum(max(map(cost, bins)) for bins in zip(*plan, strict=True))

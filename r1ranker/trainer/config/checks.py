@@ -1,0 +1,387 @@
+"""Values of a Config that contradict each other or lie outside their range, each refused with a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from r1ranker.device import DTYPES
+from r1ranker.errors import UserError, nearest, note
+from r1ranker.rollout.start import ENGINES
+from r1ranker.trainer.algorithm.correction import LEVELS
+from r1ranker.trainer.algorithm.losses import KL_TYPES, LOSS_AGG_MODES
+from r1ranker.trainer.config.schema import Config, OptimConfig
+
+BY_GROUP = ("grpo", "rloo", "maxrl")
+"""estimators that compare whole responses to one prompt"""
+ESTIMATORS = ("gae", *BY_GROUP, "reinforce_plus_plus")
+_KL_ALIASES = {"kl": "k1", "mse": "k2", "low_var_kl": "k3"}
+
+
+def check(config: Config) -> None:
+    """Raise UserError at the first value that cannot work.
+
+    What veRL means by a value is put in its place: its other names for KL estimators, and mini-batches larger than the batch.
+    """
+    _check_choices(config)
+    _check_ranges(config)
+    _fit_mini_batches(config)
+    _check_sizes(config)
+    _check_rollout(config)
+    _check_async(config)
+    _check_reward(config)
+    _check_required(config)
+
+
+def _check_choices(config: Config) -> None:
+    actor, rollout = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout
+    actor.kl_loss_type = _KL_ALIASES.get(actor.kl_loss_type, actor.kl_loss_type)
+    config.algorithm.kl_penalty = _KL_ALIASES.get(config.algorithm.kl_penalty, config.algorithm.kl_penalty)
+    actor.recompute_old_log_probs = str(actor.recompute_old_log_probs).lower()
+    _one_of("algorithm.adv_estimator", config.algorithm.adv_estimator, ESTIMATORS)
+    _one_of("algorithm.kl_penalty", config.algorithm.kl_penalty, KL_TYPES)
+    _one_of("algorithm.kl_ctrl.type", config.algorithm.kl_ctrl.type, ("fixed", "adaptive"))
+    _one_of("actor_rollout_ref.actor.loss_agg_mode", actor.loss_agg_mode, LOSS_AGG_MODES)
+    _one_of("actor_rollout_ref.actor.kl_loss_type", actor.kl_loss_type, KL_TYPES)
+    _one_of("actor_rollout_ref.actor.recompute_old_log_probs", actor.recompute_old_log_probs, ("auto", "true", "false"))
+    _one_of("actor_rollout_ref.model.dtype", config.actor_rollout_ref.model.dtype, DTYPES)
+    _one_of("critic.model.dtype", config.critic.model.dtype, ("auto",))  # the actor's is in force
+    _one_of("actor_rollout_ref.rollout.name", rollout.name, ENGINES)
+    _one_of("actor_rollout_ref.rollout.placement", rollout.placement, ("colocated", "separate"))
+    if config.algorithm.rollout_correction.rollout_is is not None:
+        _one_of("algorithm.rollout_correction.rollout_is", config.algorithm.rollout_correction.rollout_is, LEVELS)
+    _one_of("actor_rollout_ref.rollout.constrain", rollout.constrain, ("none", "candidates"))
+    _one_of("critic.loss_agg_mode", config.critic.loss_agg_mode, LOSS_AGG_MODES)
+    _one_of("trainer.on_bad_step", config.trainer.on_bad_step, ("skip", "stop"))
+    _one_of("trainer.executor", config.trainer.executor, ("ray", "local"))
+    for optim, where in ((actor.optim, "actor_rollout_ref.actor.optim"), (config.critic.optim, "critic.optim")):
+        _one_of(f"{where}.lr_scheduler_type", optim.lr_scheduler_type, ("constant", "cosine"))
+    for logger in config.trainer.logger:
+        _one_of("trainer.logger", logger, ("console", "jsonl", "wandb", "tensorboard"))
+    if config.data.curriculum is not None:
+        _one_of("data.curriculum", config.data.curriculum, ("pool_size",))
+    if config.data.answer_style is not None:
+        _one_of("data.answer_style", config.data.answer_style, ("name", "label"))
+
+
+def _check_ranges(config: Config) -> None:
+    actor, rollout, trainer = config.actor_rollout_ref.actor, config.actor_rollout_ref.rollout, config.trainer
+    at_least_one = {
+        "data.train_batch_size": config.data.train_batch_size,
+        "data.max_prompt_length": config.data.max_prompt_length,
+        "data.max_response_length": config.data.max_response_length,
+        "actor_rollout_ref.actor.ppo_mini_batch_size": actor.ppo_mini_batch_size,
+        "actor_rollout_ref.actor.ppo_epochs": actor.ppo_epochs,
+        "actor_rollout_ref.rollout.n": rollout.n,
+        "actor_rollout_ref.rollout.max_num_seqs": rollout.max_num_seqs,
+        "actor_rollout_ref.rollout.n_workers": rollout.n_workers,
+        "actor_rollout_ref.rollout.tensor_model_parallel_size": rollout.tensor_model_parallel_size,
+        "trainer.n_gpus_per_node": trainer.n_gpus_per_node,
+        "trainer.nnodes": trainer.nnodes,
+        "trainer.total_epochs": trainer.total_epochs,
+    }
+    for key, value in at_least_one.items():
+        if value < 1:
+            raise UserError(f"{key}: found {value}; at least 1 is wanted")
+    if trainer.total_training_steps is not None and trainer.total_training_steps < 1:
+        raise UserError(
+            f"trainer.total_training_steps: found {trainer.total_training_steps}; at least 1 or null is wanted"
+        )
+    at_least_zero = {
+        "trainer.seed": trainer.seed,
+        "trainer.max_restarts": trainer.max_restarts,
+        "data.seed": config.data.seed,
+        "reward.num_workers": config.reward.num_workers,
+    }
+    for key, value in at_least_zero.items():
+        if value < 0:
+            raise UserError(f"{key}: found {value}; at least 0 is wanted")
+    optional = {
+        "data.val_batch_size": config.data.val_batch_size,
+        "critic.ppo_epochs": config.critic.ppo_epochs,
+        "trainer.max_actor_ckpt_to_keep": trainer.max_actor_ckpt_to_keep,
+        "data.val_max_samples": None if config.data.val_max_samples == -1 else config.data.val_max_samples,
+    }
+    for key, some in optional.items():
+        if some is not None and some < 1:
+            raise UserError(f"{key}: found {some}; at least 1 is wanted")
+    val = rollout.val_kwargs
+    if not val.temperature >= 0 or not 0 < val.top_p <= 1:
+        raise UserError(
+            f"actor_rollout_ref.rollout.val_kwargs: found temperature {val.temperature} and top_p {val.top_p}; at least 0, and "
+            "over 0 to 1, are wanted"
+        )
+    control = config.algorithm.kl_ctrl
+    if control.type == "adaptive" and not (control.target_kl > 0 and control.horizon >= data_samples(config)):
+        raise UserError(
+            f"algorithm.kl_ctrl: found target_kl {control.target_kl} and horizon {control.horizon}; a target over 0 and a horizon "
+            f"of at least the {data_samples(config)} samples of a step are wanted"
+        )
+    for key, number in (("algorithm.gamma", config.algorithm.gamma), ("algorithm.lam", config.algorithm.lam)):
+        if not 0 <= number <= 1:
+            raise UserError(f"{key}: found {number}; a number from 0 to 1 is wanted")
+    _check_optim("actor_rollout_ref.actor.optim", actor.optim)
+    _check_optim("critic.optim", config.critic.optim)
+    if not rollout.temperature > 0:
+        raise UserError(
+            f"actor_rollout_ref.rollout.temperature: found {rollout.temperature}; training samples, so a number over 0 is wanted"
+        )
+    positive = {
+        "trainer.timeout": trainer.timeout,
+        "actor_rollout_ref.actor.grad_clip": actor.grad_clip,
+        "actor_rollout_ref.actor.clip_ratio": actor.clip_ratio,
+        "actor_rollout_ref.actor.clip_ratio_low": actor.clip_ratio_low,
+        "actor_rollout_ref.actor.clip_ratio_high": actor.clip_ratio_high,
+        "critic.grad_clip": config.critic.grad_clip,
+        "critic.cliprange_value": config.critic.cliprange_value,
+    }
+    for key, found in positive.items():
+        if found is not None and not found > 0:
+            raise UserError(f"{key}: found {found}; a number over 0 is wanted")
+    if config.algorithm.rollout_correction.rollout_is_threshold <= 0:
+        raise UserError(
+            f"algorithm.rollout_correction.rollout_is_threshold: found "
+            f"{config.algorithm.rollout_correction.rollout_is_threshold}; a number over 0 is wanted"
+        )
+    if not actor.clip_ratio_c > 1:
+        raise UserError(f"actor_rollout_ref.actor.clip_ratio_c: found {actor.clip_ratio_c}; a number over 1 is wanted")
+
+
+def _check_optim(where: str, optim: OptimConfig) -> None:
+    if not 0 < optim.lr < float("inf"):
+        raise UserError(f"{where}.lr: found {optim.lr}; a number over 0 is wanted")
+    if not optim.weight_decay >= 0:
+        raise UserError(f"{where}.weight_decay: found {optim.weight_decay}; a number of at least 0 is wanted")
+    if not 0 <= optim.min_lr_ratio <= 1:
+        raise UserError(f"{where}.min_lr_ratio: found {optim.min_lr_ratio}; a share from 0 to 1 is wanted")
+    if len(optim.betas) != 2 or not all(0 <= beta < 1 for beta in optim.betas):
+        raise UserError(f"{where}.betas: found {list(optim.betas)}; two numbers from 0 to under 1 are wanted")
+    if not 0 <= optim.lr_warmup_steps_ratio <= 1:
+        raise UserError(
+            f"{where}.lr_warmup_steps_ratio: found {optim.lr_warmup_steps_ratio}; a share from 0 to 1 is wanted"
+        )
+
+
+def _check_sizes(config: Config) -> None:
+    actor, data = config.actor_rollout_ref.actor, config.data
+    batch, mini = data.train_batch_size, actor.ppo_mini_batch_size
+    if batch % mini:
+        raise UserError(
+            f"actor_rollout_ref.actor.ppo_mini_batch_size: {mini} does not divide data.train_batch_size {batch}"
+        )
+    critic_mini = config.critic.ppo_mini_batch_size
+    if config.needs_critic and critic_mini is not None and (critic_mini < 1 or batch % critic_mini):
+        raise UserError(f"critic.ppo_mini_batch_size: {critic_mini} does not divide data.train_batch_size {batch}")
+    longest = data.max_prompt_length + data.max_response_length
+    budgets = {
+        "actor_rollout_ref.actor.ppo_max_token_len_per_gpu": actor.ppo_max_token_len_per_gpu,
+        "actor_rollout_ref.ref.log_prob_max_token_len_per_gpu": config.actor_rollout_ref.ref.log_prob_max_token_len_per_gpu,
+        "actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu": (
+            config.actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu
+        ),
+        "critic.ppo_max_token_len_per_gpu": config.critic.ppo_max_token_len_per_gpu,
+    }
+    for key, budget in budgets.items():
+        if budget is not None and budget < longest:
+            raise UserError(
+                f"{key}: {budget} tokens cannot hold one sequence of data.max_prompt_length + data.max_response_length = {longest}"
+            )
+    _check_micro_batches(config)
+
+
+def _fit_mini_batches(config: Config) -> None:
+    """A mini-batch larger than the batch is the whole batch, as in veRL."""
+    batch, actor, critic = config.data.train_batch_size, config.actor_rollout_ref.actor, config.critic
+    larger = []
+    if actor.ppo_mini_batch_size > batch:
+        larger.append(f"actor_rollout_ref.actor.ppo_mini_batch_size={actor.ppo_mini_batch_size}")
+        actor.ppo_mini_batch_size = batch
+    if critic.ppo_mini_batch_size is not None and critic.ppo_mini_batch_size > batch:
+        if config.needs_critic:
+            larger.append(f"critic.ppo_mini_batch_size={critic.ppo_mini_batch_size}")
+        critic.ppo_mini_batch_size = batch
+    if larger:
+        note(f"{', '.join(larger)}: more than data.train_batch_size={batch}, so the whole batch is one mini-batch")
+
+
+def _check_micro_batches(config: Config) -> None:
+    """Responses of a micro-batch, over all processes or a process; where tokens bound it, neither is looked at."""
+    part = config.actor_rollout_ref
+    actor_by_tokens = part.actor.use_dynamic_bsz
+    if not (actor_by_tokens or part.actor.ppo_micro_batch_size or part.actor.ppo_micro_batch_size_per_gpu):
+        raise UserError(
+            "actor_rollout_ref.actor.ppo_micro_batch_size_per_gpu: found null; a number is wanted where use_dynamic_bsz is off"
+        )
+    roles: list[tuple[str, object]] = [
+        ("actor_rollout_ref.actor.ppo_micro_batch_size", part.actor),
+    ]
+    if config.needs_reference:
+        roles.append(("actor_rollout_ref.ref.log_prob_micro_batch_size", part.ref))
+    roles.append(("actor_rollout_ref.rollout.log_prob_micro_batch_size", part.rollout))
+    if config.needs_critic:
+        roles.append(("critic.ppo_micro_batch_size", config.critic))
+    for key, role in roles:
+        name = key.rpartition(".")[2]
+        together, each = getattr(role, name), getattr(role, f"{name}_per_gpu")
+        by_tokens = getattr(role, "use_dynamic_bsz", None)
+        if actor_by_tokens if by_tokens is None else by_tokens:
+            continue
+        if each is not None and each < 1:
+            raise UserError(f"{key}_per_gpu: found {each}; at least 1 is wanted")
+        if together is not None and together < 1:
+            raise UserError(f"{key}: found {together}; at least 1 is wanted")
+        if each is None and together is not None and together % config.world_size:
+            raise UserError(
+                f"{key}: {together} is not a multiple of the {config.world_size} processes; {key}_per_gpu is of one process"
+            )
+
+
+def _check_rollout(config: Config) -> None:
+    rollout, estimator = config.actor_rollout_ref.rollout, config.algorithm.adv_estimator
+    if estimator in BY_GROUP and rollout.n < 2:
+        raise UserError(
+            f"actor_rollout_ref.rollout.n: found {rollout.n}; algorithm.adv_estimator={estimator} compares samples of one "
+            "prompt, so at least 2 are wanted"
+        )
+    if rollout.eliminate_to is not None and rollout.eliminate_to < 2:
+        raise UserError(
+            f"actor_rollout_ref.rollout.eliminate_to: found {rollout.eliminate_to}; at least 2 candidates are wanted, or null"
+        )
+    if rollout.eliminate_to is not None and config.trainer.async_steps:
+        raise UserError(
+            "actor_rollout_ref.rollout.eliminate_to: the pools of a batch hang on the policy of its step, so "
+            "trainer.async_steps=0 is wanted"
+        )
+    if rollout.every_answer:
+        for key, found, wanted in (
+            ("actor_rollout_ref.rollout.constrain", rollout.constrain, ("candidates",)),
+            ("algorithm.adv_estimator", estimator, ("grpo", "maxrl")),
+            ("trainer.async_steps", config.trainer.async_steps, (0,)),
+        ):
+            if found not in wanted:
+                kinds = " or ".join(map(str, wanted))
+                raise UserError(f"{key}: found {found}; actor_rollout_ref.rollout.every_answer wants {kinds}")
+    if rollout.top_p != 1 or rollout.top_k != -1:
+        raise UserError(
+            "actor_rollout_ref.rollout: top_p must be 1 and top_k -1 in training; what is left out by them cannot be trained on"
+        )
+    if rollout.name == "hf" and rollout.tensor_model_parallel_size != 1:
+        raise UserError(
+            f"actor_rollout_ref.rollout.tensor_model_parallel_size: found {rollout.tensor_model_parallel_size}; "
+            "rollout.name=hf holds a whole model in each process, so 1 is wanted"
+        )
+    separate = rollout.placement == "separate"
+    spanned = "actor_rollout_ref.rollout.n_workers" if separate else "trainer.n_gpus_per_node"
+    workers = rollout.n_workers if separate else config.trainer.n_gpus_per_node
+    if workers % rollout.tensor_model_parallel_size:
+        raise UserError(
+            f"actor_rollout_ref.rollout.tensor_model_parallel_size: {rollout.tensor_model_parallel_size} does not divide "
+            f"{spanned} {workers}; an engine spans that many processes"
+        )
+    if separate and config.trainer.executor == "local":
+        raise UserError(
+            "actor_rollout_ref.rollout.placement: separate needs processes of its own; trainer.executor=ray is wanted"
+        )
+    for name, model in (("actor_rollout_ref", config.actor_rollout_ref.model), ("critic", config.critic.model)):
+        if not model.use_remove_padding:
+            raise UserError(
+                f"{name}.model.use_remove_padding: found false; batches are always packed, so true is wanted"
+            )
+    if config.trainer.default_hdfs_dir is not None:
+        raise UserError(
+            f"trainer.default_hdfs_dir: found {config.trainer.default_hdfs_dir!r}; only null is taken, checkpoints go to "
+            "trainer.default_local_dir"
+        )
+    if config.trainer.executor == "local" and config.world_size != 1:
+        raise UserError(
+            f"trainer.executor: local runs one process, but trainer.nnodes * trainer.n_gpus_per_node is {config.world_size}; "
+            "executor=ray is wanted"
+        )
+    if config.algorithm.use_kl_in_reward and config.actor_rollout_ref.actor.use_kl_loss:
+        raise UserError(
+            "algorithm.use_kl_in_reward and actor_rollout_ref.actor.use_kl_loss are both true; the KL is wanted in one place"
+        )
+    if config.algorithm.use_kl_in_reward and estimator in BY_GROUP:
+        raise UserError(
+            f"algorithm.use_kl_in_reward: {estimator} compares whole responses and takes no token rewards; "
+            "actor_rollout_ref.actor.use_kl_loss=true is wanted"
+        )
+
+
+def _check_async(config: Config) -> None:
+    steps, actor = config.trainer.async_steps, config.actor_rollout_ref.actor
+    if steps not in (0, 1):
+        raise UserError(f"trainer.async_steps: found {steps}; 0 or 1 is wanted")
+    if steps and not (config.actor_rollout_ref.rollout.placement == "separate" and config.trainer.executor == "ray"):
+        raise UserError(
+            "trainer.async_steps: engines sample while the trainer works; actor_rollout_ref.rollout.placement=separate and "
+            "trainer.executor=ray are wanted"
+        )
+    if steps and actor.recompute_old_log_probs == "true" and config.algorithm.rollout_correction.rollout_is is None:
+        raise UserError(
+            "actor_rollout_ref.actor.recompute_old_log_probs: true takes the trainer's log-probabilities for those of the policy "
+            "that sampled, which trainer.async_steps=1 makes an older one; auto, or algorithm.rollout_correction.rollout_is, is wanted"
+        )
+
+
+def _check_reward(config: Config) -> None:
+    reward = config.reward
+    if not 0 <= reward.max_failure_rate < 1:
+        raise UserError(
+            f"reward.max_failure_rate: found {reward.max_failure_rate}; a share from 0 to under 1 is wanted"
+        )
+    if reward.timeout is not None and not 0 < reward.timeout < float("inf"):
+        raise UserError(f"reward.timeout: found {reward.timeout}; seconds over 0, or null, are wanted")
+    if reward.timeout is not None and not reward.num_workers:
+        raise UserError(
+            f"reward.timeout: found {reward.timeout:g} and reward.num_workers 0; a call is ended with its process, so at "
+            "least one is wanted"
+        )
+
+
+def _check_required(config: Config) -> None:
+    required: dict[str, Any] = {
+        "actor_rollout_ref.model.path": config.actor_rollout_ref.model.path,
+        "data.train_files": config.data.train_files,
+    }
+    if config.needs_critic:
+        required["critic.model.path"] = config.critic.model.path
+    for key, value in required.items():
+        if not value:
+            because = "; adv_estimator=gae needs a critic model" if key.startswith("critic") else ""
+            raise UserError(f"{key}: found nothing; a path is wanted{because}")
+    if config.trainer.test_freq > 0 and not config.data.val_files:
+        raise UserError("data.val_files: found nothing; a path is wanted where trainer.test_freq is over 0")
+    if config.trainer.best_metric and not config.trainer.test_freq > 0:
+        raise UserError(
+            f"trainer.test_freq: found {config.trainer.test_freq}; trainer.best_metric is looked at after validations, so a "
+            "number over 0 is wanted"
+        )
+    if config.trainer.best_metric and not config.trainer.best_metric.startswith("val-"):
+        raise UserError(
+            f"trainer.best_metric: found {config.trainer.best_metric!r}; a metric of validation such as "
+            "val-core/Rec-Movie/reward/mean is wanted"
+        )
+    if config.trainer.val_before_train and not config.data.val_files:
+        raise UserError("data.val_files: found nothing; a path is wanted where trainer.val_before_train is true")
+
+
+def data_samples(config: Config) -> int:
+    """Responses of a step."""
+    return config.data.train_batch_size * config.actor_rollout_ref.rollout.n
+
+
+def _one_of(key: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise UserError(f"{key}: found {value!r}{nearest(value, known)}; one of {', '.join(known)} is wanted")
+
+
+def file_list(value: Any, key: str) -> list[str]:
+    """Paths of a config value that is one path or a list of them."""
+    if value is None:
+        return []
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list | tuple) and all(isinstance(path, str) for path in value):
+        return list(value)
+    raise UserError(f"{key}: found {value!r}; a path or a list of paths is wanted")

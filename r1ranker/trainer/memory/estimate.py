@@ -1,0 +1,385 @@
+"""Bytes that a process of the trainer needs, by moment and part: arithmetic from the model's sizes and the config.
+
+What is saved for the backward pass was counted with torch.autograd.graph.saved_tensors_hooks on transformers' Qwen2 and
+Llama blocks in packed form (tests count it again); gathering and reducing are FSDP2's, as r1ranker.model.fsdp shards.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+from r1ranker.model.weights import READ_BYTES
+from r1ranker.trainer.config.schema import Config, FSDPConfig
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig
+
+Parts = dict[str, int]
+"""name -> bytes"""
+
+MASTER = 4
+"""bytes of a float32 number: weights, gradients and each Adam moment are kept so"""
+CPU_BASE = 640 * 2**20
+"""python, torch, transformers and their buffers in a process that has run once, before any model (measured)"""
+GPU_BASE = 2**30
+"""CUDA's context, kernels, communication buffers and vLLM's CUDA graphs; an assumption, not a measurement"""
+SCORE_COPIES = 2
+"""float32 arrays of a chunk's logits at once: logits and log-probabilities"""
+ENTROPY_COPIES = 2
+"""more of them for entropies: probabilities, and their product with the log-probabilities"""
+LEARNING_ENTROPY_COPIES = 2
+"""more of them where the entropy carries a gradient"""
+SAMPLING_BYTES = 16
+"""a logit of one step of generation: the logit, its probability and what is computed on the way"""
+GATHERED_COPIES = (2.5, 3.0)
+"""arrays of what is outside the blocks, in float32 and in the type computed with, that gathering and reducing among processes
+on the CPU hold beside FSDP2's own for each model that learns: gloo's, and freed ones that the next does not fit (measured)"""
+HEAP_HOLES = 0.35
+"""of what comes and goes in a pass on the CPU, held beyond it by the C library's heap, whose free blocks do not fit (measured)"""
+
+
+@dataclass(frozen=True)
+class ModelShape:
+    """Sizes of a decoder shaped like Qwen2 or Llama."""
+
+    hidden: int
+    layers: int
+    heads: int
+    kv_heads: int
+    head_width: int
+    intermediate: int
+    vocabulary: int
+    layer_parameters: int
+    """of one block"""
+    outer_parameters: int
+    """embeddings (one where they are tied) and final norm"""
+    largest_parameter: int
+    """numbers in the largest one"""
+    normed_heads: bool = False
+    """whether queries and keys are normed, as Qwen3's are"""
+
+    @classmethod
+    def from_config(cls, config: PretrainedConfig) -> ModelShape:
+        """The sizes that transformers builds from `config`; parameters are counted on a model without storage."""
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        with torch.device("meta"):
+            model = AutoModelForCausalLM.from_config(config)
+        layers = model.base_model.layers
+        layer = sum(parameter.numel() for parameter in layers[0].parameters())
+        whole = sum(parameter.numel() for parameter in model.parameters())
+        return cls(
+            hidden=config.hidden_size,
+            layers=len(layers),
+            heads=config.num_attention_heads,
+            kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
+            head_width=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+            intermediate=config.intermediate_size,
+            vocabulary=config.vocab_size,
+            layer_parameters=layer,
+            outer_parameters=whole - len(layers) * layer,
+            largest_parameter=max(parameter.numel() for parameter in model.parameters()),
+            normed_heads=hasattr(layers[0].self_attn, "q_norm"),
+        )
+
+    @property
+    def parameters(self) -> int:
+        """All of the language model's."""
+        return self.layers * self.layer_parameters + self.outer_parameters
+
+    @property
+    def key_values(self) -> int:
+        """Numbers that generation keeps of one token: keys and values of every block."""
+        return 2 * self.layers * self.kv_heads * self.head_width
+
+
+@cache
+def shape_of(path: str) -> ModelShape:
+    """The shape of the model in a directory or on the hub; raises UserError where its config cannot be read."""
+    from transformers import AutoConfig
+
+    from r1ranker.errors import UserError
+
+    try:
+        return ModelShape.from_config(AutoConfig.from_pretrained(path, trust_remote_code=False))
+    except (OSError, ValueError, KeyError, AttributeError) as error:
+        first = str(error).strip().split("\n")[0]
+        raise UserError(f"{path}: config.json of a model shaped like Qwen2 or Llama is wanted ({first})") from error
+
+
+def saved_by_block(shape: ModelShape, width: int, copies_output: bool = False) -> int:
+    """Bytes a token that one block keeps for its backward pass, computed in numbers of `width` bytes.
+
+    Each RMSNorm: its input in float32, the normed input, a factor. Attention: its input, queries, keys, values, output, a
+    log-sum-exp a head in float32, and the output projection's input: a copy of the output where `copies_output`, as
+    attention segment by segment has it.
+    Feed-forward: its input, and gate, activated gate, up projection and their product.
+    """
+    queries, keys = shape.heads * shape.head_width, shape.kv_heads * shape.head_width
+    norms = 2 * ((MASTER + width) * shape.hidden + MASTER)
+    if shape.normed_heads:
+        norms += (MASTER + width) * (queries + keys) + MASTER * (shape.heads + shape.kv_heads)
+    attention = width * (shape.hidden + (3 if copies_output else 2) * queries + 2 * keys) + MASTER * shape.heads
+    return norms + attention + width * (shape.hidden + 4 * shape.intermediate)
+
+
+def saved_outside(shape: ModelShape, width: int) -> int:
+    """Bytes a token kept outside the blocks: its id, cosines and sines, the final norm's, and the states that predict."""
+    return 8 + 2 * width * shape.head_width + (MASTER + width) * shape.hidden + MASTER + width * shape.hidden
+
+
+def saved(shape: ModelShape, width: int, checkpointing: bool, copies_output: bool = False) -> int:
+    """Bytes a token kept at the beginning of the backward pass; with checkpointing the input of each block, and one block anew."""
+    block = saved_by_block(shape, width, copies_output)
+    blocks = shape.layers * width * shape.hidden + block if checkpointing else shape.layers * block
+    return blocks + saved_outside(shape, width)
+
+
+@dataclass(frozen=True)
+class MemoryModel:
+    """What one process of the trainer needs on its device: a GPU, or on the CPU the host's memory."""
+
+    config: Config
+    actor: ModelShape
+    critic: ModelShape | None
+    on_gpu: bool
+    device_bytes: int
+    """of the whole device"""
+    validation_rows: int = 0
+    """generated at once in validation"""
+
+    @classmethod
+    def of(cls, config: Config, on_gpu: bool, device_bytes: int, validation_rows: int = 0) -> MemoryModel:
+        """The model for the directories that `config` names; raises UserError where one has no usable config.json."""
+        critic = shape_of(str(config.critic.model.path)) if config.needs_critic else None
+        actor = shape_of(str(config.actor_rollout_ref.model.path))
+        return cls(config, actor, critic, on_gpu, device_bytes, validation_rows)
+
+    @property
+    def width(self) -> int:
+        """Bytes of a number that is computed with."""
+        dtype = self.config.actor_rollout_ref.model.dtype
+        return 2 if dtype == "bfloat16" or (dtype == "auto" and self.on_gpu) else MASTER
+
+    def moments(self) -> dict[str, Parts]:
+        """Everything that is there at each moment of a step, with micro-batches at their token budgets."""
+        config = self.config
+        actor, ref = config.actor_rollout_ref.actor, config.actor_rollout_ref.ref
+        found = {"loading": self.loading()}
+        if config.actor_rollout_ref.rollout.placement == "colocated":
+            found["generation"] = self.generation()
+        if config.needs_reference:
+            tokens = ref.log_prob_max_token_len_per_gpu or actor.ppo_max_token_len_per_gpu
+            found["reference"] = self.passing(self.actor, tokens)
+        if self.critic is not None:
+            tokens = config.critic.ppo_max_token_len_per_gpu or actor.ppo_max_token_len_per_gpu
+            found["update of the critic"] = self.updating_critic(tokens)
+        found["update of the actor"] = self.updating_actor(actor.ppo_max_token_len_per_gpu)
+        found["optimizer step"] = self.stepping()
+        return found
+
+    def resident(self) -> Parts:
+        """What stays between the moments of a step."""
+        config, role = self.config, self.config.actor_rollout_ref
+        parts = {"python and torch": GPU_BASE if self.on_gpu else CPU_BASE}
+        if not self.away(role.actor.fsdp_config):
+            parts["actor: weights"] = self.shards(self.actor.parameters)
+            parts["actor: Adam"] = 2 * self.shards(self.actor.parameters)
+        if config.needs_reference and not self.away(role.ref.fsdp_config):
+            parts["reference: weights"] = self.frozen_shards(self.actor.parameters)
+        if self.critic is not None and not self.away(config.critic.model.fsdp_config):
+            parts["critic: weights"] = self.shards(value_parameters(self.critic))
+            parts["critic: Adam"] = 2 * self.shards(value_parameters(self.critic))
+        sleeps = self.on_gpu and role.rollout.name == "vllm" and role.rollout.free_cache_engine
+        if role.rollout.placement == "colocated" and not sleeps:
+            parts |= self.engine()
+        return parts
+
+    def engine(self) -> Parts:
+        """What a rollout engine keeps from start to end; vLLM's cache is taken at the start."""
+        rollout = self.config.actor_rollout_ref.rollout
+        weights = self.width * self.actor.parameters
+        if rollout.name == "hf":
+            return {"engine: weights": weights}
+        weights //= rollout.tensor_model_parallel_size
+        if not self.on_gpu:
+            return {"engine: weights": weights, "engine: cache": cpu_cache_bytes()}
+        passing = self._engine_pass()
+        taken = int(rollout.gpu_memory_utilization * self.device_bytes) - weights - passing
+        return {"engine: weights": weights, "engine: a pass": passing, "engine: cache": max(0, taken)}
+
+    def engine_needs(self) -> int:
+        """Bytes of a GPU that vLLM cannot start without: weights, a pass, and the cache of one sequence."""
+        data, rollout = self.config.data, self.config.actor_rollout_ref.rollout
+        sequence = self.width * self.actor.key_values * (data.max_prompt_length + data.max_response_length)
+        weights = self.width * self.actor.parameters
+        return (weights + sequence) // rollout.tensor_model_parallel_size + self._engine_pass()
+
+    def _engine_pass(self) -> int:
+        """What vLLM keeps free for its largest batch of tokens, as its trial run at the start finds it; not measured on a GPU."""
+        from r1ranker.rollout.vllm_start import BATCH_TOKENS
+
+        data, rollout = self.config.data, self.config.actor_rollout_ref.rollout
+        tokens = max(data.max_prompt_length + data.max_response_length, BATCH_TOKENS)
+        return (
+            self._forward(self.actor, tokens) // rollout.tensor_model_parallel_size
+            + SAMPLING_BYTES * rollout.max_num_seqs * self.actor.vocabulary
+        )
+
+    def loading(self) -> Parts:
+        """Each process reads its own rows, a piece of them at once; no optimizer and no engine has begun."""
+        parts = {name: size for name, size in self.resident().items() if "Adam" not in name and "engine" not in name}
+        return parts | {"rows being read": 0 if self.on_gpu else READ_BYTES}
+
+    def generation(self) -> Parts:
+        """The caches of the transformers engine for what is under way at once, and the choice of a token for each.
+
+        Of a rollout process of its own where the placement is separate.
+        """
+        from r1ranker.rollout.hf_batch import PREFILL_TOKENS
+
+        config, rollout = self.config, self.config.actor_rollout_ref.rollout
+        colocated = rollout.placement == "colocated"
+        base = {"python and torch": GPU_BASE if self.on_gpu else CPU_BASE}
+        parts = (self.resident() if colocated else base) | self.engine()
+        if rollout.name != "hf":
+            return parts
+        engines = config.world_size if colocated else rollout.n_workers
+        samples = -(-config.data.train_batch_size // engines) * rollout.n
+        training = min(rollout.max_num_seqs, samples)
+        validation = min(rollout.max_num_seqs, -(-self.validation_rows // engines))
+        at_once = max(training, validation)
+        prompts = max(-(-training // rollout.n), validation)
+        token = self.width * self.actor.key_values
+        cache = token * (prompts * config.data.max_prompt_length + at_once * config.data.max_response_length)
+        row = min(PREFILL_TOKENS, prompts * config.data.max_prompt_length)
+        return parts | self._with_holes(
+            {
+                "engine: cache": cache,
+                "engine: sampling": SAMPLING_BYTES * at_once * self.actor.vocabulary,
+                "activations": self._forward(self.actor, row),
+            }
+        )
+
+    def passing(self, shape: ModelShape, tokens: int, with_logits: bool = True) -> Parts:
+        """A pass without gradients over `tokens` tokens, such as the reference's."""
+        parts = {"activations": self._forward(shape, tokens), "gathered layers": self._gathered(shape)}
+        if with_logits:
+            parts["logits"] = self.logits(tokens, learning=False)
+        return self.resident() | self._with_holes(parts)
+
+    def updating_actor(self, tokens: int, checkpointing: bool | None = None) -> Parts:
+        """The update of the actor with micro-batches of `tokens` tokens, from its second micro-batch on."""
+        role = self.config.actor_rollout_ref
+        if checkpointing is None:
+            checkpointing = role.model.enable_gradient_checkpointing
+        head = self.width * self.actor.vocabulary * self.actor.hidden  # waits whole until all of the root's are there
+        parts = {"logits": self.logits(tokens), "gradient of the output embedding": head}
+        parts |= self._updating(
+            "actor", self.actor, self.actor.parameters, tokens, checkpointing, role.actor.fsdp_config
+        )
+        return self.resident() | self._with_holes(parts)
+
+    def updating_critic(self, tokens: int, checkpointing: bool | None = None) -> Parts:
+        """The same of the critic, which has no logits."""
+        assert self.critic is not None
+        model = self.config.critic.model
+        if checkpointing is None:
+            checkpointing = model.enable_gradient_checkpointing
+        shards = value_parameters(self.critic)
+        parts = self._updating("critic", self.critic, shards, tokens, checkpointing, model.fsdp_config)
+        return self.resident() | self._with_holes(parts)
+
+    def stepping(self) -> Parts:
+        """AdamW's step: the gradients; the fused step has no intermediate results, and their norm is taken in small chunks."""
+        role = self.config.actor_rollout_ref.actor
+        if self.away(role.fsdp_config):
+            return self.resident()
+        return self.resident() | {"actor: gradients": self.shards(self.actor.parameters)}
+
+    def logits(self, tokens: int, learning: bool = True) -> int:
+        """Bytes of the chunk of logits that is there at once, with what is computed from it."""
+        from r1ranker.model.policy_model import LOGITS_BYTES
+
+        data, n = self.config.data, self.config.actor_rollout_ref.rollout.n
+        sharing = n if self.config.actor_rollout_ref.model.share_prompts else 1
+        responses = sharing * data.max_response_length
+        sampled = tokens * responses // (responses + data.max_prompt_length)
+        scaled = self.on_gpu or self.config.actor_rollout_ref.rollout.temperature != 1
+        copies = SCORE_COPIES + scaled + learning * ENTROPY_COPIES
+        if learning and self.config.actor_rollout_ref.actor.entropy_coeff:
+            copies += LEARNING_ENTROPY_COPIES
+        return copies * min(LOGITS_BYTES, MASTER * self.actor.vocabulary * sampled)
+
+    def _with_holes(self, parts: Parts) -> Parts:
+        return parts if self.on_gpu else parts | {"holes in the heap": int(HEAP_HOLES * total(parts))}
+
+    def _forward(self, shape: ModelShape, tokens: int) -> int:
+        """At most there at once without gradients: a feed-forward layer's three results, the residual stream and two norms."""
+        return self.width * (3 * shape.hidden + 3 * shape.intermediate) * tokens
+
+    def _updating(
+        self, name: str, shape: ModelShape, parameters: int, tokens: int, checkpointing: bool, fsdp: FSDPConfig
+    ) -> Parts:
+        gradients = {} if self.away(fsdp) else {f"{name}: gradients": self.shards(parameters)}
+        return gradients | {
+            "activations": tokens * saved(shape, self.width, checkpointing, self._copies_output),
+            "backward pass": tokens * self.width * (2 * shape.intermediate + shape.hidden),
+            "gathered layers": self._gathered(shape, backward=True),
+            "copies in collectives": self._copied(shape),
+        }  # fmt: skip
+
+    def _gathered(self, shape: ModelShape, backward: bool = False) -> int:
+        """Whole parameters in the type computed with: those outside the blocks, one block, and with several processes the next.
+
+        In the backward pass the gradients of a block wait whole until they are reduced, in float32.
+        """
+        together = 2 if self.config.world_size > 1 or backward else 1
+        waiting = MASTER * shape.layer_parameters if backward and (self.on_gpu or self.config.world_size > 1) else 0
+        if self.on_gpu:  # and what they are reduced to
+            waiting += waiting // self.config.world_size
+        return self.width * (shape.outer_parameters + together * shape.layer_parameters) + waiting
+
+    def _copied(self, shape: ModelShape) -> int:
+        if self.on_gpu or self.config.world_size == 1:
+            return 0
+        (exact, computed), learners = GATHERED_COPIES, 1 + self.config.needs_critic
+        return int(learners * shape.outer_parameters * (exact * MASTER + computed * self.width))
+
+    @property
+    def _copies_output(self) -> bool:
+        role = self.config.actor_rollout_ref
+        return not self.on_gpu and (role.rollout.n == 1 or not role.model.share_prompts)
+
+    def shards(self, parameters: int) -> int:
+        """Bytes of a process's float32 shards of so many parameters."""
+        return -(-MASTER * parameters // self.config.world_size)
+
+    def frozen_shards(self, parameters: int) -> int:
+        """The same of a model that never learns, and rests in the type it is computed with."""
+        return -(-self.width * parameters // self.config.world_size)
+
+    def away(self, fsdp: FSDPConfig) -> bool:
+        """Whether the shards are in host memory between uses, not on the device."""
+        return self.on_gpu and (fsdp.param_offload or fsdp.grad_offload or fsdp.optimizer_offload)
+
+
+def total(parts: Parts) -> int:
+    """Bytes of all parts together."""
+    return sum(parts.values())
+
+
+def cpu_cache_bytes() -> int:
+    """What vLLM takes for its cache on the CPU, from its own variable; GiB there."""
+    return int(float(os.environ.get("VLLM_CPU_KVCACHE_SPACE") or 1) * 2**30)
+
+
+def value_parameters(shape: ModelShape) -> int:
+    """Parameters of a value model: no output embedding of its own, and a head of one row."""
+    embedding = shape.vocabulary * shape.hidden
+    untied = shape.outer_parameters >= 2 * embedding
+    return shape.parameters - (embedding if untied else 0) + shape.hidden + 1

@@ -1,0 +1,134 @@
+"""What a training run reports: the list of names, veRL's where veRL has the thing, and their values for a batch."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+
+from r1ranker.trainer.algorithm.advantages import explained_variance, group_statistics
+from r1ranker.trainer.batch.trajectory import Trajectory
+from r1ranker.trainer.scoring.outcome import Failure
+
+METRIC_NAMES = (
+    "training/global_step",
+    "training/epoch",
+    "training/policy_lag",
+    "training/bad_step",
+    "critic/{score,rewards,advantages,returns,values}/{mean,max,min}",
+    "critic/{vf_explained_var,vf_loss,vf_clipfrac,grad_norm,lr,zero_signal_groups}",
+    "reward/{part}/mean",
+    "reward/failure_rate",
+    "{prompt_length,response_length}/{mean,max,min,clip_ratio}",
+    "actor/{pg_loss,pg_clipfrac,ppo_kl,entropy,kl_loss,kl_coef,reward_kl_penalty,grad_norm,lr}",
+    "rollout/{logprob_diff_mean,logprob_diff_max,kl,dropped_tokens}",
+    "rollout_corr/{rollout_is_mean,rollout_is_max,rollout_is_min,rollout_is_truncated}",
+    "timing_s/{eliminate,gen,reward,old_log_prob,ref,values,adv,update_critic,update_actor,sync_weights,testing,save_checkpoint,step}",
+    "perf/{total_num_tokens,throughput,max_memory_allocated_gb,wait_for_state_s}",
+    "val-core/{task}/reward/mean",
+    "val-aux/{task}/{part}/mean",
+)
+"""every name that a run writes; `{a,b}` stands for one of them, `{task}` and `{part}` for a task's and a reward part's name"""
+
+
+def known_name(name: str) -> bool:
+    """Whether METRIC_NAMES has `name`."""
+    return any(pattern.fullmatch(name) for pattern in _PATTERNS)
+
+
+def _pattern(entry: str) -> re.Pattern[str]:
+    def choice(match: re.Match[str]) -> str:
+        options = match.group(1).split(",")
+        return "(?:[^/]+)" if len(options) == 1 else "(?:" + "|".join(map(re.escape, options)) + ")"
+
+    return re.compile(re.sub(r"\\\{(.*?)\\\}", lambda found: choice(found), re.escape(entry).replace(r"\,", ",")))
+
+
+_PATTERNS = [_pattern(entry) for entry in METRIC_NAMES]
+
+
+def batch_metrics(trajectories: Sequence[Trajectory], max_prompt: int, max_response: int) -> dict[str, float]:
+    """Scores, lengths, advantages and values of a batch."""
+    scores = np.array([trajectory.score for trajectory in trajectories])
+    prompts = np.array([len(trajectory.prompt_ids) for trajectory in trajectories])
+    responses = np.array([len(trajectory.response_ids) for trajectory in trajectories])
+    metrics = spread("critic/score", scores) | spread("prompt_length", prompts) | spread("response_length", responses)
+    standing = np.array([trajectory.stands_for for trajectory in trajectories])
+    if len(scores):
+        metrics["critic/score/mean"] = float(np.average(scores, weights=standing))
+    metrics["prompt_length/clip_ratio"] = float((prompts >= max_prompt).mean())
+    metrics["response_length/clip_ratio"] = float(
+        np.mean([trajectory.finish_reason == "length" for trajectory in trajectories])
+    )
+    for name in ("advantages", "returns", "values"):
+        columns = [
+            getattr(trajectory, name)[trajectory.valid]
+            for trajectory in trajectories
+            if getattr(trajectory, name) is not None
+        ]
+        if columns:
+            metrics |= spread(f"critic/{name}", np.concatenate(columns))
+    if all(trajectory.values is not None and trajectory.returns is not None for trajectory in trajectories):
+        values = np.concatenate([trajectory.values[trajectory.valid] for trajectory in trajectories])  # type: ignore[index]
+        returns = np.concatenate([trajectory.returns[trajectory.valid] for trajectory in trajectories])  # type: ignore[index]
+        metrics["critic/vf_explained_var"] = explained_variance(values, returns)
+    groups = [trajectory.group_id for trajectory in trajectories]
+    metrics["critic/zero_signal_groups"] = float(len(group_statistics(scores.tolist(), groups)[1]))
+    metrics["rollout/dropped_tokens"] = float(sum((~trajectory.valid).sum() for trajectory in trajectories))
+    metrics["perf/total_num_tokens"] = float(prompts.sum() + responses.sum())
+    return metrics
+
+
+def spread(name: str, values: np.ndarray) -> dict[str, float]:
+    """Mean, maximum and minimum under `name`; nothing for no values."""
+    if len(values) == 0:
+        return {}
+    return {
+        f"{name}/mean": float(values.mean()),
+        f"{name}/max": float(values.max()),
+        f"{name}/min": float(values.min()),
+    }
+
+
+def reward_parts(breakdowns: Sequence[Mapping[str, Any]], weights: Sequence[float] | None = None) -> dict[str, float]:
+    """Mean of each part of the reward, over the responses that have it."""
+    means = {}
+    for name in dict.fromkeys(name for parts in breakdowns for name in parts):
+        having = [place for place, parts in enumerate(breakdowns) if name in parts]
+        own = None if weights is None else [weights[place] for place in having]
+        means[f"reward/{name}/mean"] = float(np.average([breakdowns[place][name] for place in having], weights=own))
+    return means
+
+
+def validation_metrics(tasks: Sequence[str], breakdowns: Sequence[Mapping[str, Any] | Failure]) -> dict[str, float]:
+    """Mean score and parts of each task's validation rows; those whose reward failed are left out."""
+    metrics: dict[str, float] = {}
+    for task in dict.fromkeys(tasks):
+        own_rows = [parts for own, parts in zip(tasks, breakdowns, strict=True) if own == task]
+        rows = [parts for parts in own_rows if not isinstance(parts, Failure)]
+        for name, value in reward_parts(rows).items():
+            part = name.split("/")[1]
+            metrics[f"val-core/{task}/reward/mean" if part == "score" else f"val-aux/{task}/{part}/mean"] = value
+    return metrics
+
+
+def mean_over_updates(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Metrics of several updates as one: the largest of maxima and of seconds, the mean of the others."""
+    merged: dict[str, float] = {}
+    for name in dict.fromkeys(name for part in parts for name in part):
+        values = [part[name] for part in parts if name in part]
+        largest = name.endswith("_max") or name.startswith("perf/")
+        merged[name] = max(values) if largest else float(np.mean(values))
+    return merged
+
+
+@contextmanager
+def timed(timing: dict[str, float], name: str) -> Iterator[None]:
+    """Add the seconds spent inside to `timing[name]`."""
+    began = time.perf_counter()
+    yield
+    timing[name] = timing.get(name, 0.0) + time.perf_counter() - began
