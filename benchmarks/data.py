@@ -47,7 +47,7 @@ def build(source: str, output: str, model: str) -> int:
 def load(source: str, output: str, model: str) -> int:
     """Tokenise the training rows and deal an epoch of them."""
     from r1ranker.data.loader import PromptLoader, load_prompts
-    from r1ranker.model.loading import load_tokenizer
+    from r1ranker.pretrained import load_tokenizer
 
     prompts, _ = load_prompts([f"{output}/iterative_ranking/train.parquet"], load_tokenizer(model), 10_000)
     loader = PromptLoader(prompts, 64, seed=1, shuffle=True)
@@ -60,7 +60,7 @@ def build_with_pandas(source: str, output: str, model: str) -> int:
     """The same eight files by DataFrame.apply."""
     import pandas as pd
 
-    from r1ranker.data.parquet import training_row
+    from r1ranker.data.files.parquet import training_row
     from r1ranker.data.sources.ranking_bench import CONFIGS, bench_row
     from r1ranker.data.sources.user_files import OWN
     from r1ranker.tasks.example import RankingExample
@@ -101,7 +101,7 @@ def load_with_pandas(source: str, output: str, model: str) -> int:
     import pandas as pd
 
     from r1ranker.data.tokenise import encode_chat
-    from r1ranker.model.loading import load_tokenizer
+    from r1ranker.pretrained import load_tokenizer
 
     tokenizer = load_tokenizer(model)
     frame = pd.read_parquet(f"{output}/iterative_ranking/train.parquet")

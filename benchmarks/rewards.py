@@ -26,9 +26,7 @@ import pylcs
 
 from r1ranker.data.prompts import Prompt
 from r1ranker.rewards import compute_score
-from r1ranker.rewards.direct import direct_task_score
-from r1ranker.rewards.format import format_score, tags_score
-from r1ranker.rewards.iterative import iterative_task_score
+from r1ranker.rewards.parts import direct_task_score, format_score, iterative_task_score, tags_score
 from r1ranker.rollout.engine import Completion
 from r1ranker.tasks.answers import with_prefill
 from r1ranker.tasks.prompts import AnswerFormat

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 
-from r1ranker.data.parquet import training_row, write_rows
+from r1ranker.data.files.parquet import training_row, write_rows
 from r1ranker.data.tokenise import encode_chat
 from r1ranker.model.init import LABELS, TAGS, save_hf, train_tokenizer
 from r1ranker.rewards import register

@@ -9,12 +9,12 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from r1ranker.data.dataset_writer import About, DataSetWriter
-from r1ranker.data.digest import digest
-from r1ranker.data.sources.ranking_bench import CONFIGS, SPLITS, Split, bench_row, bench_schema
-from r1ranker.data.sources.sourced import Source
-from r1ranker.data.statistics import RowStatistics
-from r1ranker.data.tally import Tally
+from r1ranker.data.files.dataset_writer import About, DataSetWriter
+from r1ranker.data.files.manifest import digest
+from r1ranker.data.files.statistics import RowStatistics
+from r1ranker.data.files.tally import Tally
+from r1ranker.data.sources.ranking_bench import CONFIGS, bench_row, bench_schema
+from r1ranker.data.sources.sourced import SPLITS, Source, Split
 from r1ranker.errors import UserError
 from r1ranker.tasks.answers import normalise
 from r1ranker.tasks.example import RankingExample

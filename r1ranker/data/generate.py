@@ -12,14 +12,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from r1ranker.data.card import About, print_tables
-from r1ranker.data.dataset_writer import DataSetWriter, command_line
-from r1ranker.data.digest import digest
-from r1ranker.data.parquet import RowWriter, training_row, training_schema
+from r1ranker.data.files.card import About, print_tables
+from r1ranker.data.files.dataset_writer import DataSetWriter, command_line
+from r1ranker.data.files.manifest import digest
+from r1ranker.data.files.parquet import RowWriter, training_row, training_schema
+from r1ranker.data.files.statistics import RowStatistics
 from r1ranker.data.sft import SFT_SCHEMA, cold_start_row
-from r1ranker.data.sources.ranking_bench import SPLITS, Split, read_ranking_bench
+from r1ranker.data.sources.ranking_bench import read_ranking_bench
+from r1ranker.data.sources.sourced import SPLITS, Split
 from r1ranker.data.sources.toy import write_toy
-from r1ranker.data.statistics import RowStatistics
 from r1ranker.data.tokenise import encode_chats
 from r1ranker.errors import UserError
 from r1ranker.tasks.answers import normalise

@@ -10,8 +10,9 @@ from typing import Literal
 
 from r1ranker.data.build import TEST_SHARE
 from r1ranker.data.generate import HUB_ID, MOST_TOKENS, TOY
-from r1ranker.data.raw import ATOMIC, is_raw
+from r1ranker.data.raw import is_raw
 from r1ranker.data.sources.passage import SIZES
+from r1ranker.data.sources.recommendation import ATOMIC
 from r1ranker.data.sources.routing import OBJECTIVES
 from r1ranker.data.sources.trec import TrecFiles
 from r1ranker.data.sources.user_files import SUFFIXES, is_user_file

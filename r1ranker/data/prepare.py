@@ -10,21 +10,21 @@ from pathlib import Path
 
 from r1ranker.atomic import locked
 from r1ranker.data.build import TEST_SHARE, build_bench
-from r1ranker.data.card import About
-from r1ranker.data.dataset_writer import command_line
+from r1ranker.data.files.card import About
+from r1ranker.data.files.dataset_writer import command_line
+from r1ranker.data.files.manifest import MANIFEST
+from r1ranker.data.files.tally import Tally
 from r1ranker.data.generate import TrainingOptions, TrainingRows, checked_format, generate, show
-from r1ranker.data.manifest import MANIFEST
 from r1ranker.data.options import Kind, PrepareOptions, check_options, kind_of_source, pool_sizes
 from r1ranker.data.raw import RawSettings, raw_sources
 from r1ranker.data.sources.passage import PassageSettings
-from r1ranker.data.sources.ranking_bench import CONFIGS, Split, read_ranking_bench
+from r1ranker.data.sources.ranking_bench import CONFIGS, read_ranking_bench
 from r1ranker.data.sources.recommendation import RecommendationSettings
 from r1ranker.data.sources.routing import OBJECTIVES
-from r1ranker.data.sources.sourced import Source, Sourced
+from r1ranker.data.sources.sourced import Source, Sourced, Split
 from r1ranker.data.sources.toy import write_toy
 from r1ranker.data.sources.trec import TrecFiles, read_trec
 from r1ranker.data.sources.user_files import OWN, read_user_file
-from r1ranker.data.tally import Tally
 from r1ranker.errors import UserError
 from r1ranker.tasks.catalog import TASK_NAMES, TASKS, get_task
 from r1ranker.tasks.example import RankingExample, label_counts
@@ -42,7 +42,7 @@ def prepare(options: PrepareOptions) -> None:
     check_options(options, kind)
     tokenizer = None
     if options.tokenizer is not None:
-        from r1ranker.model.loading import load_tokenizer
+        from r1ranker.pretrained import load_tokenizer
 
         tokenizer = load_tokenizer(options.tokenizer)
     training = TrainingOptions(

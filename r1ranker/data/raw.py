@@ -6,16 +6,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from r1ranker.data.files.tally import Tally
 from r1ranker.data.sources.passage import SIZES, PassageSettings, passage_files, read_passages
-from r1ranker.data.sources.recommendation import RecommendationSettings, read_recommendation
+from r1ranker.data.sources.recommendation import ATOMIC, RecommendationSettings, read_recommendation
 from r1ranker.data.sources.routing import OBJECTIVES, read_routing
 from r1ranker.data.sources.sourced import Source, Sourced
-from r1ranker.data.tally import Tally
 from r1ranker.errors import UserError
 from r1ranker.tasks.catalog import TASK_NAMES
 
-ATOMIC = {"Rec-Movie": "ml-1m", "Rec-Music": "Amazon_CDs_and_Vinyl", "Rec-Game": "Amazon_Video_Games"}
-"""task -> the name of its RecBole data set, where no other is named"""
 ROUTER = ("router_data.csv", "router_data.csv.gz")
 DESCRIPTIONS = ("llm_descriptions.json", "LLM_Descriptions.json")
 LICENCES = {

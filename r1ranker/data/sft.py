@@ -9,8 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from r1ranker.data.parquet import check_messages, row_format, row_mode
-from r1ranker.data.table import read_table
+from r1ranker.data.files.parquet import check_messages, row_format, row_mode
+from r1ranker.data.files.table import read_table
 from r1ranker.errors import UserError
 from r1ranker.tasks.text import shown
 

@@ -20,10 +20,10 @@ from transformers import PreTrainedTokenizerBase
 
 import r1ranker.tasks
 from r1ranker.atomic import flush
-from r1ranker.data.manifest import checksum, verify
-from r1ranker.data.parquet import read_training_rows, reworded, row_format
+from r1ranker.data.files.manifest import checksum, verify
+from r1ranker.data.files.parquet import read_training_rows, reworded, row_format
+from r1ranker.data.files.table import open_parquet
 from r1ranker.data.prompts import INDEX, INDEX_FILE, ROWS, ROWS_FILE, TOGETHER, TokenisedFile, tokenised_row
-from r1ranker.data.table import open_parquet
 from r1ranker.data.tokenise import encode_chats
 from r1ranker.errors import UserError
 from r1ranker.tasks.own import TASKS_FILE, know_tasks_of
@@ -143,7 +143,7 @@ def _key(path: str, tokenizer: PreTrainedTokenizerBase, answer_style: str | None
     rendered = encode_chats(tokenizer, probes)
     digest.update(f"{vocabulary} {tokenizer.chat_template} {rendered}".encode("utf-8", "surrogatepass"))
     own = Path(path).parent / TASKS_FILE
-    code = [*Path(str(r1ranker.tasks.__file__)).parent.glob("*.py"), *Path(__file__).parent.glob("*.py")]
+    code = [*Path(str(r1ranker.tasks.__file__)).parent.glob("*.py"), *Path(__file__).parent.rglob("*.py")]
     for file in [*sorted(code), *([own] if own.is_file() else [])]:
         digest.update(file.read_bytes())
     return digest.hexdigest()[:32]

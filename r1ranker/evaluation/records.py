@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from r1ranker.evaluation.metrics import Subjects, expected_metrics, summarise
 from r1ranker.ranking.decode import RankingResult
+from r1ranker.ranking.metrics import Subjects, expected_metrics, summarise
 from r1ranker.tasks.example import RankingExample
 
 Record = dict[str, Any]

@@ -12,8 +12,8 @@ import numpy as np
 
 from r1ranker.atomic import atomic_path
 from r1ranker.errors import UserError
-from r1ranker.evaluation.metrics import Subjects, sums_by_subject
 from r1ranker.evaluation.records import Metrics, Record, grades_of, metrics_of, subjects_of
+from r1ranker.ranking.metrics import Subjects, sums_by_subject
 
 FORMAT = 1
 TIMING = ".timing.json"

@@ -8,13 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from r1ranker.data.files.tally import Tally
 from r1ranker.data.sources.routing import OBJECTIVES, RoutingQuery, best_llm, merits_of, read_queries
-from r1ranker.data.tally import Tally
 from r1ranker.errors import UserError, nearest, note
 from r1ranker.evaluation.baselines.neighbours import NearestQueries
 from r1ranker.evaluation.baselines.scored import ScoredOrder
-from r1ranker.evaluation.metrics import summarise
 from r1ranker.evaluation.records import Metrics, Record
+from r1ranker.ranking.metrics import summarise
 from r1ranker.tasks.example import RankingExample
 from r1ranker.tasks.text import shown
 

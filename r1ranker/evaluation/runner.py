@@ -16,8 +16,9 @@ from rich.text import Text
 
 from r1ranker.atomic import atomic_path
 from r1ranker.data.generate import HUB_ID
-from r1ranker.data.raw import ATOMIC, atomic_files
+from r1ranker.data.raw import atomic_files
 from r1ranker.data.sources.ranking_bench import read_ranking_bench
+from r1ranker.data.sources.recommendation import ATOMIC
 from r1ranker.data.sources.routing import OBJECTIVES
 from r1ranker.errors import UserError, at_least
 from r1ranker.evaluation.baselines.collaborative import Popularity
@@ -35,7 +36,7 @@ from r1ranker.evaluation.routing import (
     with_outcomes,
 )
 from r1ranker.evaluation.table import print_results
-from r1ranker.model.loading import check_model_directory
+from r1ranker.pretrained import check_model_directory
 from r1ranker.ranking.decode import EliminationSettings
 from r1ranker.ranking.ranker import Ranker, RankerSettings
 from r1ranker.tasks.catalog import TASK_NAMES, get_task

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 
 from r1ranker.evaluation.baselines.orders import MostFrequentLabel, as_given, baselines_for, random_order
-from r1ranker.evaluation.metrics import Subjects, mean_with_interval
 from r1ranker.evaluation.records import metrics_of, subject_of, subjects_of
 from r1ranker.evaluation.results import randomisation_test
 from r1ranker.evaluation.routing import BEST_SINGLE, NearestMerits
+from r1ranker.ranking.metrics import Subjects, mean_with_interval
 from r1ranker.tasks.catalog import get_task
 from r1ranker.tasks.example import RankingExample
 

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from r1ranker.model.loading import INDEX, SINGLE
+from r1ranker.pretrained import INDEX, SINGLE
 
 FILE_BYTES = 2**29
 """of a weight file; a larger tensor has one of its own"""

@@ -14,9 +14,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from r1ranker.atomic import atomic_path
-from r1ranker.data.parquet import read_training_rows
+from r1ranker.data.files.parquet import read_training_rows
 from r1ranker.errors import UserError
-from r1ranker.model.loading import quiet
+from r1ranker.pretrained import quiet
 from r1ranker.tasks.text import shown
 
 CONTROL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")

@@ -1,12 +1,9 @@
-"""Loading models and tokenizers from a directory or the hub, with one clear line where something is missing."""
+"""Loading models from a directory or the hub, with one clear line where something is missing."""
 
 from __future__ import annotations
 
-import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,51 +11,14 @@ from accelerate import init_empty_weights
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     GenerationConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging as transformers_logging
 
 from r1ranker.errors import UserError
 from r1ranker.model.attention import register_packed
-
-_TOKENIZER_FILES = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
-"""any of these sets holds a vocabulary"""
-SETTINGS_FILE = "r1ranker.json"
-"""beside the weights of a trained ranker: how it is to be asked"""
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
-"""files of weights: all in one, or the list of several"""
-
-
-def check_model_directory(path: str) -> None:
-    """Raise UserError unless `path` is a hub id or a directory with a config, safetensors weights and a tokenizer."""
-    directory = Path(path)
-    if not directory.is_dir():
-        if directory.exists():
-            raise UserError(f"{path}: found a file; a model directory is wanted")
-        if path.startswith((".", "/", "~")) or path.count("/") != 1:
-            raise UserError(f"{path}: no such model directory; a Hugging Face directory or hub id is wanted")
-        return
-    if not (directory / "config.json").is_file():
-        raise UserError(f"{path}: no config.json in this directory; a Hugging Face model directory is wanted")
-    if not any((directory / name).is_file() for name in (SINGLE, INDEX)):
-        raise UserError(f"{path}: no model.safetensors in this directory; weights in safetensors are wanted")
-    if not any(all((directory / name).is_file() for name in names) for names in _TOKENIZER_FILES):
-        raise UserError(f"{path}: model directory without tokenizer (tokenizer.json); one is wanted beside the weights")
-
-
-def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model directory or hub id; it must know an end-of-sequence token."""
-    check_model_directory(path)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: the tokenizer cannot be loaded ({_first_line(error)})") from error
-    if tokenizer.eos_token_id is None:
-        raise UserError(f"{path}: the tokenizer has no eos_token; one is wanted to end a response")
-    return tokenizer
+from r1ranker.pretrained import check_model_directory, first_line, quiet
 
 
 def load_causal_lm(path: str, dtype: torch.dtype, attention: str) -> PreTrainedModel:
@@ -99,10 +59,10 @@ def _named_errors(path: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise UserError(f"{path}: the model cannot be loaded ({_first_line(error)})") from error
+        raise UserError(f"{path}: the model cannot be loaded ({first_line(error)})") from error
     except Exception as error:  # safetensors raises a class of its own for a truncated file
         if type(error).__module__.startswith("safetensors") or type(error).__name__ == "SafetensorError":
-            raise UserError(f"{path}: model.safetensors is damaged ({_first_line(error)})") from error
+            raise UserError(f"{path}: model.safetensors is damaged ({first_line(error)})") from error
         raise
 
 
@@ -155,15 +115,3 @@ def stop_token_ids(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -
     if configured is not None:
         ids.update([configured] if isinstance(configured, int) else configured)
     return sorted(ids)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0][:300]
-
-
-def quiet() -> None:
-    """No loading bars and no advice on stderr: our own progress is shown instead."""
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    logging.getLogger("transformers").setLevel(logging.ERROR)

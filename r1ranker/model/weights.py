@@ -17,7 +17,7 @@ from transformers.utils.hub import cached_file
 
 from r1ranker.errors import UserError
 from r1ranker.model.fsdp import local_rows
-from r1ranker.model.loading import INDEX, SINGLE
+from r1ranker.pretrained import INDEX, SINGLE
 
 READ_BYTES = 2**26
 """of a tensor that are read at once"""

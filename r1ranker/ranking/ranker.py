@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from r1ranker.data.tokenise import encode_chat
 from r1ranker.errors import UserError
-from r1ranker.model.loading import SETTINGS_FILE, check_model_directory
+from r1ranker.pretrained import SETTINGS_FILE, check_model_directory
 from r1ranker.ranking.decode import EliminationSettings, Question, RankingResult, Reply, converse
 from r1ranker.ranking.schedule import run_all
 from r1ranker.rollout.constraint import build_constraint

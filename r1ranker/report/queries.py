@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from r1ranker.evaluation.metrics import expected_metrics
+from r1ranker.ranking.metrics import expected_metrics
 from r1ranker.report.load import Ranked
 
 KEPT = "kept"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
 
-from r1ranker.evaluation.metrics import bootstrap_interval
 from r1ranker.evaluation.records import subjects_of
+from r1ranker.ranking.metrics import bootstrap_interval
 from r1ranker.report.entries import ALL_TASKS, Entry
 from r1ranker.report.figure import (
     GREY,

@@ -7,9 +7,14 @@ from typing import Any
 
 from r1ranker.errors import UserError, nearest
 from r1ranker.rewards.base import REWARDS, get_reward, register
-from r1ranker.rewards.direct import direct_task_score, exponential_gain, linear_gain
-from r1ranker.rewards.format import format_score, tags_score
-from r1ranker.rewards.iterative import iterative_task_score
+from r1ranker.rewards.parts import (
+    direct_task_score,
+    exponential_gain,
+    format_score,
+    iterative_task_score,
+    linear_gain,
+    tags_score,
+)
 from r1ranker.tasks.answers import parse_answer, with_prefill
 from r1ranker.tasks.prompts import AnswerFormat, Mode
 

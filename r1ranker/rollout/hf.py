@@ -10,8 +10,14 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from r1ranker.device import compute_dtype, pick_device, release_cached_memory
-from r1ranker.model.loading import empty_causal_lm, load_causal_lm, load_tokenizer, moved, stop_token_ids
+from r1ranker.model.loading import (
+    empty_causal_lm,
+    load_causal_lm,
+    moved,
+    stop_token_ids,
+)
 from r1ranker.model.weights import locate_weights, match_parameters, materialise
+from r1ranker.pretrained import load_tokenizer
 from r1ranker.rollout.engine import Completion, EngineSettings, Request, SamplingParams, Session
 from r1ranker.rollout.hf_batch import Batch
 from r1ranker.rollout.hf_cache import GROUPED, register_grouped

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from r1ranker.errors import UserError
-from r1ranker.model.loading import check_model_directory, load_tokenizer
+from r1ranker.pretrained import check_model_directory, load_tokenizer
 from r1ranker.rollout.constraint import ConstraintState
 from r1ranker.rollout.engine import Completion, EngineSettings, Request, SamplingParams, Session
 from r1ranker.rollout.vllm_start import max_model_len, remove_shared_memory, start_vllm

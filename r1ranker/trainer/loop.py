@@ -11,15 +11,15 @@ from typing import Any
 
 import numpy as np
 
+from r1ranker.data.files.manifest import checksum
 from r1ranker.data.loader import PromptLoader, load_prompts, spread_over_tasks
-from r1ranker.data.manifest import checksum
 from r1ranker.data.prompts import Prompt
 from r1ranker.errors import UserError, nearest
-from r1ranker.model.loading import SETTINGS_FILE, load_tokenizer
+from r1ranker.pretrained import SETTINGS_FILE, load_tokenizer
 from r1ranker.rollout.engine import Completion, Request, SamplingParams
 from r1ranker.trainer.algorithm.correction import correct
 from r1ranker.trainer.algorithm.estimation import put_advantages, put_shares, with_gradient
-from r1ranker.trainer.algorithm.kl_control import KLController
+from r1ranker.trainer.algorithm.kl import KLController
 from r1ranker.trainer.batch.balance import Budget
 from r1ranker.trainer.batch.trajectory import Trajectory
 from r1ranker.trainer.checkpoint.random_state import random_states, restore_random_states

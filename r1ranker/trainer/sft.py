@@ -19,7 +19,8 @@ from r1ranker.errors import RunError, UserError
 from r1ranker.model.execution import Execution
 from r1ranker.model.fsdp import full_parameters
 from r1ranker.model.init import save_hf
-from r1ranker.model.loading import load_causal_lm, load_tokenizer
+from r1ranker.model.loading import load_causal_lm
+from r1ranker.pretrained import load_tokenizer
 from r1ranker.trainer.algorithm.estimation import put_shares
 from r1ranker.trainer.batch.balance import Budget, arrange
 from r1ranker.trainer.batch.trajectory import Trajectory

@@ -14,7 +14,8 @@ from runs import SMALL, config_of, figures, requests_of, train, trajectories_of
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from r1ranker.model.loading import load_causal_lm, load_tokenizer
+from r1ranker.model.loading import load_causal_lm
+from r1ranker.pretrained import load_tokenizer
 from r1ranker.rollout.engine import SamplingParams
 from r1ranker.trainer.batch.balance import Budget, arrange
 from r1ranker.trainer.workers.cluster import Cluster, call_all, started

@@ -12,7 +12,7 @@ import pytest
 from sklearn.metrics import ndcg_score
 
 from r1ranker.cli import app
-from r1ranker.data.parquet import read_training_rows
+from r1ranker.data.files.parquet import read_training_rows
 from r1ranker.evaluation.runner import EvaluationOptions, run_evaluation
 from r1ranker.trainer.config.load import load_config
 from r1ranker.trainer.fit import fit

@@ -16,8 +16,8 @@ import torch
 from hydra import compose, initialize_config_module
 
 import r1ranker.rewards
+from r1ranker.data.files.parquet import read_training_rows
 from r1ranker.data.loader import load_prompts
-from r1ranker.data.parquet import read_training_rows
 from r1ranker.data.sft import read_sft_rows
 from r1ranker.model.init import CHAT_TEMPLATE
 from r1ranker.rewards import compute_score, compute_score_linear

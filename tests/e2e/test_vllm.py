@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from runs import config_of, requests_of, train, trajectories_of
 
-from r1ranker.model.loading import load_tokenizer
+from r1ranker.pretrained import load_tokenizer
 from r1ranker.rollout.engine import SamplingParams
 from r1ranker.trainer.batch.balance import Budget
 from r1ranker.trainer.batch.trajectory import Trajectory

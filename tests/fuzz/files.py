@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from r1ranker.data.parquet import (
+from r1ranker.data.files.parquet import (
     read_training_rows,
     reworded,
     row_format,
@@ -26,9 +26,9 @@ from r1ranker.data.parquet import (
     training_schema,
     write_rows,
 )
+from r1ranker.data.files.tally import Tally
 from r1ranker.data.prompts import tokenised_row
 from r1ranker.data.sources.user_files import read_user_file
-from r1ranker.data.tally import Tally
 from r1ranker.errors import UserError
 from r1ranker.report import page
 from r1ranker.report.load import load_inputs

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from r1ranker.trainer.algorithm import advantages as adv
+from r1ranker.trainer.algorithm import statistics
 
 
 def grpo_by_hand(scores: list[float], groups: list[int], norm: bool) -> list[float]:
@@ -154,4 +155,4 @@ def test_explained_variance_is_scikit_learns() -> None:
 
     random = np.random.default_rng(0)
     values, returns = random.normal(size=50), random.normal(size=50)
-    assert adv.explained_variance(values, returns) == pytest.approx(explained_variance_score(returns, values))
+    assert statistics.explained_variance(values, returns) == pytest.approx(explained_variance_score(returns, values))

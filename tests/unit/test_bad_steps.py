@@ -14,7 +14,7 @@ import torch
 
 from r1ranker.errors import RunError, UserError
 from r1ranker.model.execution import Execution
-from r1ranker.model.loading import load_tokenizer
+from r1ranker.pretrained import load_tokenizer
 from r1ranker.trainer.algorithm.estimation import put_shares
 from r1ranker.trainer.algorithm.losses import ClipRange
 from r1ranker.trainer.batch.trajectory import Trajectory

@@ -13,8 +13,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from r1ranker.data.raw import ATOMIC
-from r1ranker.data.sources.ranking_bench import Split, read_ranking_bench
+from r1ranker.data.sources.ranking_bench import read_ranking_bench
+from r1ranker.data.sources.recommendation import ATOMIC
+from r1ranker.data.sources.sourced import Split
 from r1ranker.errors import UserError
 from r1ranker.evaluation.baselines import sasrec
 from r1ranker.evaluation.baselines.collaborative import BPR, CoOccurrence, Popularity

@@ -16,9 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r1ranker.data.generate import generate
-from r1ranker.data.loader import PromptLoader, load_prompts, spread_over_tasks
-from r1ranker.data.parquet import (
+from r1ranker.data.files.parquet import (
     read_training_rows,
     reworded,
     row_format,
@@ -27,13 +25,15 @@ from r1ranker.data.parquet import (
     training_row,
     write_rows,
 )
+from r1ranker.data.generate import generate
+from r1ranker.data.loader import PromptLoader, load_prompts, spread_over_tasks
 from r1ranker.data.prepare import PrepareOptions, prepare
 from r1ranker.data.prompts import Prompt
 from r1ranker.data.sft import read_sft_rows
 from r1ranker.data.sources.ranking_bench import read_ranking_bench
 from r1ranker.data.sources.toy import World, toy_examples
 from r1ranker.errors import UserError
-from r1ranker.model.loading import load_tokenizer
+from r1ranker.pretrained import load_tokenizer
 from r1ranker.rewards import compute_score
 from r1ranker.tasks.catalog import TASK_NAMES
 from r1ranker.tasks.example import RankingExample

@@ -12,10 +12,10 @@ from r1ranker.model.attention import PACKED
 from r1ranker.model.loading import load_causal_lm
 from r1ranker.model.policy_model import PolicyModel
 from r1ranker.trainer.algorithm.estimation import put_advantages, put_shares, with_gradient
-from r1ranker.trainer.algorithm.kl_control import KLController
-from r1ranker.trainer.algorithm.losses import LOSS_AGG_MODES, ClipRange
+from r1ranker.trainer.algorithm.kl import KLController
+from r1ranker.trainer.algorithm.losses import ClipRange
 from r1ranker.trainer.batch.trajectory import Trajectory, pack
-from r1ranker.trainer.config.checks import ESTIMATORS
+from r1ranker.trainer.config.choices import ESTIMATORS, LOSS_AGG_MODES
 from r1ranker.trainer.config.schema import ActorConfig, AlgorithmConfig
 from r1ranker.trainer.learners.policy import PolicyLoss
 from r1ranker.trainer.monitoring.metrics import batch_metrics

@@ -20,10 +20,10 @@ from sklearn.metrics import ndcg_score
 from r1ranker.data.sources.ranking_bench import read_ranking_bench
 from r1ranker.errors import UserError
 from r1ranker.evaluation.baselines.orders import MostFrequentLabel, as_given, random_order
-from r1ranker.evaluation.metrics import bootstrap_interval, expected_metrics, metrics_of_ranking, summarise
 from r1ranker.evaluation.results import read_result
 from r1ranker.evaluation.runner import EvaluationOptions, run_evaluation, tasks_of
 from r1ranker.ranking.decode import EliminationSettings, Question, RankingResult, Reply, closest, converse
+from r1ranker.ranking.metrics import bootstrap_interval, expected_metrics, metrics_of_ranking, summarise
 from r1ranker.ranking.ranker import Ranker, RankerSettings
 from r1ranker.ranking.schedule import run_all
 from r1ranker.tasks.catalog import TASK_NAMES

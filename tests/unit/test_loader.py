@@ -17,14 +17,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from r1ranker.data import token_cache
+from r1ranker.data.files.parquet import read_training_rows, reworded, training_row, training_schema, write_rows
 from r1ranker.data.loader import PromptLoader, load_prompts, spread_over_tasks
-from r1ranker.data.parquet import read_training_rows, reworded, training_row, training_schema, write_rows
 from r1ranker.data.prepare import PrepareOptions, prepare
 from r1ranker.data.prompts import INDEX_FILE, ROWS_FILE, Prompt
 from r1ranker.data.sources.toy import toy_examples
 from r1ranker.data.tokenise import encode_chat, encode_chats
 from r1ranker.errors import UserError
-from r1ranker.model.loading import load_tokenizer
+from r1ranker.pretrained import load_tokenizer
 from r1ranker.tasks.prompts import AnswerFormat
 from r1ranker.trainer.config.load import load_config
 

@@ -10,15 +10,14 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r1ranker.trainer.algorithm.kl_control import KLController
+from r1ranker.trainer.algorithm.kl import KLController, kl_estimate
 from r1ranker.trainer.algorithm.losses import (
-    LOSS_AGG_MODES,
     ClipRange,
-    kl_estimate,
     policy_loss,
     token_shares,
     value_loss,
 )
+from r1ranker.trainer.config.choices import LOSS_AGG_MODES
 
 CLIP = ClipRange(low=0.2, high=0.28, dual=3.0)
 

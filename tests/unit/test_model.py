@@ -16,10 +16,11 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from r1ranker.errors import UserError
 from r1ranker.model.attention import PACKED
 from r1ranker.model.init import ModelSize, init_model, word_vectors
-from r1ranker.model.loading import check_model_directory, checkpoint_activations, load_causal_lm, load_tokenizer
+from r1ranker.model.loading import checkpoint_activations, load_causal_lm
 from r1ranker.model.logprobs import token_logprobs
 from r1ranker.model.policy_model import PolicyModel
 from r1ranker.model.value import ValueModel
+from r1ranker.pretrained import check_model_directory, load_tokenizer
 from r1ranker.trainer.algorithm.estimation import put_shares
 from r1ranker.trainer.algorithm.losses import ClipRange
 from r1ranker.trainer.batch.trajectory import MicroBatch, Trajectory, pack

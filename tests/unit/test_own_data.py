@@ -14,15 +14,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import ndcg_score
 
-from r1ranker.data.parquet import read_training_rows, reworded, row_to_example
+from r1ranker.data.files.parquet import read_training_rows, reworded, row_to_example
+from r1ranker.data.files.tally import Tally, TaskTally
 from r1ranker.data.prepare import PrepareOptions, prepare
 from r1ranker.data.sources.ranking_bench import read_ranking_bench
 from r1ranker.data.sources.trec import TrecFiles, read_trec
 from r1ranker.data.sources.user_files import read_user_file
-from r1ranker.data.tally import Tally, TaskTally
 from r1ranker.errors import UserError
 from r1ranker.rewards import compute_score, get_reward
-from r1ranker.rewards.iterative import iterative_task_score
+from r1ranker.rewards.parts import iterative_task_score
 from r1ranker.tasks.catalog import get_task
 from r1ranker.tasks.own import read_task
 from r1ranker.tasks.parsing import parse_problem

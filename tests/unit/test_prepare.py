@@ -17,7 +17,7 @@ import pytest
 
 from r1ranker.atomic import locked
 from r1ranker.cli import main
-from r1ranker.data.parquet import read_training_rows
+from r1ranker.data.files.parquet import read_training_rows
 from r1ranker.data.prepare import PrepareOptions, prepare
 from r1ranker.data.sources.toy_raw import write_toy_raw
 from r1ranker.data.sources.trec import TrecFiles

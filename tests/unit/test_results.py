@@ -20,11 +20,11 @@ from sklearn.metrics import ndcg_score
 
 from r1ranker.errors import UserError
 from r1ranker.evaluation.journal import Journal
-from r1ranker.evaluation.metrics import mean_with_interval
 from r1ranker.evaluation.records import figures, metrics_of, record_of, strict_metrics_of
 from r1ranker.evaluation.results import compare, measured_again, randomisation_test, read_result, write_trec
 from r1ranker.experiments.summary import Measured, summarise_experiment
 from r1ranker.ranking.decode import RankingResult
+from r1ranker.ranking.metrics import mean_with_interval
 from r1ranker.tasks.example import RankingExample
 
 CUTOFFS = (1, 3, 5)

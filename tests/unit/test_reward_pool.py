@@ -24,7 +24,7 @@ from r1ranker.rewards import compute_score
 from r1ranker.rollout.engine import Completion
 from r1ranker.tasks.prompts import AnswerFormat
 from r1ranker.trainer.algorithm.estimation import put_advantages
-from r1ranker.trainer.algorithm.kl_control import KLController
+from r1ranker.trainer.algorithm.kl import KLController
 from r1ranker.trainer.config.schema import AlgorithmConfig, RewardFunctionConfig
 from r1ranker.trainer.experience.collect import Sampling
 from r1ranker.trainer.scoring import process as reward_process

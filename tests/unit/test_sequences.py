@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from r1ranker.data.files.tally import TaskTally
 from r1ranker.data.raw import atomic_files
 from r1ranker.data.sources.recommendation import RecommendationSettings, read_recommendation
-from r1ranker.data.tally import TaskTally
 from r1ranker.errors import UserError
 from r1ranker.evaluation.baselines import sasrec
 from r1ranker.evaluation.baselines.collaborative import CoOccurrence, Popularity

@@ -26,8 +26,9 @@ from r1ranker.model.policy_model import PolicyModel
 from r1ranker.model.prefix_attention import PrefixAttention
 from r1ranker.model.value import ValueModel
 from r1ranker.trainer.algorithm.estimation import put_shares
-from r1ranker.trainer.algorithm.losses import LOSS_AGG_MODES, ClipRange, value_loss
+from r1ranker.trainer.algorithm.losses import ClipRange, value_loss
 from r1ranker.trainer.batch.trajectory import Trajectory, pack
+from r1ranker.trainer.config.choices import LOSS_AGG_MODES
 from r1ranker.trainer.learners.policy import PolicyLoss
 
 VOCABULARY = 300

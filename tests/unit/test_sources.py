@@ -16,19 +16,18 @@ import pyarrow.parquet as pq
 import pytest
 from scipy.stats import chisquare
 
-from r1ranker.data.parquet import read_training_rows
+from r1ranker.data.files.parquet import read_training_rows
+from r1ranker.data.files.statistics import TaskStatistics
+from r1ranker.data.files.tally import Tally, TaskTally
 from r1ranker.data.prepare import PrepareOptions, prepare
-from r1ranker.data.raw import ATOMIC
 from r1ranker.data.sources.passage import PassageSettings, passage_files, read_passages
 from r1ranker.data.sources.ranking_bench import CONFIGS, read_ranking_bench
-from r1ranker.data.sources.recommendation import RecommendationSettings, read_recommendation
+from r1ranker.data.sources.recommendation import ATOMIC, RecommendationSettings, read_recommendation
 from r1ranker.data.sources.routing import LLMS, RoutingQuery, best_llm, read_descriptions, read_routing
 from r1ranker.data.sources.toy_raw import write_toy_raw
-from r1ranker.data.statistics import TaskStatistics
-from r1ranker.data.tally import Tally, TaskTally
 from r1ranker.data.tokenise import encode_chat
 from r1ranker.errors import UserError
-from r1ranker.model.loading import load_tokenizer
+from r1ranker.pretrained import load_tokenizer
 from r1ranker.tasks.answers import normalise
 from r1ranker.tasks.catalog import TASK_NAMES, get_task
 from r1ranker.tasks.example import RankingExample

@@ -12,7 +12,7 @@ from r1ranker.data.loader import load_prompts
 from r1ranker.data.tokenise import encode_chat, plain_ids
 from r1ranker.errors import UserError
 from r1ranker.model.init import common_lines, train_tokenizer
-from r1ranker.model.loading import load_tokenizer
+from r1ranker.pretrained import load_tokenizer
 from r1ranker.tasks.example import RankingExample
 from r1ranker.tasks.prompts import AnswerFormat, chat_messages, render_problem
 

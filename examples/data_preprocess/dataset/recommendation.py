@@ -6,7 +6,8 @@ python examples/data_preprocess/dataset/recommendation.py --task Rec-Movie --int
 import argparse
 
 from r1ranker.data.prepare import build_and_show, raw_settings
-from r1ranker.data.raw import ATOMIC, LICENCES, recommendation_source
+from r1ranker.data.raw import LICENCES, recommendation_source
+from r1ranker.data.sources.recommendation import ATOMIC
 from r1ranker.errors import exit_on_user_error
 
 

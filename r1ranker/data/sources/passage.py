@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from r1ranker.data.sources.ranking_bench import SPLITS, Split
-from r1ranker.data.table import read_table
-from r1ranker.data.tally import Tally
+from r1ranker.data.files.table import read_table
+from r1ranker.data.files.tally import Tally
+from r1ranker.data.sources.sourced import SPLITS, Split
 from r1ranker.errors import UserError, at_least
 from r1ranker.tasks.answers import normalise
 from r1ranker.tasks.example import RankingExample

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 
-from r1ranker.data.table import read_table
+from r1ranker.data.files.table import read_table
+from r1ranker.data.sources.sourced import Split
 from r1ranker.errors import UserError
 from r1ranker.tasks.catalog import get_task
 from r1ranker.tasks.example import RankingExample
@@ -17,8 +18,6 @@ from r1ranker.tasks.own import know_tasks_of
 from r1ranker.tasks.parsing import parse_problem
 from r1ranker.tasks.prompts import Mode, render_problem
 
-Split = Literal["train", "test"]
-SPLITS: tuple[Split, ...] = ("train", "test")
 CONFIGS: tuple[Mode, ...] = ("direct", "iterative")
 COLUMNS = {"problem": "text", "candidates": "a list of texts", "gt": "text", "task_name": "text"}
 OPTIONAL = {"grades": "a list of numbers", "subject": "text"}

@@ -11,9 +11,9 @@ from itertools import pairwise
 
 import numpy as np
 
+from r1ranker.data.files.tally import TaskTally
+from r1ranker.data.files.text_rows import TextTable, finite
 from r1ranker.data.sources.sourced import Sourced
-from r1ranker.data.tally import TaskTally
-from r1ranker.data.text_rows import TextTable, finite
 from r1ranker.errors import UserError, at_least
 from r1ranker.tasks.answers import normalise
 from r1ranker.tasks.example import RankingExample
@@ -21,6 +21,8 @@ from r1ranker.tasks.text import one_line
 
 LONGEST_TITLE = 200
 """characters; longer ones are fragments of web pages"""
+ATOMIC = {"Rec-Movie": "ml-1m", "Rec-Music": "Amazon_CDs_and_Vinyl", "Rec-Game": "Amazon_Video_Games"}
+"""task -> the name of its RecBole data set, where no other is named"""
 
 
 @dataclass(frozen=True)

@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from r1ranker.data.tally import Tally
-from r1ranker.data.text_rows import TextTable, finite, parsed_json
+from r1ranker.data.files.tally import Tally
+from r1ranker.data.files.text_rows import TextTable, finite, parsed_json
 from r1ranker.errors import UserError, nearest
 from r1ranker.tasks.example import RankingExample
 from r1ranker.tasks.text import shown

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
-from r1ranker.data.sources.ranking_bench import Split
-from r1ranker.data.tally import Tally
+from r1ranker.data.files.tally import Tally
 from r1ranker.tasks.example import RankingExample
+
+Split = Literal["train", "test"]
+SPLITS: tuple[Split, ...] = ("train", "test")
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from r1ranker.data.dataset_writer import About, DataSetWriter
-from r1ranker.data.sources.ranking_bench import CONFIGS, SPLITS, Split, bench_row, bench_schema
+from r1ranker.data.files.dataset_writer import About, DataSetWriter
+from r1ranker.data.sources.ranking_bench import CONFIGS, bench_row, bench_schema
+from r1ranker.data.sources.sourced import SPLITS, Split
 from r1ranker.tasks.catalog import TASK_NAMES, get_task
 from r1ranker.tasks.example import RankingExample
 from r1ranker.tasks.pools import sub_pools

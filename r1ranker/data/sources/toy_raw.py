@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from r1ranker.data.raw import ATOMIC
+from r1ranker.data.sources.recommendation import ATOMIC
 from r1ranker.data.sources.routing import LLMS
 
 PASSAGES = pa.schema(

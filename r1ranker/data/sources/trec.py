@@ -6,9 +6,9 @@ import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from r1ranker.data.files.tally import TaskTally
+from r1ranker.data.files.text_rows import finite, json_rows, text_lines
 from r1ranker.data.sources.sourced import Sourced
-from r1ranker.data.tally import TaskTally
-from r1ranker.data.text_rows import finite, json_rows, text_lines
 from r1ranker.errors import UserError
 from r1ranker.tasks.answers import normalise
 from r1ranker.tasks.example import HIGHEST_GRADE, RankingExample

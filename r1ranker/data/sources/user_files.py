@@ -7,11 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from r1ranker.data.sources.ranking_bench import Split
-from r1ranker.data.sources.sourced import Sourced
-from r1ranker.data.table import read_table
-from r1ranker.data.tally import Tally
-from r1ranker.data.text_rows import TextTable, json_rows, parsed_json
+from r1ranker.data.files.table import read_table
+from r1ranker.data.files.tally import Tally
+from r1ranker.data.files.text_rows import TextTable, json_rows, parsed_json
+from r1ranker.data.sources.sourced import Sourced, Split
 from r1ranker.errors import UserError, nearest, note
 from r1ranker.tasks.catalog import TASKS
 from r1ranker.tasks.example import HIGHEST_GRADE, RankingExample

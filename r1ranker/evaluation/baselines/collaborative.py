@@ -9,8 +9,8 @@ from itertools import pairwise
 
 import numpy as np
 
+from r1ranker.data.files.tally import TaskTally
 from r1ranker.data.sources.recommendation import read_interactions, read_titles
-from r1ranker.data.tally import TaskTally
 from r1ranker.errors import UserError
 from r1ranker.evaluation.baselines.scored import ScoredOrder
 from r1ranker.evaluation.baselines.sequences import Items, item_of

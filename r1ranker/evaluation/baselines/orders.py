@@ -12,7 +12,7 @@ from r1ranker.evaluation.baselines.lexical import BM25, TfIdfCosine
 from r1ranker.evaluation.baselines.neighbours import NearestQueries
 from r1ranker.evaluation.baselines.scored import ScoredOrder
 from r1ranker.evaluation.baselines.sequences import sequences_of
-from r1ranker.evaluation.metrics import expected_metrics, metrics_of_ranking
+from r1ranker.ranking.metrics import expected_metrics, metrics_of_ranking
 from r1ranker.tasks.catalog import get_task
 from r1ranker.tasks.example import RankingExample, label_counts
 

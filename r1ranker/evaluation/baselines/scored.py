@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
-from r1ranker.evaluation.metrics import expected_metrics
+from r1ranker.ranking.metrics import expected_metrics
 from r1ranker.tasks.example import RankingExample
 
 DECIMALS = 9

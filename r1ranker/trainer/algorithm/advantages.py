@@ -6,20 +6,9 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-SIGNAL_TOLERANCE = 1e-6
-"""a group whose scores spread less than this says nothing: its advantages are exactly 0"""
+from r1ranker.trainer.algorithm.statistics import SIGNAL_TOLERANCE, group_statistics
 
 Ragged = list[np.ndarray]
-
-
-def group_statistics(scores: Sequence[float], groups: Sequence[int]) -> tuple[dict[int, np.ndarray], set[int]]:
-    """Scores of each group (float64), and the groups without signal: of one sample, or with equal scores."""
-    members: dict[int, list[float]] = {}
-    for score, group in zip(scores, groups, strict=True):
-        members.setdefault(group, []).append(float(score))
-    arrays = {group: np.array(values, dtype=np.float64) for group, values in members.items()}
-    silent = {group for group, values in arrays.items() if len(values) < 2 or np.ptp(values) < SIGNAL_TOLERANCE}
-    return arrays, silent
 
 
 def grpo(scores: Sequence[float], groups: Sequence[int], norm_by_std: bool = True, epsilon: float = 1e-6) -> np.ndarray:
@@ -122,9 +111,3 @@ def on_last_token(score: float, length: int) -> np.ndarray:
     if length:
         rewards[-1] = score
     return rewards
-
-
-def explained_variance(values: np.ndarray, returns: np.ndarray) -> float:
-    """1 - Var(returns - values) / Var(returns); 0 where the returns do not vary."""
-    variance = float(np.var(returns)) if len(returns) else 0.0
-    return 1.0 - float(np.var(returns - values)) / variance if variance > 0 else 0.0

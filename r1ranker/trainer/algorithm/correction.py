@@ -9,7 +9,6 @@ import numpy as np
 from r1ranker.trainer.batch.trajectory import Trajectory
 from r1ranker.trainer.config.schema import RolloutCorrectionConfig
 
-LEVELS = ("token", "sequence")
 _BOUND = 20.0
 """of a log-ratio: an outlier must not overflow"""
 

@@ -18,11 +18,11 @@ from r1ranker.trainer.algorithm.advantages import (
     rloo,
     whiten,
 )
-from r1ranker.trainer.algorithm.kl_control import KLController
-from r1ranker.trainer.algorithm.losses import kl_estimate, token_shares
+from r1ranker.trainer.algorithm.kl import KLController, kl_estimate
+from r1ranker.trainer.algorithm.losses import token_shares
+from r1ranker.trainer.algorithm.statistics import spread
 from r1ranker.trainer.batch.trajectory import Trajectory
 from r1ranker.trainer.config.schema import ActorConfig, AlgorithmConfig
-from r1ranker.trainer.monitoring.metrics import spread
 
 
 def put_advantages(

@@ -6,15 +6,12 @@ not depend on how tokens are split over micro-batches or processes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
-
-LOSS_AGG_MODES = ("token-mean", "seq-mean-token-sum", "seq-mean-token-mean")
-KL_TYPES = ("k1", "k2", "k3")
 
 
 def token_shares(valid: Sequence[np.ndarray], mode: str) -> list[np.ndarray]:
@@ -59,31 +56,6 @@ def policy_loss(logprobs: Tensor, old_logprobs: Tensor, advantages: Tensor, clip
     losses = torch.maximum(plain, clipped)
     bounded = torch.where(advantages < 0, torch.minimum(losses, -advantages * clip.dual), losses)
     return bounded, (clipped > plain).float()
-
-
-def _k1(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    return logprobs - ref_logprobs
-
-
-def _k2(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    return 0.5 * (logprobs - ref_logprobs).square()
-
-
-def _k3(logprobs: Tensor, ref_logprobs: Tensor) -> Tensor:
-    difference = (ref_logprobs - logprobs).clamp(-20.0, 20.0)
-    # an outlier is bounded, and has no gradient, as in veRL
-    return (difference.exp() - difference - 1.0).clamp(max=10.0)
-
-
-_KL: dict[str, Callable[[Tensor, Tensor], Tensor]] = {"k1": _k1, "k2": _k2, "k3": _k3}
-
-
-def kl_estimate(logprobs: Tensor, ref_logprobs: Tensor, kind: str) -> Tensor:
-    """Estimates [R] of KL(policy || reference) from samples of the policy (Schulman, 'Approximating KL divergence', 2020).
-
-    With d = log p - log q: k1 = d (unbiased), k2 = d^2 / 2 (small variance), k3 = exp(-d) + d - 1 (both, never negative).
-    """
-    return _KL[kind](logprobs, ref_logprobs)
 
 
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, clip_range: float) -> tuple[Tensor, Tensor]:

@@ -10,7 +10,8 @@ import torch
 
 from r1ranker.atomic import atomic_path
 from r1ranker.errors import UserError
-from r1ranker.model.loading import SETTINGS_FILE, load_causal_lm, load_tokenizer
+from r1ranker.model.loading import load_causal_lm
+from r1ranker.pretrained import SETTINGS_FILE, load_tokenizer
 from r1ranker.trainer.checkpoint.shards import read_trained_weights
 from r1ranker.trainer.checkpoint.state import read
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from r1ranker.atomic import flush, flush_directory
-from r1ranker.data.manifest import sha256
+from r1ranker.data.files.manifest import sha256
 from r1ranker.errors import UserError
 
 FORMAT = 3

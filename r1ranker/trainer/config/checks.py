@@ -8,13 +8,9 @@ from typing import Any
 from r1ranker.device import DTYPES
 from r1ranker.errors import UserError, nearest, note
 from r1ranker.rollout.start import ENGINES
-from r1ranker.trainer.algorithm.correction import LEVELS
-from r1ranker.trainer.algorithm.losses import KL_TYPES, LOSS_AGG_MODES
+from r1ranker.trainer.config.choices import BY_GROUP, CORRECTION_LEVELS, ESTIMATORS, KL_TYPES, LOSS_AGG_MODES
 from r1ranker.trainer.config.schema import Config, OptimConfig
 
-BY_GROUP = ("grpo", "rloo", "maxrl")
-"""estimators that compare whole responses to one prompt"""
-ESTIMATORS = ("gae", *BY_GROUP, "reinforce_plus_plus")
 _KL_ALIASES = {"kl": "k1", "mse": "k2", "low_var_kl": "k3"}
 
 
@@ -49,7 +45,9 @@ def _check_choices(config: Config) -> None:
     _one_of("actor_rollout_ref.rollout.name", rollout.name, ENGINES)
     _one_of("actor_rollout_ref.rollout.placement", rollout.placement, ("colocated", "separate"))
     if config.algorithm.rollout_correction.rollout_is is not None:
-        _one_of("algorithm.rollout_correction.rollout_is", config.algorithm.rollout_correction.rollout_is, LEVELS)
+        _one_of(
+            "algorithm.rollout_correction.rollout_is", config.algorithm.rollout_correction.rollout_is, CORRECTION_LEVELS
+        )
     _one_of("actor_rollout_ref.rollout.constrain", rollout.constrain, ("none", "candidates"))
     _one_of("critic.loss_agg_mode", config.critic.loss_agg_mode, LOSS_AGG_MODES)
     _one_of("trainer.on_bad_step", config.trainer.on_bad_step, ("skip", "stop"))

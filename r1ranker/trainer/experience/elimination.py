@@ -13,7 +13,7 @@ from dataclasses import replace
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from r1ranker.data.parquet import row_to_example
+from r1ranker.data.files.parquet import row_to_example
 from r1ranker.data.prompts import Prompt
 from r1ranker.data.tokenise import encode_chats
 from r1ranker.rollout.engine import Completion, SamplingParams

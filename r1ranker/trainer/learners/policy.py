@@ -13,7 +13,8 @@ from torch import Tensor
 from r1ranker.model.execution import Execution
 from r1ranker.model.fsdp import reshard
 from r1ranker.model.policy_model import PolicyModel
-from r1ranker.trainer.algorithm.losses import ClipRange, kl_estimate, policy_loss
+from r1ranker.trainer.algorithm.kl import kl_estimate
+from r1ranker.trainer.algorithm.losses import ClipRange, policy_loss
 from r1ranker.trainer.batch.trajectory import MicroBatch, Trajectory, pack, responses_of
 from r1ranker.trainer.config.schema import ActorConfig
 from r1ranker.trainer.learners.optimisation import Optimisation

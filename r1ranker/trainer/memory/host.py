@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from r1ranker.model.buckets import BUCKET_BYTES
 from r1ranker.model.export import FILE_BYTES
 from r1ranker.model.weights import READ_BYTES
 from r1ranker.trainer.checkpoint.shards import PIECE_BYTES
 from r1ranker.trainer.memory.estimate import CPU_BASE, MemoryModel, Parts, value_parameters
-from r1ranker.trainer.workers.process import BUCKET_BYTES
 
 PROCESS_BASE = CPU_BASE
 """of a process before any model, as on the CPU; what CUDA, its kernels and vLLM add was not measured, so that this is the least"""

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from r1ranker.trainer.algorithm.advantages import explained_variance, group_statistics
+from r1ranker.trainer.algorithm.statistics import explained_variance, group_statistics, spread
 from r1ranker.trainer.batch.trajectory import Trajectory
 from r1ranker.trainer.scoring.outcome import Failure
 
@@ -81,17 +81,6 @@ def batch_metrics(trajectories: Sequence[Trajectory], max_prompt: int, max_respo
     metrics["rollout/dropped_tokens"] = float(sum((~trajectory.valid).sum() for trajectory in trajectories))
     metrics["perf/total_num_tokens"] = float(prompts.sum() + responses.sum())
     return metrics
-
-
-def spread(name: str, values: np.ndarray) -> dict[str, float]:
-    """Mean, maximum and minimum under `name`; nothing for no values."""
-    if len(values) == 0:
-        return {}
-    return {
-        f"{name}/mean": float(values.mean()),
-        f"{name}/max": float(values.max()),
-        f"{name}/min": float(values.min()),
-    }
 
 
 def reward_parts(breakdowns: Sequence[Mapping[str, Any]], weights: Sequence[float] | None = None) -> dict[str, float]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from r1ranker.data.text_rows import json_rows
+from r1ranker.data.files.text_rows import json_rows
 from r1ranker.device import pick_device
 from r1ranker.errors import UserError
 from r1ranker.model.execution import Execution

@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from datetime import timedelta
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
@@ -22,14 +21,13 @@ from r1ranker.device import (
     why_no_gpu,
 )
 from r1ranker.errors import RunError, UserError
+from r1ranker.model.buckets import as_tensor
 from r1ranker.rollout.engine import Completion, Engine, EngineSettings, Request, SamplingParams
 from r1ranker.rollout.start import start_engine
 from r1ranker.trainer.checkpoint.random_state import seed_everything
 from r1ranker.trainer.config.schema import Config
 from r1ranker.trainer.memory.out_of_memory import refuse_shortage
 
-BUCKET_BYTES = 64 * 2**20
-"""of weights that travel together to rollout processes of their own"""
 _WITHOUT_GPUS = "CUDA_VISIBLE_DEVICES= (to a Ray that runs already: ray start --num-gpus=0)"
 
 
@@ -183,19 +181,6 @@ class RolloutProcess(Process):
                 return
             for name, weight in ray.get(reference).items():
                 yield name, as_tensor(weight.copy())  # Ray's own memory is read-only
-
-
-def as_array(weight: torch.Tensor) -> np.ndarray:
-    """A weight as numpy, and so Ray without a copy, has it: bfloat16, which numpy does not know, as its 16 bits."""
-    weight = weight.cpu()
-    array: np.ndarray = (weight.view(torch.int16) if weight.dtype == torch.bfloat16 else weight).numpy()
-    return array
-
-
-def as_tensor(array: np.ndarray) -> torch.Tensor:
-    """The inverse of `as_array`."""
-    weight = torch.from_numpy(array)
-    return weight.view(torch.bfloat16) if weight.dtype == torch.int16 else weight
 
 
 def join(address: str | None, rank: int, size: int, device: torch.device, timeout: float) -> None:

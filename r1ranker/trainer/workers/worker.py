@@ -11,10 +11,11 @@ import numpy as np
 
 from r1ranker.atomic import atomic_path
 from r1ranker.device import compute_dtype, peak_memory_gib
+from r1ranker.model.buckets import fill_buckets
 from r1ranker.model.execution import Execution
 from r1ranker.model.export import write_model
 from r1ranker.model.fsdp import full_parameters, full_tensor
-from r1ranker.model.loading import load_tokenizer
+from r1ranker.pretrained import load_tokenizer
 from r1ranker.trainer.checkpoint.export import write_about
 from r1ranker.trainer.checkpoint.shards import Learner, PartWriter, read_part, restore_part_random
 from r1ranker.trainer.config.schema import FSDPConfig
@@ -22,7 +23,7 @@ from r1ranker.trainer.learners.critic import Critic
 from r1ranker.trainer.learners.optimisation import Optimisation
 from r1ranker.trainer.learners.policy import Bins, Policy, PolicyLoss
 from r1ranker.trainer.memory.out_of_memory import explained
-from r1ranker.trainer.workers.process import BUCKET_BYTES, Process, as_array
+from r1ranker.trainer.workers.process import Process
 
 
 class Worker(Process):
@@ -129,18 +130,15 @@ class Worker(Process):
 
         A full queue holds the gathering up, so that few buckets are there at once. Collective.
         """
-        bucket: dict[str, np.ndarray] = {}
-        for name, weight in full_parameters(self.policy.language_model, self.device, self.dtype):
-            if self.rank:
-                continue
-            bucket[name] = as_array(weight)
-            if sum(array.nbytes for array in bucket.values()) >= BUCKET_BYTES:
-                self._send(bucket, queues)
-                bucket = {}
-        if self.rank == 0:
-            if bucket:
-                self._send(bucket, queues)
-            self._send(None, queues)
+        weights = full_parameters(self.policy.language_model, self.device, self.dtype)
+        if self.rank:
+            for _ in weights:  # gathered together, sent by the first alone
+                pass
+            return
+        for bucket in fill_buckets(weights):
+            self._send(bucket, queues)
+            bucket.clear()
+        self._send(None, queues)
 
     def _send(self, bucket: dict[str, np.ndarray] | None, queues: Sequence[Any]) -> None:
         import ray

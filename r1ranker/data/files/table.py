@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from r1ranker.data.manifest import verify
+from r1ranker.data.files.manifest import verify
 from r1ranker.errors import UserError, nearest
 
 

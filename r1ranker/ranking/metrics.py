@@ -7,7 +7,7 @@ from collections.abc import Hashable, Sequence
 
 import numpy as np
 
-from r1ranker.rewards.direct import exponential_gain
+from r1ranker.rewards.parts import exponential_gain
 from r1ranker.tasks.example import RankingExample
 
 

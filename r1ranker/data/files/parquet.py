@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from r1ranker.atomic import atomic_path
-from r1ranker.data.table import read_table
+from r1ranker.data.files.table import read_table
 from r1ranker.errors import UserError
 from r1ranker.rewards import MODES
 from r1ranker.tasks.example import RankingExample

@@ -10,8 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from r1ranker.data.statistics import RowStatistics
-from r1ranker.data.tally import Tally
+from r1ranker.data.files.statistics import RowStatistics
+from r1ranker.data.files.tally import Tally
 from r1ranker.tasks.catalog import TASK_NAMES
 
 LIKELY = 0.001

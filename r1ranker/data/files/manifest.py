@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
+from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
@@ -84,3 +85,9 @@ def _entry(file: Path, name: str) -> dict[str, Any] | None:
         return None if entry is None else {"bytes": int(entry["bytes"]), "sha256": str(entry["sha256"])}
     except (ValueError, KeyError, TypeError, AttributeError, OSError, RecursionError) as error:
         raise UserError(f"{file}: not the manifest of a data set ({type(error).__name__}: {error})") from error
+
+
+def digest(parts: Iterable[str]) -> int:
+    """64 bits of the parts, in their order."""
+    text = "\x1f".join(parts).encode("utf-8", "surrogatepass")
+    return int.from_bytes(blake2b(text, digest_size=8).digest(), "little")

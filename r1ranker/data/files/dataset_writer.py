@@ -12,11 +12,11 @@ from typing import Any
 import pyarrow as pa
 
 from r1ranker.atomic import atomic_path, flush
-from r1ranker.data.card import About, card
-from r1ranker.data.manifest import MANIFEST, describe, described, write_manifest
-from r1ranker.data.parquet import RowWriter
-from r1ranker.data.statistics import RowStatistics
-from r1ranker.data.tally import Tally
+from r1ranker.data.files.card import About, card
+from r1ranker.data.files.manifest import MANIFEST, describe, described, write_manifest
+from r1ranker.data.files.parquet import RowWriter
+from r1ranker.data.files.statistics import RowStatistics
+from r1ranker.data.files.tally import Tally
 from r1ranker.errors import UserError
 from r1ranker.tasks.catalog import TASKS
 from r1ranker.tasks.own import TASKS_FILE, write_tasks

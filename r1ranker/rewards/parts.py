@@ -1,8 +1,9 @@
-"""The task reward of direct ranking: NDCG@20 of the ranking, and the share of candidates it names."""
+"""The parts of a reward: the task's, of a direct ranking or of one elimination, and the form's."""
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Sequence
 
 CUTOFF = 20
@@ -44,3 +45,33 @@ def direct_task_score(
     """NDCG@20 of the named candidates' order, plus the share of candidates named, less 1."""
     ndcg = graded_ndcg(named, grades, gain) if grades else ndcg_of_positive(named, positive)
     return ndcg + len(set(named)) / candidates - 1.0
+
+
+def iterative_task_score(named: Sequence[int], positive: int, grades: Sequence[float] = ()) -> float:
+    """-0.5 if the answer names none of the pool; else 1 less what going without the named one costs, from 0 to 1.
+
+    Without grades: 0 for the positive, 1 for another. With grades 1 - (grade - worst) / best of the pool, which is the same
+    where only the positive has one. What is lost counts against the best, not against best - worst, which would make the
+    smallest difference among candidates that are nearly equal worth as much as one between right and wrong.
+    """
+    if not named:
+        return -0.5
+    if not grades:
+        return 0.0 if named[0] == positive else 1.0
+    best, worst = max(grades), min(grades)
+    return 1.0 - (grades[named[0]] - worst) / best if best > 0 else 1.0
+
+
+_THOUGHT = re.compile(r"<think>.*?</think>\s*\n\s*<answer>.*?</answer>(?:<\|[^|<>]*\|>)?", re.DOTALL)
+_AT_ONCE = re.compile(r"<answer>.*?</answer>(?:<\|[^|<>]*\|>)?", re.DOTALL)
+
+
+def format_score(completion: str, think: bool) -> float:
+    """0 if the whole completion is <think>...</think>, a line break, <answer>...</answer>; else -1. Without thinking: only the latter."""
+    return 0.0 if (_THOUGHT if think else _AT_ONCE).fullmatch(completion.strip()) else -1.0
+
+
+def tags_score(completion: str, think: bool) -> float:
+    """-0.25 for each of the tags that does not occur exactly once."""
+    tags = ("<think>", "</think>", "<answer>", "</answer>") if think else ("<answer>", "</answer>")
+    return -0.25 * sum(completion.count(tag) != 1 for tag in tags)

@@ -1,0 +1,61 @@
+"""A Hugging Face directory or hub id: whether everything is there, and its tokenizer. Loads no weights."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from r1ranker.errors import UserError
+
+_TOKENIZER_FILES = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
+"""any of these sets holds a vocabulary"""
+SETTINGS_FILE = "r1ranker.json"
+"""beside the weights of a trained ranker: how it is to be asked"""
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+"""files of weights: all in one, or the list of several"""
+
+
+def check_model_directory(path: str) -> None:
+    """Raise UserError unless `path` is a hub id or a directory with a config, safetensors weights and a tokenizer."""
+    directory = Path(path)
+    if not directory.is_dir():
+        if directory.exists():
+            raise UserError(f"{path}: found a file; a model directory is wanted")
+        if path.startswith((".", "/", "~")) or path.count("/") != 1:
+            raise UserError(f"{path}: no such model directory; a Hugging Face directory or hub id is wanted")
+        return
+    if not (directory / "config.json").is_file():
+        raise UserError(f"{path}: no config.json in this directory; a Hugging Face model directory is wanted")
+    if not any((directory / name).is_file() for name in (SINGLE, INDEX)):
+        raise UserError(f"{path}: no model.safetensors in this directory; weights in safetensors are wanted")
+    if not any(all((directory / name).is_file() for name in names) for names in _TOKENIZER_FILES):
+        raise UserError(f"{path}: model directory without tokenizer (tokenizer.json); one is wanted beside the weights")
+
+
+def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
+    """The tokenizer of a model directory or hub id; it must know an end-of-sequence token."""
+    check_model_directory(path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: the tokenizer cannot be loaded ({first_line(error)})") from error
+    if tokenizer.eos_token_id is None:
+        raise UserError(f"{path}: the tokenizer has no eos_token; one is wanted to end a response")
+    return tokenizer
+
+
+def first_line(error: BaseException) -> str:
+    """What a library's error says first, at most 300 characters."""
+    return str(error).strip().split("\n")[0][:300]
+
+
+def quiet() -> None:
+    """No loading bars and no advice on stderr: our own progress is shown instead."""
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    logging.getLogger("transformers").setLevel(logging.ERROR)
