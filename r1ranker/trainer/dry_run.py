@@ -31,7 +31,7 @@ def dry_run(config: Config, gpu_memory: float | None = None, host_memory: float 
     UserError as training does, and where the run cannot fit.
     """
     run = Run(config)
-    with closing(run.rewards):
+    with closing(run):
         free, size = device_memory(torch.device("cpu"))
         host = Device(size, free) if host_memory is None else Device(int(host_memory * 2**30))
         if gpu_memory is not None:
@@ -89,14 +89,11 @@ def _work(run: Run) -> list[tuple[str, str]]:
     ]  # fmt: skip
     if len(lengths) < len(run.loader.prompts):
         lines[3] = ("prompts", f"{lines[3][1]} (by {len(lengths):,} of them)")
-    sequences = actor.ppo_micro_batch_size, actor.ppo_micro_batch_size_per_gpu
-    roles = [("actor", actor.ppo_mini_batch_size, actor.ppo_epochs, Budget.of(config, None, *sequences, None))]
+    roles = [("actor", actor.ppo_mini_batch_size, actor.ppo_epochs, Budget.of_actor(config))]
     if config.needs_critic:
         critic = config.critic
         size, epochs = critic.ppo_mini_batch_size or roles[0][1], critic.ppo_epochs or roles[0][2]
-        sequences = critic.ppo_micro_batch_size, critic.ppo_micro_batch_size_per_gpu
-        budget = Budget.of(config, critic.ppo_max_token_len_per_gpu, *sequences, critic.use_dynamic_bsz)
-        roles.append(("critic", size, epochs, budget))
+        roles.append(("critic", size, epochs, Budget.of_critic(config)))
     for name, size, epochs, budget in roles:
         updates = data.train_batch_size // size * epochs
         bins = _micro_batches(size, n, group, budget, config.world_size)

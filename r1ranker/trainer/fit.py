@@ -48,7 +48,7 @@ def _attempt(config: Config, again: bool, ray: ExitStack) -> str:
     """The run from its beginning or last state to its end; `again`: after its processes were lost. `ray` outlives it."""
     run = Run(config)
     states = Path(config.output_dir) / STATES
-    with closing(run.rewards):
+    with closing(run):
         resumed = choose(config, run.data_checksums, again, run.notes.append)
         if resumed is not None:
             run.restore(resumed.driver)

@@ -14,7 +14,7 @@ from runs import train
 from r1ranker.errors import RunError, UserError
 from r1ranker.trainer.batch.trajectory import Trajectory
 from r1ranker.trainer.config.load import load_config
-from r1ranker.trainer.loop import Run
+from r1ranker.trainer.prepare import prepare
 from r1ranker.trainer.workers import cluster as cluster_module
 from r1ranker.trainer.workers.process import RolloutProcess
 
@@ -79,13 +79,12 @@ def test_a_correction_carries_the_difference_of_a_stale_batch(toy: Path, tiny_mo
 
 def test_old_log_probabilities_of_stale_trajectories_are_the_engines(toy: Path, tiny_model: str) -> None:
     files = [f"data.{split}_files={toy}/iterative_ranking/{name}.parquet" for split, name in (("train", "train"), ("val", "test"))]  # fmt: skip
-    run = Run(load_config("quickstart", [*files, f"actor_rollout_ref.model.path={tiny_model}"]))
-    run.updates = 3
+    config = load_config("quickstart", [*files, f"actor_rollout_ref.model.path={tiny_model}"])
 
     def prepared(version: int) -> Trajectory:
         one = Trajectory([1, 2], [3, 4], np.array([-0.25, -1.5]), "stop", group_id=0, policy_version=version)
         cluster: Any = None  # nothing is computed for it
-        run.prepare(cluster, [one], {})
+        prepare(cluster, config, [one], 3, {})
         return one
 
     assert prepared(3).old_logprobs is None

@@ -117,7 +117,7 @@ def test_processes_write_while_they_train_and_any_other_number_of_them_reads(
     with monkeypatch.context() as patched:
         patched.setattr(cluster_module, "Worker", Slow)
         two = config("trainer.executor=ray", "trainer.n_gpus_per_node=2")
-        with closing((run := Run(two)).rewards), started(two, 3) as cluster:
+        with closing(run := Run(two)), started(two, 3) as cluster:
             assert run.step(cluster, 1)["perf/wait_for_state_s"] == 0
             quiet = save(cluster, "quiet")
             assert all(isinstance(part, dict) for part in call_all(cluster, "state_result", True))

@@ -93,13 +93,13 @@ def test_the_gradient_is_that_of_the_expected_reward_or_its_logarithm(
     config.data.train_batch_size = 6
     run = Run(config)
     with started(config, 1) as cluster:
-        sampling = run.sample(cluster, 1, {})
+        sampling = run.sampler.begin(cluster, 1, 0, {})
         sampling.receive({})
         trajectories, metrics = sampling.trajectories({})
         put_advantages(trajectories, config.algorithm, run.kl_control, every_answer=True)
         put_shares(trajectories, "token-mean")
         gradients = cluster.each("gradients", [([trajectories],)])[0]
-    run.rewards.close()
+    run.close()
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     tokens, means, objective = sum(len(one.response_ids) for one in trajectories), [], torch.zeros(())
     for group in range(6):

@@ -191,7 +191,7 @@ def test_rows_are_tokenised_once_for_each_content_tokenizer_and_wording(
 FILL = """
 import sys
 from r1ranker.data.loader import load_prompts
-from r1ranker.model.loading import load_tokenizer
+from r1ranker.pretrained import load_tokenizer
 tokenizer = load_tokenizer(sys.argv[2])
 for number in range(30):
     print(len(load_prompts([sys.argv[1]], tokenizer, 10_000, cache_dir=f"{sys.argv[3]}/{number}")[0]), flush=True)

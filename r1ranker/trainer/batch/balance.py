@@ -59,7 +59,7 @@ class Budget:
     cost: PassCost = PassCost()
 
     @classmethod
-    def of(
+    def _of(
         cls,
         config: Config,
         tokens: int | None,
@@ -78,9 +78,28 @@ class Budget:
         return cls(max_tokens, max(1, each or actors), model.share_prompts, cost)
 
     @classmethod
+    def of_actor(cls, config: Config) -> Budget:
+        """The bounds of the actor's updates."""
+        actor = config.actor_rollout_ref.actor
+        return cls._of(config, None, actor.ppo_micro_batch_size, actor.ppo_micro_batch_size_per_gpu, None)
+
+    @classmethod
+    def of_critic(cls, config: Config) -> Budget:
+        """The bounds of the critic's values and updates."""
+        critic = config.critic
+        return cls._of(
+            config,
+            critic.ppo_max_token_len_per_gpu,
+            critic.ppo_micro_batch_size,
+            critic.ppo_micro_batch_size_per_gpu,
+            critic.use_dynamic_bsz,
+            critic.model.path,
+        )
+
+    @classmethod
     def of_role(cls, config: Config, role: RefConfig | RolloutConfig) -> Budget:
         """The bounds of computing log-probabilities for `role`."""
-        return cls.of(
+        return cls._of(
             config,
             role.log_prob_max_token_len_per_gpu,
             role.log_prob_micro_batch_size,

@@ -12,6 +12,7 @@ import numpy as np
 
 from r1ranker.trainer.algorithm.statistics import explained_variance, group_statistics, spread
 from r1ranker.trainer.batch.trajectory import Trajectory
+from r1ranker.trainer.config.schema import DataConfig
 from r1ranker.trainer.scoring.outcome import Failure
 
 METRIC_NAMES = (
@@ -121,3 +122,30 @@ def timed(timing: dict[str, float], name: str) -> Iterator[None]:
     began = time.perf_counter()
     yield
     timing[name] = timing.get(name, 0.0) + time.perf_counter() - began
+
+
+def policy_lag(trajectories: Sequence[Trajectory], policy_version: int) -> dict[str, float]:
+    """Updates that the policy has seen since it sampled a batch, on average."""
+    return {"training/policy_lag": float(np.mean([policy_version - one.policy_version for one in trajectories]))}
+
+
+def step_metrics(
+    metrics: dict[str, float],
+    trajectories: Sequence[Trajectory],
+    data: DataConfig,
+    timing: Mapping[str, float],
+    tokens_before: int,
+    processes: int,
+    is_bad: bool,
+) -> dict[str, float]:
+    """All metrics of a step: those of its parts, of its batch, and its times; of a bad step only finite ones.
+
+    `tokens_before`: spent before the batch itself was sampled; perf/throughput is tokens a second and process.
+    """
+    found = metrics | batch_metrics(trajectories, data.max_prompt_length, data.max_response_length)
+    found["training/bad_step"] = float(is_bad)
+    found["perf/total_num_tokens"] += tokens_before
+    if is_bad:
+        found = {name: value for name, value in found.items() if np.isfinite(value)}
+    found["perf/throughput"] = found["perf/total_num_tokens"] / timing["step"] / processes
+    return found | {f"timing_s/{name}": seconds for name, seconds in timing.items()}

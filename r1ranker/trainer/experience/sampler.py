@@ -1,0 +1,101 @@
+"""Prompts dealt and answered, a batch a step; with trainer.async_steps the next batch while this one is trained on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from r1ranker.data.loader import PromptLoader
+from r1ranker.data.prompts import Prompt
+from r1ranker.rollout.engine import Completion, Request, SamplingParams
+from r1ranker.trainer.config.schema import Config
+from r1ranker.trainer.experience.collect import Sampling, requests_of, restored
+from r1ranker.trainer.experience.elimination import reduced
+from r1ranker.trainer.experience.every_answer import every_answer
+from r1ranker.trainer.monitoring.metrics import timed
+from r1ranker.trainer.scoring.pool import RewardPool
+from r1ranker.trainer.workers import dispatch
+from r1ranker.trainer.workers.cluster import Cluster
+
+
+class Sampler:
+    """Deals prompts to the rollout engines and their responses to the reward."""
+
+    def __init__(self, config: Config, tokenizer: PreTrainedTokenizerBase, loader: PromptLoader) -> None:
+        """Raises UserError for a reward function that cannot be loaded."""
+        self.config, self.tokenizer, self.loader = config, tokenizer, loader
+        self.rewards = RewardPool(config.custom_reward_function, config.reward.num_workers, config.reward.timeout)
+        self._ahead: Sampling | None = None
+        """the next step's batch, where it is sampled while this one is trained on"""
+        self._before_ahead: dict[str, Any] = {}
+        """where the loader stood before that batch was dealt"""
+
+    def next_batch(
+        self, cluster: Cluster, step: int, policy_version: int, is_last: bool, timing: dict[str, float]
+    ) -> Sampling:
+        """The batch of `step`, whose responses are complete; the next one is under way where trainer.async_steps asks for it."""
+        batch = self._ahead or self.begin(cluster, step, policy_version, timing)
+        batch.receive(timing)
+        is_ahead = self.config.trainer.async_steps and not is_last
+        self._ahead = self.begin(cluster, step + 1, policy_version, timing) if is_ahead else None
+        return batch
+
+    def receive_ahead(self, timing: dict[str, float]) -> None:
+        """Wait for the responses of the batch ahead: all of it is sampled with the weights from before an update."""
+        if self._ahead is not None:
+            self._ahead.receive(timing)
+
+    def begin(self, cluster: Cluster, step: int, policy_version: int, timing: dict[str, float]) -> Sampling:
+        """The next prompts, n responses to each under way; on smaller pools where rollout.eliminate_to asks for them."""
+        rollout = self.config.actor_rollout_ref.rollout
+        params = SamplingParams(
+            n=rollout.n, temperature=rollout.temperature, max_tokens=self.config.data.max_response_length
+        )
+        self._before_ahead = self.loader.state()
+        prompts, spent = self.loader.next(), 0
+        if rollout.eliminate_to is not None:
+            with timed(timing, "eliminate"):
+                prompts, spent = reduced(cluster, self.config, self.tokenizer, prompts, params, step)
+        if rollout.every_answer:
+            with timed(timing, "gen"):
+                answers = every_answer(cluster, self.config, self.tokenizer, prompts)
+            batch = self._batch(prompts, enumerate(answers), policy_version)
+        else:
+            requests = requests_of(self.config, self.tokenizer, prompts, step)
+            batch = self.send(cluster, prompts, requests, params, policy_version)
+        batch.tokens_before = spent
+        return batch
+
+    def send(
+        self,
+        cluster: Cluster,
+        prompts: Sequence[Prompt],
+        requests: Sequence[Request],
+        params: SamplingParams,
+        policy_version: int,
+    ) -> Sampling:
+        """The prompts' requests on their way to the engines."""
+        size = self.config.actor_rollout_ref.rollout.tensor_model_parallel_size
+        return self._batch(prompts, dispatch.stream(cluster, requests, params, size), policy_version)
+
+    def _batch(
+        self, prompts: Sequence[Prompt], arriving: Iterator[tuple[int, list[Completion]]], policy_version: int
+    ) -> Sampling:
+        most, every = self.config.reward.max_failure_rate, self.config.actor_rollout_ref.rollout.every_answer
+        return Sampling(prompts, arriving, self.tokenizer, self.rewards, policy_version, most, every)
+
+    def state(self) -> dict[str, Any]:
+        """Where the loader stands, and the batch ahead, as JSON takes them."""
+        if self._ahead is None:
+            return {"loader": self.loader.state(), "ahead": None}
+        return {"loader": self._before_ahead, "ahead": self._ahead.state()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Go on from where `state` was taken; raises UserError where other rows would be dealt."""
+        self.loader.restore(state["loader"])
+        ahead = state["ahead"]
+        if ahead is not None:
+            self._before_ahead = state["loader"]
+            self._ahead = self._batch(self.loader.next(), restored(ahead), ahead["policy_version"])

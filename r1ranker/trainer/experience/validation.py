@@ -1,0 +1,37 @@
+"""The policy on the validation rows, decoded as rollout.val_kwargs says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from r1ranker.data.prompts import Prompt
+from r1ranker.rollout.engine import SamplingParams
+from r1ranker.trainer.experience.collect import requests_of
+from r1ranker.trainer.experience.sampler import Sampler
+from r1ranker.trainer.monitoring.metrics import timed, validation_metrics
+from r1ranker.trainer.scoring.outcome import Outcome, told
+from r1ranker.trainer.workers.cluster import Cluster
+
+
+def validate(
+    cluster: Cluster, sampler: Sampler, prompts: Sequence[Prompt], policy_version: int, say: Callable[[str], None]
+) -> dict[str, float]:
+    """Mean reward and parts of each task; `say` takes a line on rewards that failed."""
+    data, val = sampler.config.data, sampler.config.actor_rollout_ref.rollout.val_kwargs
+    params = SamplingParams(
+        temperature=val.temperature, top_p=val.top_p, top_k=val.top_k, max_tokens=data.max_response_length
+    )
+    requests = requests_of(sampler.config, sampler.tokenizer, prompts, 0)
+    size = data.val_batch_size or len(prompts)
+    outcomes: list[Outcome] = []
+    timing: dict[str, float] = {}
+    with timed(timing, "testing"):
+        for start in range(0, len(prompts), size):
+            chosen = slice(start, start + size)
+            batch = sampler.send(cluster, prompts[chosen], requests[chosen], params, policy_version)
+            batch.receive({})
+            outcomes += batch.breakdowns({})
+            for line in told(batch.failures, len(requests[chosen])):
+                say(f"validation: {line}")
+    metrics = validation_metrics([prompt.task for prompt in prompts], outcomes)
+    return metrics | {"timing_s/testing": timing["testing"]}
