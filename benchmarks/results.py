@@ -1,18 +1,22 @@
-"""python benchmarks/results.py --data DIR [--all | NAME ...]: run experiments on real data and put their tables into docs/results.md.
+"""python benchmarks/results.py --data DIR [--all | NAME ...]: run experiments, put their tables into docs/results/NAME.md.
 
+Then docs/results.md is made from these: a small table and a picture a question. `--page` does only that and needs no data.
 Resumable: what an earlier call has finished is not done again. `DIR` is searched for the raw sources.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import re
 import subprocess
 import sys
 from pathlib import Path
 
-from r1ranker.experiments.summary import mean_curve
+from results_page.page import page_text, put_between_marks
+from results_page.pictures import draw, panels_of
+from results_page.questions import QUESTIONS
+from results_page.tables import FullTables
+
+from r1ranker.errors import exit_on_user_error
 from r1ranker.experiments.tables import SUMMARY, TABLES
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,21 +38,28 @@ EXPERIMENTS: dict[str, str | None] = {
     "robustness": None,
 }
 """experiment -> the file whose directory it reads, empty for the whole of --data; None: the built-in world"""
-RESULTS = ROOT / "docs" / "results.md"
+DOCS = ROOT / "docs"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser()
     parser.add_argument("names", nargs="*", choices=[[], *EXPERIMENTS], help="experiments")
     parser.add_argument("--all", action="store_true")
-    parser.add_argument("--data", required=True, help="a directory that holds the raw sources")
+    parser.add_argument("--page", action="store_true", help="only docs/results.md and its pictures, from docs/results/")
+    parser.add_argument("--data", help="a directory that holds the raw sources")
     parser.add_argument("--output", default="checkpoints/results")
     parser.add_argument("--jobs", default="1", help="trainings side by side")
     parser.add_argument("--override", action="append", default=[], help="key=value of all of them, such as seeds=[1]")
     options = parser.parse_args()
     chosen = list(EXPERIMENTS) if options.all else options.names
+    if options.page:
+        if chosen:
+            parser.error("--page runs no experiment; leave out --all and the names")
+        return write_page(DOCS)
     if not chosen:
-        parser.error("--all or the names of experiments are wanted")
+        parser.error("--page, --all or the names of experiments are wanted")
+    if options.data is None:
+        parser.error("--data: the directory of the raw sources is wanted")
     failed = []
     for name in chosen:
         output = Path(options.output) / name
@@ -57,13 +68,14 @@ def main() -> int:
         if subprocess.run([*command, "--output", str(output)], check=False).returncode:
             failed.append(name)
         elif (output / SUMMARY).is_file():
-            put(name, (output / TABLES).read_text(encoding="utf-8") + picture(name, output / SUMMARY))
+            put(DOCS / "results" / f"{name}.md", name, (output / TABLES).read_text(encoding="utf-8"))
     finished = [Path(options.output) / name for name in chosen if (Path(options.output) / name / SUMMARY).is_file()]
     # trained rankers and their runs; the points of curves are measured on fewer rows
     done = [str(path) for one in finished for path in (*one.glob("seed_*/eval/*/after"), *_runs(one))]
     if done:
         report = [sys.executable, "-m", "r1ranker.cli", "report", *done, "--output", f"{options.output}/report.html"]
         subprocess.run(report, check=True)
+    write_page(DOCS)
     if failed:
         print(f"not finished: {', '.join(failed)}", file=sys.stderr)
     return int(bool(failed))
@@ -86,45 +98,23 @@ def _runs(output: Path) -> list[Path]:
     return [file.parent for file in sorted(output.glob("seed_*/*/metrics.jsonl"))]
 
 
-def picture(name: str, summary: Path) -> str:
-    """Draw the curves of an experiment into docs/; the Markdown that shows them, empty where there are none."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    curves = json.loads(summary.read_text(encoding="utf-8"))["curves"]
-    if not curves:
-        return ""
-    figure, axes = pyplot.subplots(1, 2, figsize=(10, 4), sharey=True, layout="constrained")
-    for label, seeds in curves.items():
-        mean = mean_curve(seeds)
-        for axis, key, unit in ((axes[0], "tokens", 1e6), (axes[1], "seconds", 1.0)):
-            axis.plot(
-                [point[key] / unit for point in mean], [100 * point["mrr"] for point in mean], marker="o", label=label
-            )
-    axes[0].set(xlabel="training tokens, million", ylabel="MRR x 100")
-    axes[1].set(xlabel="training, s")
-    axes[1].legend()
-    file = RESULTS.with_name(f"{name}.svg")
-    # without the date and the random ids, so that the same figures give the same file
-    matplotlib.rcParams["svg.hashsalt"] = name
-    figure.savefig(file, metadata={"Date": None})
-    pyplot.close(figure)
-    return f"\n![MRR against training tokens and seconds]({file.name})\n"
+def put(file: Path, name: str, tables: str) -> None:
+    """Replace the tables between the marks of an experiment's file; a file that is not there yet is begun."""
+    if not file.is_file():
+        file.write_text(f"# {name}\n\n<!-- {name}: begin -->\n\n<!-- {name}: end -->\n", encoding="utf-8")
+    text = file.read_text(encoding="utf-8")
+    file.write_text(put_between_marks(text, name, tables), encoding="utf-8")
 
 
-def put(name: str, tables: str) -> None:
-    """Replace what stands in docs/results.md between the marks of an experiment; at its end where there are none."""
-    text = RESULTS.read_text(encoding="utf-8")
-    begin, end = f"<!-- {name}: begin -->", f"<!-- {name}: end -->"
-    section = f"{begin}\n\n{tables.strip()}\n\n{end}"
-    if begin in text:
-        text = re.sub(f"{re.escape(begin)}.*?{re.escape(end)}", lambda _: section, text, flags=re.DOTALL)
-    else:
-        text = f"{text.rstrip()}\n\n## {name}\n\n{section}\n"
-    RESULTS.write_text(text, encoding="utf-8")
+def write_page(docs: Path) -> int:
+    """Write docs/results.md and its pictures anew from the full tables in docs/results/; 0."""
+    text = page_text(docs)
+    (docs / "results.md").write_text(text, encoding="utf-8")
+    tables = FullTables(docs / "results")
+    for question in QUESTIONS:
+        draw(question, panels_of(question, tables), docs / "results" / f"{question.name}.svg")
+    return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    exit_on_user_error(lambda: sys.exit(main()))
