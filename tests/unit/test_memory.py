@@ -19,8 +19,14 @@ from r1ranker.trainer.batch.trajectory import Trajectory, pack
 from r1ranker.trainer.config.load import load_config
 from r1ranker.trainer.config.schema import Config
 from r1ranker.trainer.memory import estimate as memory
-from r1ranker.trainer.memory.estimate import MemoryModel, ModelShape, saved, saved_by_block, saved_outside, total
+from r1ranker.trainer.memory.estimate import MemoryModel, total
 from r1ranker.trainer.memory.out_of_memory import Shortage, of_generation, of_pass, row_tokens
+from r1ranker.trainer.memory.shape import (
+    ModelShape,
+    saved,
+    saved_by_block,
+    saved_outside,
+)
 
 CPU = torch.device("cpu")
 COMMON = {"vocab_size": 300, "max_position_embeddings": 128}
@@ -97,7 +103,7 @@ def test_parameters_are_those_of_the_model(name: str) -> None:
     shape = ModelShape.from_config(SHAPES[name])
     model = AutoModelForCausalLM.from_config(SHAPES[name])
     assert shape.parameters == sum(parameter.numel() for parameter in model.parameters())
-    assert memory.value_parameters(shape) == sum(parameter.numel() for parameter in ValueModel(model).parameters())
+    assert value_parameters(shape) == sum(parameter.numel() for parameter in ValueModel(model).parameters())
 
 
 def config_of(model: str, *overrides: str) -> Config:

@@ -29,7 +29,7 @@ from r1ranker.model.weights import locate_weights, match_parameters
 from r1ranker.trainer.algorithm.losses import ClipRange
 from r1ranker.trainer.batch.trajectory import Trajectory
 from r1ranker.trainer.learners.policy import Policy, PolicyLoss
-from r1ranker.trainer.memory.estimate import shape_of
+from r1ranker.trainer.memory.shape import shape_of
 
 CPU = torch.device("cpu")
 

@@ -1,4 +1,4 @@
-"""The training configuration, typed, in veRL's vocabulary. Values stand in configs/*.yaml; checks in config_checks.py."""
+"""The training configuration, typed, in veRL's vocabulary. Values stand in configs/*.yaml; checks in checks.py."""
 
 from __future__ import annotations
 

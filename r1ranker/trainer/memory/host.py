@@ -11,7 +11,8 @@ from r1ranker.model.buckets import BUCKET_BYTES
 from r1ranker.model.export import FILE_BYTES
 from r1ranker.model.weights import READ_BYTES
 from r1ranker.trainer.checkpoint.shards import PIECE_BYTES
-from r1ranker.trainer.memory.estimate import CPU_BASE, MemoryModel, Parts, value_parameters
+from r1ranker.trainer.memory.estimate import CPU_BASE, MemoryModel, Parts
+from r1ranker.trainer.memory.shape import value_parameters
 
 PROCESS_BASE = CPU_BASE
 """of a process before any model, as on the CPU; what CUDA, its kernels and vLLM add was not measured, so that this is the least"""
