@@ -18,7 +18,6 @@ from r1ranker.model.value import ValueModel
 from r1ranker.trainer.batch.trajectory import Trajectory, pack
 from r1ranker.trainer.config.load import load_config
 from r1ranker.trainer.config.schema import Config
-from r1ranker.trainer.memory import estimate as memory
 from r1ranker.trainer.memory.estimate import MemoryModel, total
 from r1ranker.trainer.memory.out_of_memory import Shortage, of_generation, of_pass, row_tokens
 from r1ranker.trainer.memory.shape import (
@@ -26,6 +25,7 @@ from r1ranker.trainer.memory.shape import (
     saved,
     saved_by_block,
     saved_outside,
+    value_parameters,
 )
 
 CPU = torch.device("cpu")
