@@ -3,8 +3,15 @@
 python examples/data_preprocess/iterative_data_generation.py [--source PATH_OR_HUB_ID] [--local_dir data/iterative_ranking]
 """
 
-from r1ranker.data.generate import main
-from r1ranker.errors import exit_on_user_error
+import sys
+
+try:
+    from r1ranker.cli.app import run_command
+    from r1ranker.cli.data import rows_command
+except ModuleNotFoundError as missing:
+    how = "run: pip install -e . (or bash scripts/setup.sh, then source .venv/bin/activate)"
+    print(f"error: r1ranker is not installed ({missing}); {how}", file=sys.stderr)
+    sys.exit(2)
 
 if __name__ == "__main__":
-    exit_on_user_error(lambda: main("iterative"))
+    run_command(rows_command("iterative"))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import random
 import tempfile
 from collections import Counter
@@ -182,20 +181,12 @@ def checked_format(answer_style: str, think: bool) -> AnswerFormat:
     return AnswerFormat(answer_style, think)  # type: ignore[arg-type]
 
 
-def main(mode: Mode) -> None:
-    """The command line of examples/data_preprocess/<mode>_data_generation.py."""
-    parser = argparse.ArgumentParser(description=f"Write training parquet for {mode} ranking.")
-    parser.add_argument(
-        "--source", default=HUB_ID, help="hub data set, directory of its layout, or `toy` (%(default)s)"
-    )
-    parser.add_argument("--local_dir", default=f"data/{mode}_ranking", help="where to write (%(default)s)")
-    parser.add_argument("--answer_style", choices=["name", "label"], default="name")
-    parser.add_argument("--no_think", action="store_true", help="answer at once, without reasoning before")
-    options = parser.parse_args()
-    answer_format = checked_format(options.answer_style, not options.no_think)
-    if options.source != TOY:
-        show(generate(options.source, options.local_dir, mode, TrainingOptions(answer_format)))
+def generate_and_show(source: str, local_dir: str, mode: Mode, answer_style: str, think: bool) -> None:
+    """Write the training rows of one mode, from a data set or from the built-in world, and print their counts."""
+    options = TrainingOptions(checked_format(answer_style, think))
+    if source != TOY:
+        show(generate(source, local_dir, mode, options))
         return
     with tempfile.TemporaryDirectory() as directory:
         write_toy(directory)
-        show(generate(directory, options.local_dir, mode, TrainingOptions(answer_format)))
+        show(generate(directory, local_dir, mode, options))

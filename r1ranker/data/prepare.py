@@ -85,9 +85,16 @@ def _sources(options: PrepareOptions, kind: Kind) -> tuple[dict[str, Source], li
     """What the data set is built from, by group, with a line on each."""
     if kind == "raw":
         settings = raw_settings(
-            options.history, options.candidates, options.users, options.seed, options.tasks, options.positions,
-            options.recbole, options.merits, options.pools,
-        )  # fmt: skip
+            options.history,
+            candidates=options.candidates,
+            users=options.users,
+            seed=options.seed,
+            tasks=options.tasks,
+            positions=options.positions,
+            recbole=options.recbole,
+            merits=options.merits,
+            pools=options.pools,
+        )
         return raw_sources(options.source, options.tasks, settings)
     return _user_sources(options) if options.trec is None else _trec_sources(options, options.trec)
 
@@ -116,6 +123,7 @@ def _build(found: tuple[dict[str, Source], list[str]], options: PrepareOptions, 
 
 def raw_settings(
     history: Sequence[str],
+    *,
     candidates: int,
     users: int,
     seed: int,
@@ -143,7 +151,9 @@ def raw_settings(
             raise UserError(f"--recbole: found {entry!r}; TASK=NAME is wanted, such as Rec-Movie=ml-100k")
         _check_recommendation("--recbole", task, tasks)
         names[task] = name
-    recommendation = RecommendationSettings(shared, candidates, users, seed, positions, pools)
+    recommendation = RecommendationSettings(
+        history=shared, candidates=candidates, users=users, seed=seed, positions=positions, pools=pools
+    )
     return RawSettings(recommendation, histories, names, PassageSettings(seed=seed), seed, merits)
 
 
@@ -187,12 +197,17 @@ def _trec_sources(options: PrepareOptions, files: TrecFiles) -> tuple[dict[str, 
 
 
 def _own_task(options: PrepareOptions) -> str | None:
-    """The task of rows that name none: that of the template, else the one named."""
+    """The task of rows that name none; raises UserError where several are named."""
     named = list(options.tasks or ())
     if len(named) > 1:
         raise UserError(f"--task: found {', '.join(named)}; one's own data takes one, or a column `task`")
-    if options.template is not None:
-        task = read_task(options.template, named[0] if named else None)
-        know(task)
-        return task.name
-    return named[0] if named else None
+    return know_own_task(named[0] if named else None, options.template)
+
+
+def know_own_task(name: str | None, template: str | None) -> str | None:
+    """The task of rows that name none: that of the template, whose words are registered, else the one named."""
+    if template is None:
+        return name
+    task = read_task(template, name)
+    know(task)
+    return task.name

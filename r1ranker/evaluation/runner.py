@@ -38,7 +38,7 @@ from r1ranker.evaluation.routing import (
 from r1ranker.evaluation.table import print_results
 from r1ranker.pretrained import check_model_directory
 from r1ranker.ranking.decode import EliminationSettings
-from r1ranker.ranking.ranker import Ranker, RankerSettings
+from r1ranker.ranking.ranker import Ranker, RankerSettings, check_ranges
 from r1ranker.tasks.catalog import TASK_NAMES, get_task
 from r1ranker.tasks.example import RankingExample
 from r1ranker.tasks.own import know_tasks_of
@@ -99,12 +99,9 @@ class EvaluationOptions:
 
     def check(self) -> None:
         """Raise UserError for values out of range."""
-        for name, value, least in (
-            ("--limit", self.limit, 1), ("--seed", self.seed, 0), ("--eliminate", self.elimination.eliminate, 1),
-            ("--votes", self.elimination.votes, 1), ("--top_k", self.elimination.top_k, 0),
-        ):  # fmt: skip
-            if value is not None:
-                at_least(name, value, least)
+        if self.limit is not None:
+            at_least("--limit", self.limit, 1)
+        check_ranges(self.seed, self.elimination)
 
 
 def evaluate(
@@ -123,10 +120,15 @@ def evaluate(
     result and its path. What an evaluation that was cut off had ranked is taken over from its journal.
     """
     settings = Ranker.settings_of(
-        model_path, options.strategy, options.constrain, options.think, options.answer_style,
-        seed=options.seed, elimination=options.elimination,
+        model_path,
+        strategy=options.strategy,
+        constrain=options.constrain,
+        think=options.think,
+        answer_style=options.answer_style,
+        seed=options.seed,
+        elimination=options.elimination,
         **({} if options.max_tokens is None else {"max_tokens": options.max_tokens}),
-    )  # fmt: skip
+    )
     file = Path(options.output_dir) / f"{_file_name(dataset, list(test), model_path, settings, options.limit)}.json"
     about = {
         "model": model_path,
@@ -179,9 +181,12 @@ def _rank(
 
 
 def _measured(
-    test: dict[str, list[RankingExample]], train: Sequence[RankingExample], records: dict[str, list[Record]],
-    options: EvaluationOptions, router: RouterTable | None,
-) -> dict[str, Any]:  # fmt: skip
+    test: dict[str, list[RankingExample]],
+    train: Sequence[RankingExample],
+    records: dict[str, list[Record]],
+    options: EvaluationOptions,
+    router: RouterTable | None,
+) -> dict[str, Any]:
     """{"tasks": task -> figures and rankings, "pooled": figures over all queries, of the metrics all tasks share}."""
     most_frequent = MostFrequentLabel(train)
     measured: dict[str, dict[str, list[Metrics]]] = {}
@@ -218,9 +223,12 @@ def _measured(
 
 
 def _fitted(
-    task: str, examples: Sequence[RankingExample], train: Sequence[RankingExample], options: EvaluationOptions,
+    task: str,
+    examples: Sequence[RankingExample],
+    train: Sequence[RankingExample],
+    options: EvaluationOptions,
     router: RouterTable | None,
-) -> list[ScoredOrder]:  # fmt: skip
+) -> list[ScoredOrder]:
     """The baselines beside those that every table has."""
     fitted = baselines_for(train, task) if options.baselines else []
     if options.baselines and options.interactions is not None and task in ATOMIC:
@@ -231,9 +239,12 @@ def _fitted(
 
 
 def _routing(
-    examples: Sequence[RankingExample], records: Sequence[Record], baselines: Sequence[ScoredOrder],
-    router: RouterTable, seed: int,
-) -> dict[str, Any]:  # fmt: skip
+    examples: Sequence[RankingExample],
+    records: Sequence[Record],
+    baselines: Sequence[ScoredOrder],
+    router: RouterTable,
+    seed: int,
+) -> dict[str, Any]:
     """What the first choices of the model and of the baselines were worth."""
     first: dict[str, Sequence[Sequence[str]]] = {
         "model": [first_of(record) for record in records],
@@ -286,12 +297,10 @@ def _file_name(dataset: str, tasks: Sequence[str], model_path: str, settings: Ra
         parts.append(settings.answer_format.answer_style)
     if settings.constrain != own.constrain:
         parts.append(f"constrain-{settings.constrain}")
-    elimination = settings.elimination
-    for name, value, usual in (
-        ("out", elimination.eliminate, 1), ("votes", elimination.votes, 1), ("top", elimination.top_k, 0)
-    ):  # fmt: skip
-        if value != usual:
-            parts.append(f"{name}-{value}")
+    asked, usual = settings.elimination, EliminationSettings()
+    for name, key in (("out", "eliminate"), ("votes", "votes"), ("top", "top_k")):
+        if getattr(asked, key) != getattr(usual, key):
+            parts.append(f"{name}-{getattr(asked, key)}")
     if settings.max_tokens != own.max_tokens:
         parts.append(f"tokens-{settings.max_tokens}")
     if settings.seed:

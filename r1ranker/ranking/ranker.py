@@ -12,7 +12,7 @@ from typing import Any, Literal
 from transformers import PreTrainedTokenizerBase
 
 from r1ranker.data.tokenise import encode_chat
-from r1ranker.errors import UserError
+from r1ranker.errors import UserError, at_least
 from r1ranker.pretrained import SETTINGS_FILE, check_model_directory
 from r1ranker.ranking.decode import EliminationSettings, Question, RankingResult, Reply, converse
 from r1ranker.ranking.schedule import run_all
@@ -67,6 +67,14 @@ class RankerSettings:
             )
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise UserError(f"{file}: not the settings of a ranker ({type(error).__name__}: {error})") from error
+
+
+def check_ranges(seed: int, elimination: EliminationSettings) -> None:
+    """Raise UserError, naming the option, for a seed or for settings of an elimination that are out of range."""
+    at_least("--seed", seed, 0)
+    at_least("--eliminate", elimination.eliminate, 1)
+    at_least("--votes", elimination.votes, 1)
+    at_least("--top_k", elimination.top_k, 0)
 
 
 class Ranker:

@@ -3,29 +3,37 @@
 python examples/data_preprocess/dataset/passage.py --source DIR [--local_dir data/bench]
 """
 
-import argparse
+import sys
+from typing import Annotated, Literal
 
-from r1ranker.data.prepare import build_and_show
-from r1ranker.data.raw import LICENCES, passage_source
-from r1ranker.data.sources.passage import MOST_CHARACTERS, ROWS, SIZES, PassageSettings
-from r1ranker.errors import exit_on_user_error
+try:
+    from typer import Option
+
+    from r1ranker.cli.app import run_command
+    from r1ranker.data.prepare import build_and_show
+    from r1ranker.data.raw import LICENCES, passage_source
+    from r1ranker.data.sources.passage import MOST_CHARACTERS, ROWS, SIZES, PassageSettings
+except ModuleNotFoundError as missing:
+    how = "run: pip install -e . (or bash scripts/setup.sh, then source .venv/bin/activate)"
+    print(f"error: r1ranker is not installed ({missing}); {how}", file=sys.stderr)
+    sys.exit(2)
 
 
-def main() -> None:
-    """Read the arguments and build."""
-    parser = argparse.ArgumentParser(description="Build the passage tasks from MS MARCO's parquet files.")
-    parser.add_argument("--source", required=True, help="directory with train*.parquet and test*.parquet")
-    parser.add_argument("--task", choices=list(SIZES), action="append", help="default: all three")
-    parser.add_argument("--local_dir", default="data/bench", help="where to write (%(default)s)")
-    parser.add_argument("--rows", type=int, default=ROWS, help="iterative rows a task and split (%(default)s)")
-    parser.add_argument("--characters", type=int, default=MOST_CHARACTERS, help="of passage text (%(default)s)")
-    parser.add_argument("--seed", type=int, default=42)
-    options = parser.parse_args()
-    settings = PassageSettings(options.rows, options.characters, options.seed)
-    source = passage_source(options.source, settings, options.task or list(SIZES))
-    line = f"Passage: {options.source}. {LICENCES['Passage']}"
-    build_and_show({"passage": source}, options.local_dir, [line], options.seed)
+def build(
+    source: Annotated[str, Option(help="directory with train*.parquet and test*.parquet")],
+    task: Annotated[
+        list[Literal["Passage-5", "Passage-7", "Passage-9"]] | None, Option(help="default: all three")
+    ] = None,
+    local_dir: Annotated[str, Option(help="where to write")] = "data/bench",
+    rows: Annotated[int, Option(help="iterative rows a task and split")] = ROWS,
+    characters: Annotated[int, Option(help="of passage text")] = MOST_CHARACTERS,
+    seed: int = 42,
+) -> None:
+    """Build the passage tasks from MS MARCO's parquet files."""
+    settings = PassageSettings(rows, characters, seed)
+    found = passage_source(source, settings, task or list(SIZES))
+    build_and_show({"passage": found}, local_dir, [f"Passage: {source}. {LICENCES['Passage']}"], seed)
 
 
 if __name__ == "__main__":
-    exit_on_user_error(main)
+    run_command(build)

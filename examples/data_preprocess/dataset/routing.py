@@ -3,30 +3,37 @@
 python examples/data_preprocess/dataset/routing.py --router_data router_data.csv [--descriptions llm_descriptions.json] [--local_dir data/bench]
 """
 
-import argparse
+import sys
+from typing import Annotated, Literal
 
-from r1ranker.data.prepare import build_and_show
-from r1ranker.data.raw import LICENCES, routing_source
-from r1ranker.data.sources.routing import OBJECTIVES
-from r1ranker.errors import exit_on_user_error
+try:
+    from typer import Option
+
+    from r1ranker.cli.app import run_command
+    from r1ranker.data.prepare import build_and_show
+    from r1ranker.data.raw import LICENCES, routing_source
+    from r1ranker.data.sources.routing import OBJECTIVES
+except ModuleNotFoundError as missing:
+    how = "run: pip install -e . (or bash scripts/setup.sh, then source .venv/bin/activate)"
+    print(f"error: r1ranker is not installed ({missing}); {how}", file=sys.stderr)
+    sys.exit(2)
+
+Task = Literal["Router-Performance", "Router-Balance", "Router-Cost"]
 
 
-def main() -> None:
-    """Read the arguments and build."""
-    parser = argparse.ArgumentParser(description="Build the routing tasks from router_data.csv.")
-    parser.add_argument(
-        "--router_data", required=True, help="task_id, query, effect, cost and optionally llm; or .csv.gz"
-    )
-    parser.add_argument("--descriptions", help="JSON of LLM -> description")
-    parser.add_argument("--task", choices=list(OBJECTIVES), action="append", help="default: all three")
-    parser.add_argument("--local_dir", default="data/bench", help="where to write (%(default)s)")
-    parser.add_argument("--test_share", type=float, default=0.2)
-    parser.add_argument("--seed", type=int, default=42)
-    options = parser.parse_args()
-    source = routing_source(options.router_data, options.descriptions, options.seed, options.task or list(OBJECTIVES))
-    line = f"Router: {options.router_data}. {LICENCES['Router']}"
-    build_and_show({"routing": source}, options.local_dir, [line], options.seed, options.test_share)
+def build(
+    router_data: Annotated[str, Option(help="task_id, query, effect, cost and optionally llm; or .csv.gz")],
+    descriptions: Annotated[str | None, Option(help="JSON of LLM -> description")] = None,
+    task: Annotated[list[Task] | None, Option(help="default: all three")] = None,
+    local_dir: Annotated[str, Option(help="where to write")] = "data/bench",
+    test_share: float = 0.2,
+    seed: int = 42,
+) -> None:
+    """Build the routing tasks from router_data.csv."""
+    source = routing_source(router_data, descriptions, seed, task or list(OBJECTIVES))
+    line = f"Router: {router_data}. {LICENCES['Router']}"
+    build_and_show({"routing": source}, local_dir, [line], seed, test_share)
 
 
 if __name__ == "__main__":
-    exit_on_user_error(main)
+    run_command(build)

@@ -5,30 +5,31 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import sys
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from r1ranker.errors import UserError, nearest, note
 
+STDIN = "-"
+"""in place of a path"""
 MOST_CHARACTERS = 10_000_000
 """of one field"""
 _DELIMITERS = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "bars", "::": "'::'"}
 
 
 def text_lines(path: str) -> Iterator[tuple[int, str]]:
-    """(number from 1, line with its end) of a UTF-8 file. A byte-order mark and Windows line ends are taken off.
+    """(number from 1, line with its end) of a UTF-8 file, or of stdin for `-`. A byte-order mark and Windows line ends
+    are taken off.
 
     Raises UserError for a file that is not there, is a directory, is empty, is cut short or is not text.
     """
-    if Path(path).is_dir():
-        raise UserError(f"{path}: found a directory; a file is wanted")
-    if not Path(path).is_file():
-        raise UserError(f"{path}: no such file")
     number = 0
     try:
-        with gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb") as file:
+        with _opened(path) as file:
             for number, raw in enumerate(file, 1):
                 yield number, _decoded(path, number, raw)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -37,6 +38,17 @@ def text_lines(path: str) -> Iterator[tuple[int, str]]:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from error
     if not number:
         raise UserError(f"{path}: empty; at least one row is wanted")
+
+
+def _opened(path: str) -> AbstractContextManager[Iterable[bytes]]:
+    """The lines of a file as they stand in it, unpacked."""
+    if path == STDIN:
+        return nullcontext(sys.stdin.buffer)
+    if Path(path).is_dir():
+        raise UserError(f"{path}: found a directory; a file is wanted")
+    if not Path(path).is_file():
+        raise UserError(f"{path}: no such file")
+    return gzip.open(path, "rb") if path.endswith(".gz") else open(path, "rb")
 
 
 def _decoded(path: str, number: int, raw: bytes) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 from r1ranker.data.files.table import read_table
 from r1ranker.data.files.tally import Tally
-from r1ranker.data.files.text_rows import TextTable, json_rows, parsed_json
+from r1ranker.data.files.text_rows import STDIN, TextTable, json_rows, parsed_json
 from r1ranker.data.sources.sourced import Sourced, Split
 from r1ranker.errors import UserError, nearest, note
 from r1ranker.tasks.catalog import TASKS
@@ -34,17 +34,8 @@ def read_user_file(path: str, task: str | None, shuffle: bool, seed: int, tally:
     """
     found: set[str] = set()
     for number, (where, row) in enumerate(_rows(path)):
-        name = _text(row, "task", where) or task or OWN
+        name, query, history = _request(row, task, where)
         found.add(name)
-        history = _texts(row, "history", where)
-        query = _text(row, "query", where)
-        if not all(map(shown, history)):
-            raise UserError(f"{where}: history holds a blank text")
-        if bool(history) == bool(shown(query)):
-            raise UserError(
-                f"{where}: found {'both' if history else 'neither'} of query and history; one of them is wanted"
-            )
-        _check_words(name, query, history, where)
         counts = tally.of(name)
         counts.read["rows"] += 1
         example = _example(row, name, query, history, where)
@@ -67,6 +58,34 @@ def read_user_file(path: str, task: str | None, shuffle: bool, seed: int, tally:
         )
 
 
+def read_requests(path: str, task: str | None) -> Iterator[tuple[str | int | None, RankingExample]]:
+    """(id or None, example without a positive) of each row of a file, or of JSON lines on stdin where `path` is `-`.
+
+    Rows are those of `read_user_file`; positive, labels and split are not read. Raises UserError naming file and row.
+    """
+    for where, row in _rows(path):
+        name, query, history = _request(row, task, where)
+        candidates, texts = _texts(row, "candidates", where), _texts(row, "texts", where)
+        example = RankingExample(name, candidates, query=query, history=history, texts=texts)
+        example.validate(where)
+        yield _id(row, where), example
+
+
+def _request(row: Mapping[str, Any], task: str | None, where: str) -> tuple[str, str, tuple[str, ...]]:
+    """(task, query, history) of a row, one of the last two empty."""
+    name = _text(row, "task", where) or task or OWN
+    history = _texts(row, "history", where)
+    query = _text(row, "query", where)
+    if not all(map(shown, history)):
+        raise UserError(f"{where}: history holds a blank text")
+    if bool(history) == bool(shown(query)):
+        raise UserError(
+            f"{where}: found {'both' if history else 'neither'} of query and history; one of them is wanted"
+        )
+    _check_words(name, query, history, where)
+    return name, query, history
+
+
 def _check_words(name: str, query: str, history: tuple[str, ...], where: str) -> None:
     """Have the task known, and see that its words say what the row holds."""
     if name not in TASKS:
@@ -84,12 +103,17 @@ def _check_words(name: str, query: str, history: tuple[str, ...], where: str) ->
 
 
 def _key(row: Mapping[str, Any], query: str, history: tuple[str, ...], where: str) -> str:
+    value = _id(row, where)
+    return (query or "\n".join(history)) if value is None else str(value)
+
+
+def _id(row: Mapping[str, Any], where: str) -> str | int | None:
     value = row.get("id")
     if value is None or value == "":
-        return query or "\n".join(history)
+        return None
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise UserError(f"{where}: id: found {value!r}; a text or a whole number is wanted")
-    return str(value)
+    return value
 
 
 def _split(row: Mapping[str, Any], where: str) -> Split | None:
@@ -159,7 +183,7 @@ def _short(value: Any) -> str:
 def _rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     """(file and row, values) of a file of any of the kinds."""
     plain = path.lower().removesuffix(".gz")
-    if plain.endswith((".jsonl", ".json")):
+    if plain.endswith((".jsonl", ".json")) or path == STDIN:
         for line, row in json_rows(path):
             _check_keys(row, f"{path}: line {line}")
             yield f"{path}: line {line}", row

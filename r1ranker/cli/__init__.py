@@ -1,0 +1,48 @@
+"""The command line: every command of `r1ranker`. Heavy imports wait until a command needs them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Annotated
+
+import typer
+
+from r1ranker.cli.app import add_command, new_app, run_app
+from r1ranker.cli.data import prepare
+from r1ranker.cli.evaluation import compare, evaluate, experiment, report
+from r1ranker.cli.ranking import rank
+from r1ranker.cli.training import export, init_model, replay, sft, train
+
+COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
+    "Data": {"prepare": prepare},
+    "Models": {"init-model": init_model, "sft": sft, "train": train, "export": export, "replay": replay},
+    "Rankings": {"rank": rank, "eval": evaluate, "compare": compare, "report": report, "experiment": experiment},
+}
+"""heading in the help -> name -> what runs"""
+
+app = new_app(help="Make a language model rank: train it, measure it, use it.", no_args_is_help=True)
+for heading, commands in COMMANDS.items():
+    for name, function in commands.items():
+        add_command(app, function, name, heading)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"r1ranker {version('r1ranker')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", callback=_show_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Options of `r1ranker` itself."""
+
+
+def main() -> None:
+    """Entry point of `r1ranker`."""
+    run_app(app)

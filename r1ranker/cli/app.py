@@ -1,0 +1,95 @@
+"""How commands run: both spellings of an option, several values after one, and a user's mistake on one line."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import typer
+from typer.core import TyperArgument, TyperCommand
+
+from r1ranker.errors import UserError, exit_on_user_error
+
+HOW_TO_INSTALL = "run: pip install -e . (or bash scripts/setup.sh, then source .venv/bin/activate)"
+SPELLINGS = "An option's name may be written with _ in place of -."
+
+
+class Command(TyperCommand):
+    """A command whose repeatable options take several values at once too: `--model-path A B`.
+
+    A command with positional arguments is left alone: a value could be meant as one of them.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Repeat such an option before each of its values, then parse as usual."""
+        if not any(isinstance(parameter, TyperArgument) for parameter in self.params):
+            names = {name for one in self.params if getattr(one, "multiple", False) for name in one.opts}
+            args = list(repeat_options(args, {dash(name) for name in names}))
+        return super().parse_args(ctx, args)
+
+
+def repeat_options(arguments: Sequence[str], names: set[str]) -> Iterator[str]:
+    """The arguments with each option of `names` repeated before its second value and every later one."""
+    option, has_value = "", False
+    for argument in arguments:
+        if argument.startswith("-"):
+            name, equals, _ = argument.partition("=")
+            option, has_value = (name if dash(name) in names else ""), bool(equals)
+        elif option and has_value:
+            yield option
+        else:
+            has_value = True
+        yield argument
+
+
+def dash(name: str) -> str:
+    """The spelling of an option's name that the parser compares: `model-path` for `model_path`."""
+    return name.replace("_", "-")
+
+
+def new_app(**settings: Any) -> typer.Typer:
+    """An application without commands; typer spells the names of options, never their values, by `dash`."""
+    return typer.Typer(
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"token_normalize_func": dash},
+        **settings,
+    )
+
+
+def add_command(
+    app: typer.Typer, function: Callable[..., None], name: str | None = None, heading: str | None = None
+) -> None:
+    """Have `app` run `function`, whose parameters are the options; `heading` is over it in the application's help."""
+    app.command(name, cls=Command, rich_help_panel=heading, epilog=SPELLINGS)(function)
+
+
+def run_command(function: Callable[..., None]) -> None:
+    """Run a script that is one command, whose options are the parameters of `function`."""
+    app = new_app()
+    add_command(app, function)
+    run_app(app)
+
+
+def run_app(app: typer.Typer) -> None:
+    """Run the command line of this process; a user's mistake ends with one line and exit code 2."""
+    exit_on_user_error(lambda: _invoke(app))
+
+
+def _invoke(app: typer.Typer) -> None:
+    try:
+        result = app(standalone_mode=False)  # on its own it puts a usage error on several lines
+    except typer.Abort as error:
+        raise KeyboardInterrupt from error
+    except ModuleNotFoundError as error:
+        if str(error.name).startswith("r1ranker."):
+            raise
+        raise UserError(f"{error.name} is not installed; {HOW_TO_INSTALL}") from error
+    except Exception as error:
+        say = getattr(error, "format_message", None)  # a usage error; its class is typer's own affair
+        if say is None:
+            raise
+        raise UserError(f"{say()} (see --help)" if say() else "a command is wanted; they are shown above") from error
+    if isinstance(result, int):
+        sys.exit(result)

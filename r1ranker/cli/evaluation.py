@@ -1,0 +1,140 @@
+"""Commands that measure rankers: eval (eval/eval.py is the same), compare, report and experiment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from r1ranker.cli.options import (
+    RANKING_BENCH,
+    AnswerStyle,
+    Constrain,
+    Eliminate,
+    EngineName,
+    GpuId,
+    Seed,
+    Strategy,
+    Think,
+    TopK,
+    Votes,
+)
+
+BESIDE = "What stands beside the model"
+
+
+def evaluate(
+    dataset: Annotated[str, typer.Option(help="a task, several with commas between them, or all")],
+    model_path: Annotated[list[str], typer.Option(help="model directory or hub id; several in one table")],
+    data: Annotated[str, typer.Option(help="a directory in Ranking-bench's layout, or a hub data set")] = RANKING_BENCH,
+    limit: Annotated[int | None, typer.Option(help="rows a task at most")] = None,
+    output_dir: Annotated[str, typer.Option(help="where result files go")] = "eval/eval_result",
+    trec_dir: Annotated[str | None, typer.Option(help="also write TREC run and qrels files here")] = None,
+    engine: EngineName = "auto",
+    gpu_id: GpuId = 0,
+    seed: Seed = 0,
+    strategy: Strategy = None,
+    constrain: Constrain = None,
+    think: Think = None,
+    answer_style: AnswerStyle = None,
+    top_k: TopK = 0,
+    eliminate: Eliminate = 1,
+    votes: Votes = 1,
+    baselines: Annotated[
+        bool,
+        typer.Option(
+            "--baselines",
+            help="all orders that need no language model, not only three",
+            rich_help_panel=BESIDE,
+        ),
+    ] = False,
+    interactions: Annotated[
+        str | None,
+        typer.Option(
+            help="a directory with RecBole's files, or one .inter file, to count popularity in; with all baselines",
+            rich_help_panel=BESIDE,
+        ),
+    ] = None,
+    router_data: Annotated[
+        str | None,
+        typer.Option(
+            help="routing: the router_data.csv[.gz] that the rows were made from; quality and cost of what comes first, "
+            "with all baselines",
+            rich_help_panel=BESIDE,
+        ),
+    ] = None,
+) -> None:
+    """Rank the test rows of a task and measure the rankings.
+
+    Prints MRR, hit rate, NDCG and the share of valid answers.
+    Every ranking is kept in a JSON file.
+    """
+    from r1ranker.evaluation.runner import EvaluationOptions, run_evaluation
+    from r1ranker.ranking.decode import EliminationSettings
+
+    options = EvaluationOptions(
+        data=data,
+        limit=limit,
+        seed=seed,
+        output_dir=output_dir,
+        strategy=strategy,
+        constrain=constrain,
+        think=think,
+        answer_style=answer_style,
+        elimination=EliminationSettings(eliminate=eliminate, votes=votes, top_k=top_k),
+        engine=engine,
+        gpu=gpu_id,
+        baselines=baselines or interactions is not None or router_data is not None,
+        interactions=interactions,
+        router_data=router_data,
+    )
+    run_evaluation(dataset, model_path, options, trec_dir=trec_dir)
+
+
+def compare(
+    first: Annotated[str, typer.Argument(help="result file of an evaluation")],
+    second: Annotated[str, typer.Argument(help="another one, of the same queries")],
+    metric: Annotated[str, typer.Option(help="mrr, hit@K or ndcg@K")] = "mrr",
+    seed: Annotated[int, typer.Option(help="of the randomisation")] = 0,
+) -> None:
+    """Test whether two evaluations differ by more than chance.
+
+    Prints the means and the p of a paired randomisation test, task by task.
+    """
+    from r1ranker.evaluation.results import read_result
+    from r1ranker.evaluation.table import print_comparison
+
+    print_comparison(read_result(first), read_result(second), metric, seed)
+
+
+def report(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(
+            help="run directories, metrics.jsonl, evaluation results (.json), or directories that hold them"
+        ),
+    ],
+    output: Annotated[str, typer.Option(help="HTML file to write")] = "report.html",
+) -> None:
+    """Write curves, results and examples as one HTML file."""
+    from r1ranker.report import write_report
+
+    write_report(inputs, output)
+    typer.echo(output)
+
+
+def experiment(
+    name: Annotated[str, typer.Argument(help="a file of configs/experiments/ without .yaml, or a YAML file")],
+    overrides: Annotated[list[str] | None, typer.Argument(help="key=value, such as steps=20 or model.path=DIR")] = None,
+    output: Annotated[str | None, typer.Option(help="where everything goes (checkpoints/NAME)")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="trainings side by side, each with its share of the cores")] = 1,
+) -> None:
+    """Run one of the paper's experiments, from data to its table.
+
+    A second call goes on where the first one ended.
+    """
+    from r1ranker.experiments.run import run_experiment
+    from r1ranker.experiments.spec import load_experiment
+
+    run_experiment(load_experiment(name, overrides or []), Path(output or f"checkpoints/{Path(name).stem}"), jobs)

@@ -1,0 +1,38 @@
+"""Options that several commands have, declared once."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+RANKING_BENCH = "ulab-ai/Ranking-bench"
+AS_TRAINED = "How to rank (where nothing is said: as the model was trained)"
+ELIMINATION = "How an iterative ranking goes"
+
+TrainingFiles = Annotated[list[str], typer.Option("--data", help="training parquet; may be given several times")]
+Style = Annotated[Literal["name", "label"], typer.Option(help="how an answer names a candidate")]
+Reason = Annotated[bool, typer.Option(help="reason before answering")]
+
+EngineName = Annotated[Literal["vllm", "hf", "auto"], typer.Option("--engine", help="auto: vllm where it is installed")]
+GpuId = Annotated[int, typer.Option(help="number of the GPU, where there are several")]
+Seed = Annotated[int, typer.Option(help="of sampled answers")]
+
+Strategy = Annotated[
+    Literal["iterative", "direct"] | None,
+    typer.Option(help="worst candidate out, round by round; or all at once", rich_help_panel=AS_TRAINED),
+]
+Constrain = Annotated[
+    Literal["none", "candidates"] | None,
+    typer.Option(help="candidates: nothing else can be answered", rich_help_panel=AS_TRAINED),
+]
+Think = Annotated[
+    bool | None, typer.Option("--think/--no-think", help="reason before answering", rich_help_panel=AS_TRAINED)
+]
+AnswerStyle = Annotated[
+    Literal["name", "label"] | None, typer.Option(help="how an answer names a candidate", rich_help_panel=AS_TRAINED)
+]
+
+TopK = Annotated[int, typer.Option(help="stop when so few are left (0: rank all)", rich_help_panel=ELIMINATION)]
+Eliminate = Annotated[int, typer.Option(help="candidates that go out a round", rich_help_panel=ELIMINATION)]
+Votes = Annotated[int, typer.Option(help="answers sampled a round", rich_help_panel=ELIMINATION)]
