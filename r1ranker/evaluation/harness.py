@@ -35,9 +35,14 @@ def run_harness(
         raise UserError(f"harness.tasks: lm-evaluation-harness does not know {', '.join(unknown)}")
     device = str(pick_device())
     found: Any = simple_evaluate(
-        model="hf", model_args={"pretrained": model}, tasks=list(tasks), task_manager=manager, limit=limit, batch_size=8,
+        model="hf",
+        model_args={"pretrained": model},
+        tasks=list(tasks),
+        task_manager=manager,
+        limit=limit,
+        batch_size=8,
         device=device,
-    )  # fmt: skip
+    )
     scores = {
         task: {
             metric.partition(",")[0]: float(value)

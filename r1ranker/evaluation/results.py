@@ -63,9 +63,13 @@ def randomisation_test(
         return np.mean(one - other, axis=axis)
 
     found = permutation_test(
-        tuple(sums_by_subject(values, subjects)[0] for values in (first, second)), difference, permutation_type="samples", vectorized=True,
-        n_resamples=PERMUTATIONS, rng=np.random.default_rng(seed),
-    )  # fmt: skip
+        tuple(sums_by_subject(values, subjects)[0] for values in (first, second)),
+        difference,
+        permutation_type="samples",
+        vectorized=True,
+        n_resamples=PERMUTATIONS,
+        rng=np.random.default_rng(seed),
+    )
     return float(found.pvalue)
 
 
@@ -92,11 +96,13 @@ def compare(
         values["pooled"] = tuple([value for task in shared for value in values[task][side]] for side in (0, 1))  # type: ignore[assignment]
     return {
         task: {
-            "queries": len(one), "first": float(np.mean(one)), "second": float(np.mean(other)),
+            "queries": len(one),
+            "first": float(np.mean(one)),
+            "second": float(np.mean(other)),
             "p": randomisation_test(one, other, seed, subjects[task]),
         }
         for task, (one, other) in values.items()
-    }  # fmt: skip
+    }
 
 
 def _asked(record: Record) -> tuple[Any, ...]:

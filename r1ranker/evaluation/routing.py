@@ -112,12 +112,14 @@ def routing_baselines(training: Sequence[RankingExample], task: str, table: Rout
     merits = [merits_of(query, *OBJECTIVES[task]) for query in queries]
     return [
         NearestMerits(rows, merits),
-        FixedLLM(BEST_SINGLE, [dict(zip(query.llms, own, strict=True)) for query, own in zip(queries, merits, strict=True)]),
+        FixedLLM(
+            BEST_SINGLE, [dict(zip(query.llms, own, strict=True)) for query, own in zip(queries, merits, strict=True)]
+        ),
         FixedLLM(
             CHEAPEST,
             [{llm: -cost for llm, cost in zip(query.llms, query.costs, strict=True)} for query in queries],
         ),
-    ]  # fmt: skip
+    ]
 
 
 def first_of(record: Record) -> list[str]:

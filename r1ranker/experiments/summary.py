@@ -47,9 +47,11 @@ def baselines_of(
     for task, examples in test.items():
         cutoffs = get_task(task).cutoffs
         systems: dict[str, Any] = {
-            "random": random_order, "order as given": as_given, "most frequent label": MostFrequentLabel(train[task]),
+            "random": random_order,
+            "order as given": as_given,
+            "most frequent label": MostFrequentLabel(train[task]),
             **{one.name: one for one in baselines_for(train[task], task)},
-        }  # fmt: skip
+        }
         for name, system in systems.items():
             queries = [system(example, cutoffs) for example in examples]
             for metric in METRICS:
@@ -60,9 +62,12 @@ def baselines_of(
 
 
 def summarise_experiment(
-    title: str, measured: Sequence[Measured], baselines: Mapping[str, Values],
-    test: Mapping[str, Sequence[RankingExample]], course: int | None = None,
-) -> dict[str, Any]:  # fmt: skip
+    title: str,
+    measured: Sequence[Measured],
+    baselines: Mapping[str, Values],
+    test: Mapping[str, Sequence[RankingExample]],
+    course: int | None = None,
+) -> dict[str, Any]:
     """{"title", "rankers", "baselines", "tests", "courses", "peak_memory_gib"}; MRR and NDCG lie between 0 and 1.
 
     test: what all of it was measured on. course: into how many parts a training is divided, of which means are taken; None: into none.

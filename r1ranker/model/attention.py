@@ -105,18 +105,32 @@ def _flash_kernel() -> Callable[[Tensor, Tensor, Tensor, RowLayout, float | None
         def torch_kernel(q: Tensor, k: Tensor, v: Tensor, layout: RowLayout, scale: float | None) -> Tensor:
             keys, values = _keys(k, v, layout)
             out: Any = varlen_attn(
-                q, keys, values, layout.query_bounds, layout.key_bounds, layout.longest_query, layout.longest,
-                scale=scale, window_size=(-1, 0), enable_gqa=q.shape[1] != k.shape[1],
-            )  # fmt: skip
+                q,
+                keys,
+                values,
+                layout.query_bounds,
+                layout.key_bounds,
+                layout.longest_query,
+                layout.longest,
+                scale=scale,
+                window_size=(-1, 0),
+                enable_gqa=q.shape[1] != k.shape[1],
+            )
             return out
 
         return torch_kernel
 
     def flash_kernel(q: Tensor, k: Tensor, v: Tensor, layout: RowLayout, scale: float | None) -> Tensor:
         return flash_attn_varlen_func(
-            q, *_keys(k, v, layout), layout.query_bounds, layout.key_bounds, layout.longest_query, layout.longest,
-            softmax_scale=scale, causal=True,
-        )  # fmt: skip
+            q,
+            *_keys(k, v, layout),
+            layout.query_bounds,
+            layout.key_bounds,
+            layout.longest_query,
+            layout.longest,
+            softmax_scale=scale,
+            causal=True,
+        )
 
     return flash_kernel
 

@@ -30,8 +30,13 @@ class PrefixAttention(torch.autograd.Function):
             for first, last in ((start, end), *rest):
                 own = slice(first, last)
                 out[:, :, own], joint[:, :, own] = _forward(
-                    query[:, :, own], _spread(key[:, :, own], heads), _spread(value[:, :, own], heads), 0.0, True, scale=scale
-                )  # fmt: skip
+                    query[:, :, own],
+                    _spread(key[:, :, own], heads),
+                    _spread(value[:, :, own], heads),
+                    0.0,
+                    True,
+                    scale=scale,
+                )
             if not rest:
                 continue
             before, after = slice(start, end), slice(rest[0][0], rest[-1][1])
@@ -56,18 +61,32 @@ class PrefixAttention(torch.autograd.Function):
             for first, last in ((start, end), *rest):
                 own = slice(first, last)
                 to_query, to_key, to_value = _backward(
-                    gradient[:, :, own], query[:, :, own], _spread(key[:, :, own], heads), _spread(value[:, :, own], heads),
-                    out[:, :, own], joint[:, :, own], 0.0, True, scale=ctx.scale,
-                )  # fmt: skip
+                    gradient[:, :, own],
+                    query[:, :, own],
+                    _spread(key[:, :, own], heads),
+                    _spread(value[:, :, own], heads),
+                    out[:, :, own],
+                    joint[:, :, own],
+                    0.0,
+                    True,
+                    scale=ctx.scale,
+                )
                 of_query[:, :, own] = to_query
                 of_key[:, :, own], of_value[:, :, own] = _gathered(to_key, groups), _gathered(to_value, groups)
             if not rest:
                 continue
             before, after = slice(start, end), slice(rest[0][0], rest[-1][1])
             to_query, to_key, to_value = _backward(
-                _folded(gradient[:, :, after], groups), _folded(query[:, :, after], groups), key[:, :, before], value[:, :, before],
-                _folded(out[:, :, after], groups), _folded(joint[:, :, after], groups), 0.0, False, scale=ctx.scale,
-            )  # fmt: skip
+                _folded(gradient[:, :, after], groups),
+                _folded(query[:, :, after], groups),
+                key[:, :, before],
+                value[:, :, before],
+                _folded(out[:, :, after], groups),
+                _folded(joint[:, :, after], groups),
+                0.0,
+                False,
+                scale=ctx.scale,
+            )
             of_query[:, :, after] += _unfolded(to_query, heads)
             of_key[:, :, before] += to_key
             of_value[:, :, before] += to_value

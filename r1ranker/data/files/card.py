@@ -111,9 +111,8 @@ def card(
     """The README.md of a data set, in Markdown."""
     parts = [f"# {about.title}", "", "## Sources and licences", "", *(f"- {line}" for line in about.sources), ""]
     parts += [f"Seed {about.seed}." + (f" Made by `{about.command}`." if about.command else ""), ""]
-    parts += ["## Files", "", *_markdown(["file", "rows", "bytes"], [
-        [name, f"{entry['rows']:,}", f"{entry['bytes']:,}"] for name, entry in files.items()
-    ])]  # fmt: skip
+    sizes = [[name, f"{entry['rows']:,}", f"{entry['bytes']:,}"] for name, entry in files.items()]
+    parts += ["## Files", "", *_markdown(["file", "rows", "bytes"], sizes)]
     parts += ["", "Checksums are in manifest.json; a file that does not agree with it is refused at load."]
     for title, (header, rows) in (
         ("Rows", counts_rows(tally)),

@@ -115,9 +115,13 @@ class BPR(ScoredOrder):
             (np.ones(len(columns), dtype=np.float32), (users, columns)), shape=(len(sequences), len(self._place))
         )
         model = BayesianPersonalizedRanking(
-            factors=factors, learning_rate=0.05, regularization=0.01, iterations=iterations, num_threads=1,
+            factors=factors,
+            learning_rate=0.05,
+            regularization=0.01,
+            iterations=iterations,
+            num_threads=1,
             random_state=seed,
-        )  # fmt: skip
+        )
         model.fit(matrix, show_progress=False)
         self._factors, self._bias = model.item_factors[:, :-1], model.item_factors[:, -1]
 

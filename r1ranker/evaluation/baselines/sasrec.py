@@ -34,9 +34,14 @@ class SASRec(ScoredOrder):
     name = "SASRec"
 
     def __init__(
-        self, sequences: Sequence[Items], history: int, dimensions: int = 64, blocks: int = 2, steps: int = 1500,
+        self,
+        sequences: Sequence[Items],
+        history: int,
+        dimensions: int = 64,
+        blocks: int = 2,
+        steps: int = 1500,
         seed: int = 0,
-    ) -> None:  # fmt: skip
+    ) -> None:
         """`sequences`: of the training rows, see `sequences_of`; `history`: the most items that are looked back at;
         `steps`: updates at least, each from BATCH next items, in whole epochs.
 
@@ -53,9 +58,17 @@ class SASRec(ScoredOrder):
         targets = sum(len(items) - 1 for items in sequences)
         epochs = math.ceil(steps / math.ceil(max(targets, 1) / BATCH))
         self._model = CornacSASRec(
-            embedding_dim=dimensions, num_blocks=blocks, max_len=history, n_epochs=epochs, batch_size=BATCH, n_sample=1024,
-            sample_alpha=0.0, dropout=0.2, learning_rate=1e-3, seed=seed,
-        )  # fmt: skip
+            embedding_dim=dimensions,
+            num_blocks=blocks,
+            max_len=history,
+            n_epochs=epochs,
+            batch_size=BATCH,
+            n_sample=1024,
+            sample_alpha=0.0,
+            dropout=0.2,
+            learning_rate=1e-3,
+            seed=seed,
+        )
         with _alone(seed):
             self._model.fit(data)
 
