@@ -12,7 +12,7 @@ import numpy as np
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
 from r1ranker.model.init import save_hf, train_tokenizer
-from r1ranker.trainer.algorithm.estimation import put_shares
+from r1ranker.trainer.algorithm.estimation import assign_loss_weights
 from r1ranker.trainer.batch.trajectory import Trajectory
 
 QWEN_SHAPES: dict[str, dict[str, Any]] = {
@@ -59,7 +59,7 @@ def groups(count: int, prompt: int, response: int, n: int, vocabulary: int = 819
 
 def learnable(trajectories: list[Trajectory], random: np.random.Generator) -> list[Trajectory]:
     """The same with random advantages and returns, and shares in the loss."""
-    put_shares(trajectories, "token-mean")
+    assign_loss_weights(trajectories, "token-mean")
     for one in trajectories:
         one.advantages = one.returns = random.normal(size=len(one.response_ids))
     return trajectories

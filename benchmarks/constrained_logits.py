@@ -24,11 +24,11 @@ from r1ranker.model import policy_model
 from r1ranker.model.execution import Execution
 from r1ranker.model.logprobs import token_logprobs
 from r1ranker.trainer.algorithm.losses import ClipRange
-from r1ranker.trainer.batch.balance import Budget, arrange
+from r1ranker.trainer.batch.balance import Budget, arrange_micro_batches
 from r1ranker.trainer.batch.trajectory import Trajectory
 from r1ranker.trainer.config.schema import TrainerConfig
 from r1ranker.trainer.learners.policy import Policy, PolicyLoss
-from r1ranker.trainer.workers.process import join
+from r1ranker.trainer.workers.process import join_process_group
 
 PROMPTS, SAMPLES, CANDIDATES, PROMPT_TOKENS = 32, 8, 20, 120
 
@@ -79,7 +79,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    join(None, 0, 1, torch.device("cpu"), TrainerConfig().timeout)
+    join_process_group(None, 0, 1, torch.device("cpu"), TrainerConfig().timeout)
     print("| vocabulary | whole s | allowed s | ratio | largest difference of a gradient |")
     print("| --- | --- | --- | --- | --- |")
     for vocabulary in options.vocabularies:
@@ -88,7 +88,7 @@ def main() -> None:
             sides = [Policy(directory, torch.device("cpu"), 1.0, Execution()) for _ in range(2)]
         sides[0].module.forward = partial(whole_vocabulary, sides[0].module)  # type: ignore[method-assign]
         trajectories = rankings(vocabulary)
-        (bins,) = arrange(trajectories, 1, Budget(65536))
+        (bins,) = arrange_micro_batches(trajectories, 1, Budget(65536))
         chosen = [[trajectories[index] for index in one] for one in bins]
         loss = PolicyLoss(ClipRange())
         seconds: list[list[float]] = []
@@ -97,7 +97,7 @@ def main() -> None:
             for side in sides:
                 side.module.zero_grad()
                 began = time.perf_counter()
-                side.accumulate(chosen, loss)
+                side.accumulate_gradients(chosen, loss)
                 found.append(time.perf_counter() - began)
             seconds.append(found)
         pairs = seconds[1:]  # the first warms up

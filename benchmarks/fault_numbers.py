@@ -13,14 +13,14 @@ from fault_runs import ROOT, Ground, Row, figures, last_step
 POISON = """
 import numpy as np
 from r1ranker.trainer import loop
-put, calls = loop.put_advantages, iter(range(1, 100))
+put, calls = loop.assign_advantages, iter(range(1, 100))
 def wrong(trajectories, *others):
     metrics = put(trajectories, *others)
     if next(calls) == {step}:
         one = trajectories[{sample}]
         setattr(one, {column!r}, np.full(len(one.response_ids), {value}))
     return metrics
-loop.put_advantages = wrong
+loop.assign_advantages = wrong
 """
 FAILING = """
 import os, time, zlib

@@ -17,7 +17,7 @@ from common import QWEN_SHAPES
 from transformers import Qwen2Config
 
 from r1ranker.trainer.config.load import load_config
-from r1ranker.trainer.memory.estimate import MemoryModel, total
+from r1ranker.trainer.memory.estimate import MemoryModel, total_bytes
 from r1ranker.trainer.memory.host import HostMemory
 
 GiB = 2**30
@@ -78,9 +78,9 @@ def first_that_fits(path: str, gpus: int, size: int, algorithm: tuple[str, ...])
         model = MemoryModel.of(config, True, size)
         wanted = math.ceil(100 * model.engine_needs() / size + 5) / 100
         config.actor_rollout_ref.rollout.gpu_memory_utilization = utilization = max(PUBLISHED, wanted)
-        needed = max(total(parts) for parts in model.moments().values())
+        needed = max(total_bytes(parts) for parts in model.moments().values())
         if utilization < 0.95 and needed <= (1 - FREE) * size:
-            host = max(total(parts) for parts in HostMemory(model).moments().values())
+            host = max(total_bytes(parts) for parts in HostMemory(model).moments().values())
             words = ["offload" if setting.offload else "GPUs"]
             if setting.tokens < FIRST_TOKENS:
                 words.append(f"{setting.tokens} tokens")

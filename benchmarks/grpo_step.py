@@ -27,7 +27,7 @@ from task import BETA, GROUP, PROMPTS, SHAPES, Bench, Shape, build, config_of, e
 from transformers import PrinterCallback, TrainerCallback
 
 from r1ranker.trainer.loop import Run
-from r1ranker.trainer.workers.cluster import Cluster, started
+from r1ranker.trainer.workers.cluster import Cluster, start_cluster
 
 warnings.filterwarnings("ignore")  # TRL has one for every version of vLLM that it has not seen
 try:
@@ -63,7 +63,7 @@ def our_side(bench: Bench, steps: int, options: argparse.Namespace) -> Iterator[
     """A function that takes one step of r1ranker; its `side` holds what was measured."""
     config = config_of(bench, steps, options.lr, options.seed, *options.overrides)
     run = Run(config)
-    with started(config, steps) as cluster:
+    with start_cluster(config, steps) as cluster:
         yield OurStep(run, cluster, bench)
 
 

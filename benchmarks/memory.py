@@ -93,8 +93,8 @@ def measure(setting: Setting, directory: str) -> dict[str, float]:
     from r1ranker.rollout.engine import Request, SamplingParams
     from r1ranker.trainer.batch.trajectory import Trajectory
     from r1ranker.trainer.config.load import load_config
-    from r1ranker.trainer.memory.estimate import MemoryModel, total
-    from r1ranker.trainer.workers.cluster import call_all, started
+    from r1ranker.trainer.memory.estimate import MemoryModel, total_bytes
+    from r1ranker.trainer.workers.cluster import call_all, start_cluster
 
     config = load_config("quickstart", config_of(setting, directory))
     moments = MemoryModel.of(config, on_gpu=False, device_bytes=0).moments()
@@ -112,7 +112,7 @@ def measure(setting: Setting, directory: str) -> dict[str, float]:
         ]  # fmt: skip
 
     updates = ["update_policy"] + (["update_critic"] if config.needs_critic else [])
-    with started(config, 10) as cluster:
+    with start_cluster(config, 10) as cluster:
         for update in updates:
             call_all(cluster, update, [group(0)[:1]])
         bins = [[one for index in range(setting.groups) for one in group(index)] for _ in range(2)]
@@ -131,9 +131,9 @@ def measure(setting: Setting, directory: str) -> dict[str, float]:
             call_all(cluster, update, bins)
         call_all(cluster, "state_result", True)
         cluster.sync_weights()
-        highest = max(moments, key=lambda name: total(moments[name]))
+        highest = max(moments, key=lambda name: total_bytes(moments[name]))
         return {
-            "estimate": setting.processes * total(moments[highest]),
+            "estimate": setting.processes * total_bytes(moments[highest]),
             "measured": sum(_peaks(cluster)),
             "seconds": time.perf_counter() - began,
             "moment": highest,  # type: ignore[dict-item]

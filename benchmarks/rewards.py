@@ -31,7 +31,7 @@ from r1ranker.rollout.engine import Completion
 from r1ranker.tasks.answers import with_prefill
 from r1ranker.tasks.prompts import AnswerFormat
 from r1ranker.trainer.config.schema import RewardFunctionConfig
-from r1ranker.trainer.experience.collect import Sampling
+from r1ranker.trainer.experience.collect import SampledBatch
 from r1ranker.trainer.scoring.pool import RewardPool
 
 TITLES = """
@@ -169,9 +169,9 @@ def slow_reward(runs: int) -> None:
 
     def step(rewards: RewardPool) -> float:
         timing: dict[str, float] = {}
-        sampling = Sampling(prompts, arriving(), tokenizer, rewards, policy_version=0)
+        sampling = SampledBatch(prompts, arriving(), tokenizer, rewards, policy_version=0)
         sampling.receive(timing)
-        sampling.breakdowns(timing)
+        sampling.outcomes(timing)
         return sum(timing.values())
 
     print(f"\n{len(prompts) * SAMPLES} responses, whose generation alone takes {0.02 * len(prompts):.2f} s:")

@@ -27,7 +27,7 @@ from r1ranker.rollout.engine import Request, SamplingParams
 from r1ranker.trainer.batch.balance import Budget
 from r1ranker.trainer.batch.trajectory import Trajectory
 from r1ranker.trainer.config.load import load_config
-from r1ranker.trainer.workers.cluster import Cluster, started
+from r1ranker.trainer.workers.cluster import Cluster, start_cluster
 from r1ranker.trainer.workers.dispatch import fill, generate, update
 
 VOCABULARY = 8192
@@ -97,7 +97,7 @@ def measure(directory: str, size: Size, runs: int) -> dict[str, float]:
             f"trainer.executor={'local' if size.processes == 1 else 'ray'}",
         ],
     )  # fmt: skip
-    with started(config, runs) as cluster:
+    with start_cluster(config, runs) as cluster:
         step(cluster, Size(1, 16, 4, 2), 0)
         with Peak() as peak:  # before anything large was generated, whose freed memory would be used again
             passes(cluster, groups(size.batch, size.prompt, size.response, size.group))

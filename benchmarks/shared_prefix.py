@@ -21,10 +21,10 @@ from common import Peak, build, groups
 
 from r1ranker.model.execution import Execution
 from r1ranker.trainer.algorithm.losses import ClipRange
-from r1ranker.trainer.batch.balance import Budget, arrange
+from r1ranker.trainer.batch.balance import Budget, arrange_micro_batches
 from r1ranker.trainer.config.schema import TrainerConfig
 from r1ranker.trainer.learners.policy import Policy, PolicyLoss
-from r1ranker.trainer.workers.process import join
+from r1ranker.trainer.workers.process import join_process_group
 
 PROMPTS, RESPONSES, SIZES = (100, 400, 1500), (32, 128, 512), (1, 4, 16)
 LEAST_TOKENS = 2048
@@ -43,10 +43,10 @@ class Side:
         """Seconds of forward and backward."""
         count = max(1, least_tokens // (n * (prompt + response)))
         trajectories = groups(count, prompt, response, n)
-        (bins,) = arrange(trajectories, 1, self.budget)
+        (bins,) = arrange_micro_batches(trajectories, 1, self.budget)
         chosen = [[trajectories[index] for index in one] for one in bins]
         began = time.perf_counter()
-        self.policy.accumulate(chosen, self.loss)
+        self.policy.accumulate_gradients(chosen, self.loss)
         seconds = time.perf_counter() - began
         self.policy.module.zero_grad()
         return seconds
@@ -61,7 +61,7 @@ def memory(directory: str, share: bool, prompt: int, response: int, n: int, max_
 
 def measure_memory(directory: str, share: str, prompt: str, response: str, n: str, max_tokens: str) -> None:
     """The child's part of `memory`."""
-    join(None, 0, 1, torch.device("cpu"), TrainerConfig().timeout)
+    join_process_group(None, 0, 1, torch.device("cpu"), TrainerConfig().timeout)
     side = Side(directory, share == "1", int(max_tokens))
     side.run(8, 8, 1, 0)  # what is allocated once
     with Peak() as peak:
@@ -83,7 +83,7 @@ def main() -> None:
     if options.memory:
         measure_memory(*options.memory)
         return
-    join(None, 0, 1, torch.device("cpu"), TrainerConfig().timeout)
+    join_process_group(None, 0, 1, torch.device("cpu"), TrainerConfig().timeout)
     with tempfile.TemporaryDirectory() as directory:
         build(directory, options.hidden, options.layers)
         shared, plain = (Side(directory, share, options.max_tokens) for share in (True, False))

@@ -26,17 +26,17 @@ from r1ranker.trainer.learners.optimisation import Optimisation
 from r1ranker.trainer.learners.policy import Policy
 from r1ranker.trainer.loop import Run
 from r1ranker.trainer.workers import dispatch
-from r1ranker.trainer.workers.cluster import started
+from r1ranker.trainer.workers.cluster import start_cluster
 
 INNER: dict[str, tuple[Any, str]] = {
     "generation: let in and prefilled": (Batch, "_admit"),
     "generation: tokens decoded": (Batch, "_decode"),
-    "passes: arranged over micro-batches": (dispatch, "arrange"),
+    "passes: arranged over micro-batches": (dispatch, "arrange_micro_batches"),
     "passes: packed": (policy_module, "pack"),
     "passes: forward": (PolicyModel, "forward"),
     "passes: backward": (torch.Tensor, "backward"),
     "update: optimizer": (Optimisation, "step"),
-    "passes: accumulated (packed, forward, loss, backward)": (Policy, "accumulate"),
+    "passes: accumulated (packed, forward, loss, backward)": (Policy, "accumulate_gradients"),
 }
 
 
@@ -69,7 +69,7 @@ def steps_of(bench: Bench, executor: str, count: int, overrides: list[str]) -> l
     run = Run(config)
     found = []
     inner: dict[str, float] = {}
-    with started(config, count + 1) as cluster, clocks(inner):
+    with start_cluster(config, count + 1) as cluster, clocks(inner):
         for step in range(1, count + 2):
             inner.clear()
             metrics = run.step(cluster, step)

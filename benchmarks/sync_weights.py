@@ -20,7 +20,7 @@ from r1ranker.trainer.batch.balance import Budget
 from r1ranker.trainer.batch.trajectory import Trajectory
 from r1ranker.trainer.config.load import load_config
 from r1ranker.trainer.workers import cluster as cluster_module
-from r1ranker.trainer.workers.cluster import Cluster, call_all, started
+from r1ranker.trainer.workers.cluster import Cluster, call_all, start_cluster
 from r1ranker.trainer.workers.dispatch import generate, update
 from r1ranker.trainer.workers.process import Process
 from r1ranker.trainer.workers.worker import Worker
@@ -113,7 +113,7 @@ def main() -> None:
                     f"trainer.n_gpus_per_node={options.processes}", "data.max_prompt_length=1024", *overrides,
                 ],
             )  # fmt: skip
-            with started(config, options.steps) as cluster:
+            with start_cluster(config, options.steps) as cluster:
                 timings = [
                     step(cluster, seed, options.prompts, options.prompt_tokens, options.response_tokens)
                     for seed in range(options.steps)

@@ -166,9 +166,14 @@ def _data(experiment: Experiment, output: Path) -> str:
     assert spec.source is not None
     if not (output / "data" / "iterative_ranking" / "manifest.json").is_file():
         options = PrepareOptions(
-            spec.source, str(output / "data"), answer_style=experiment.answer_style, think=experiment.think,
-            tasks=spec.tasks, cold_start=experiment.cold_start > 0, **spec.options,
-        )  # fmt: skip
+            spec.source,
+            str(output / "data"),
+            answer_style=experiment.answer_style,
+            think=experiment.think,
+            tasks=spec.tasks,
+            cold_start=experiment.cold_start > 0,
+            **spec.options,
+        )
         prepare(replace(options, size=spec.size) if spec.source == TOY else options)
     bench = output / "data" / "bench"
     return str(bench) if bench.is_dir() else spec.source
@@ -185,10 +190,15 @@ def _before(experiment: Experiment, label: str, seed: int, bench: str, output: P
         if not (rows / "iterative_ranking" / "manifest.json").is_file():
             prepare(
                 PrepareOptions(
-                    bench, str(rows), answer_style=arm.answer_style or experiment.answer_style, think=_thinks(experiment, arm),
-                    tasks=arm.train or experiment.data.tasks, cold_start=experiment.cold_start > 0, teacher=arm.teacher,
+                    bench,
+                    str(rows),
+                    answer_style=arm.answer_style or experiment.answer_style,
+                    think=_thinks(experiment, arm),
+                    tasks=arm.train or experiment.data.tasks,
+                    cold_start=experiment.cold_start > 0,
+                    teacher=arm.teacher,
                 )
-            )  # fmt: skip
+            )
     # arms of the same model begin with the same one, and those of the same rows with the same cold start
     own_model = here / label if arm.model else here
     untrained = _untrained(experiment, arm, output, own_model, seed)
@@ -275,11 +285,18 @@ def _evaluate(
     rollout: Any = config.actor_rollout_ref.rollout
     style: Any = config.data.answer_style
     options = EvaluationOptions(
-        rows.bench, seed=seed, output_dir=str(directory), engine=experiment.engine, strategy=arm.mode,  # type: ignore[arg-type]
-        constrain=rollout.constrain, think=config.data.think, answer_style=style,
-        max_tokens=config.data.max_response_length, elimination=EliminationSettings(**arm.elimination),
+        rows.bench,
+        seed=seed,
+        output_dir=str(directory),
+        engine=experiment.engine,
+        strategy=arm.mode,  # type: ignore[arg-type]
+        constrain=rollout.constrain,
+        think=config.data.think,
+        answer_style=style,
+        max_tokens=config.data.max_response_length,
+        elimination=EliminationSettings(**arm.elimination),
         router_data=None if rows.router is None else rows.router.path,
-    )  # fmt: skip
+    )
     known = [one for task in rows.test for one in rows.train[task]]
     return evaluate(model, rows.test, known, options, router=rows.router)[0]
 
@@ -287,10 +304,10 @@ def _evaluate(
 def _states(here: Path, label: str, base: str) -> Iterator[tuple[int, str]]:
     """(step, model) at the beginning and at each saved state of a training."""
     from r1ranker.trainer.checkpoint.export import export_actor
-    from r1ranker.trainer.checkpoint.state import STATES, steps_of
+    from r1ranker.trainer.checkpoint.state import STATES, list_states
 
     yield 0, base
-    for step, state in reversed(steps_of(here / label / STATES)):
+    for step, state in reversed(list_states(here / label / STATES)):
         exported = here / "states" / label / f"step_{step}"
         if not exported.is_dir():
             export_actor(str(state), str(exported))

@@ -11,13 +11,13 @@ from r1ranker.atomic import clear_leftovers, locked
 from r1ranker.errors import LostWorker, RunError, UserError, note
 from r1ranker.trainer.checkpoint.random_state import seed_everything
 from r1ranker.trainer.checkpoint.record import ABOUT, CONFIG, write_record
-from r1ranker.trainer.checkpoint.resume import choose
+from r1ranker.trainer.checkpoint.resume import choose_state
 from r1ranker.trainer.checkpoint.state import STATES, State, clear_unfinished, set_aside
 from r1ranker.trainer.checkpoint.stopping import Stopping
 from r1ranker.trainer.config.schema import Config
 from r1ranker.trainer.loop import Run
 from r1ranker.trainer.monitoring.tracking import Tracking
-from r1ranker.trainer.workers.cluster import Cluster, ray_running, started
+from r1ranker.trainer.workers.cluster import Cluster, start_cluster, start_ray
 from r1ranker.trainer.workers.saving import StateSaver
 
 WRITTEN = ("actor", "best", "metrics.jsonl", CONFIG, ABOUT)
@@ -49,7 +49,7 @@ def _attempt(config: Config, again: bool, ray: ExitStack) -> str:
     run = Run(config)
     states = Path(config.output_dir) / STATES
     with closing(run):
-        resumed = choose(config, run.data_checksums, again, run.notes.append)
+        resumed = choose_state(config, run.data_checksums, again, run.notes.append)
         if resumed is not None:
             run.restore(resumed.driver)
             if resumed.step >= run.total_steps and run.saved == resumed.step:
@@ -58,11 +58,11 @@ def _attempt(config: Config, again: bool, ray: ExitStack) -> str:
         clear_leftovers(Path(config.output_dir), WRITTEN)
         set_aside(states, resumed)
         if not again:
-            ray.enter_context(ray_running(config))
+            ray.enter_context(start_ray(config))
         seed_everything(config.trainer.seed)  # for rewards, which are computed here
         done = resumed.step if resumed is not None and resumed.is_among(states) else None  # of this run, not another's
         with (
-            started(config, run.total_steps) as cluster,
+            start_cluster(config, run.total_steps) as cluster,
             Tracking(config, run.total_steps, done) as tracking,
             Stopping() as stopping,
         ):
@@ -75,11 +75,11 @@ def _attempt(config: Config, again: bool, ray: ExitStack) -> str:
             try:
                 _train(run, cluster, tracking, saver, stopping, resumed)
             except LostWorker as error:
-                if stopping.asked:  # whoever ended the run may have ended its processes as well
+                if stopping.is_asked:  # whoever ended the run may have ended its processes as well
                     note(str(error))
-                    stopping.go()
+                    stopping.end_process()
                 raise
-            stopping.go()
+            stopping.end_process()
     return run.actor_dir
 
 
@@ -100,7 +100,7 @@ def _train(
             metrics = run.step(cluster, step)
             if _due(step, trainer.test_freq, last):
                 metrics |= run.validate(cluster, step)
-            asked = stopping.asked  # a signal from here on ends the next step
+            asked = stopping.is_asked  # a signal from here on ends the next step
             due = _due(step, trainer.save_freq, last) or step == last or asked
             if due:
                 metrics |= run.save(cluster, step)
@@ -110,7 +110,7 @@ def _train(
                 saver.begin(cluster, step, run.state(step))
             if asked:
                 break
-        saver.demand(cluster)
+        saver.require_saved(cluster)
     except (RunError, UserError) as error:
         if not isinstance(error, LostWorker):
             saver.finish_after_failure(cluster, trainer.timeout)

@@ -13,23 +13,23 @@ from r1ranker.data.loader import PromptLoader, spread_over_tasks
 from r1ranker.data.prompts import Prompt
 from r1ranker.errors import UserError, nearest
 from r1ranker.pretrained import SETTINGS_FILE
-from r1ranker.trainer.algorithm.correction import correct
-from r1ranker.trainer.algorithm.estimation import put_advantages
+from r1ranker.trainer.algorithm.correction import apply_importance_weights
+from r1ranker.trainer.algorithm.estimation import assign_advantages
 from r1ranker.trainer.algorithm.kl import KLController
 from r1ranker.trainer.batch.trajectory import Trajectory
-from r1ranker.trainer.checkpoint.random_state import random_states, restore_random_states
-from r1ranker.trainer.checkpoint.record import versions
+from r1ranker.trainer.checkpoint.random_state import get_random_states, set_random_states
+from r1ranker.trainer.checkpoint.record import installed_versions
 from r1ranker.trainer.checkpoint.state import State
-from r1ranker.trainer.config.checks import file_list
-from r1ranker.trainer.config.load import as_dict
+from r1ranker.trainer.config.checks import list_files
+from r1ranker.trainer.config.load import to_dict
 from r1ranker.trainer.config.schema import Config
 from r1ranker.trainer.experience.inputs import load_shared_tokenizer, load_split
 from r1ranker.trainer.experience.sampler import Sampler
 from r1ranker.trainer.experience.validation import validate
-from r1ranker.trainer.monitoring.bad_steps import BadSteps, NotFinite, refuse_not_finite
 from r1ranker.trainer.monitoring.metrics import policy_lag, step_metrics, timed
+from r1ranker.trainer.monitoring.non_finite import NonFiniteError, NonFiniteSteps, refuse_non_finite
 from r1ranker.trainer.prepare import is_stale, prepare
-from r1ranker.trainer.scoring.outcome import told
+from r1ranker.trainer.scoring.outcome import report_failures
 from r1ranker.trainer.update import Updater
 from r1ranker.trainer.workers.cluster import Cluster, call_all
 
@@ -60,13 +60,13 @@ class Run:
         self.updater = Updater(config)
         target = control.target_kl if control.type == "adaptive" else None
         self.kl_control = KLController(control.kl_coef, target, control.horizon)
-        self.bad_steps = BadSteps(config, tokenizer)
+        self.bad_steps = NonFiniteSteps(config, tokenizer)
         self.best: float | None = None
         """the highest trainer.best_metric so far"""
         self.saved = 0
         """the step of the actor that was saved last"""
         self.actor_dir = str(Path(config.output_dir) / "actor")
-        self.data_checksums = {path: checksum(Path(path)) for path in file_list(data.train_files, "data.train_files")}
+        self.data_checksums = {path: checksum(Path(path)) for path in list_files(data.train_files, "data.train_files")}
 
     def close(self) -> None:
         """End the processes of the reward."""
@@ -80,42 +80,42 @@ class Run:
                 cluster, step, self.updater.policy_version, step == self.total_steps, timing
             )  # 1. and 2. prompts are dealt, and n responses to each are sampled
             trajectories, metrics = batch.trajectories(timing)  # 3. rewards
-            for line in told(batch.failures, len(trajectories) + len(batch.failures)):
+            for line in report_failures(batch.failures, len(trajectories) + len(batch.failures)):
                 self.say(f"step {step}: {line}")
             metrics |= policy_lag(trajectories, self.updater.policy_version)
             try:
                 metrics |= self.learn(cluster, trajectories, step, timing)  # 4. to 6.
-                self.bad_steps.passed()
+                self.bad_steps.reset()
                 is_bad = False
-            except NotFinite as found:
-                self.say(f"step {step}: {self.bad_steps.met(found, step)}")
+            except NonFiniteError as found:
+                self.say(f"step {step}: {self.bad_steps.record(found, step)}")
                 is_bad = True
             self.sampler.receive_ahead(timing)
             with timed(timing, "sync_weights"):
                 cluster.sync_weights()  # 7. trainer -> engine
             metrics |= self.end_step(cluster, step)
         return step_metrics(  # 8. metrics
-            metrics, trajectories, self.config.data, timing, batch.tokens_before, cluster.size, is_bad
+            metrics, trajectories, self.config.data, timing, batch.elimination_tokens, cluster.size, is_bad
         )
 
     def learn(
         self, cluster: Cluster, trajectories: list[Trajectory], step: int, timing: dict[str, float]
     ) -> dict[str, float]:
-        """Prepare, estimate, update. Raises NotFinite, before the update in question, where a number is not."""
+        """Prepare, estimate, update. Raises NonFiniteError, before the update in question, where a number is not."""
         prepare(cluster, self.config, trajectories, self.updater.policy_version, timing)  # 4. log-probabilities, values
-        refuse_not_finite(trajectories, ("old_logprobs", "ref_logprobs", "values"))
+        refuse_non_finite(trajectories, ("old_logprobs", "ref_logprobs", "values"))
         with timed(timing, "adv"):
             metrics = self.estimate(trajectories)  # 5. advantages
-        refuse_not_finite(trajectories, ("advantages", "returns"))
+        refuse_non_finite(trajectories, ("advantages", "returns"))
         return metrics | self.updater.update(cluster, trajectories, step, timing)  # 6. update
 
     def estimate(self, trajectories: list[Trajectory]) -> dict[str, float]:
         """Advantages on whole groups, and importance weights in them where algorithm.rollout_correction asks for these."""
         every = self.config.actor_rollout_ref.rollout.every_answer
-        metrics = put_advantages(trajectories, self.config.algorithm, self.kl_control, every)
+        metrics = assign_advantages(trajectories, self.config.algorithm, self.kl_control, every)
         correction = self.config.algorithm.rollout_correction
         if correction.rollout_is is not None:
-            metrics |= correct(trajectories, correction)
+            metrics |= apply_importance_weights(trajectories, correction)
             if self.config.on_policy and not is_stale(trajectories, self.updater.policy_version):
                 for trajectory in trajectories:
                     trajectory.old_logprobs = None  # the ratio is 1, exactly
@@ -178,10 +178,10 @@ class Run:
             **self.sampler.state(),
             "best": self.best,
             "actor": self._ranker_settings(step),
-            "random": random_states(),
+            "random": get_random_states(),
             "data": self.data_checksums,
-            "config": as_dict(self.config),
-            "versions": versions(),
+            "config": to_dict(self.config),
+            "versions": installed_versions(),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -191,7 +191,7 @@ class Run:
         self.sampler.restore(state)
         with suppress(OSError, ValueError, KeyError):
             self.saved = int(json.loads((Path(self.actor_dir) / SETTINGS_FILE).read_text(encoding="utf-8"))["step"])
-        now = versions()
+        now = installed_versions()
         changed = [
             f"{name} {before} -> {now.get(name)}"
             for name, before in state["versions"].items()
@@ -205,4 +205,4 @@ class Run:
         call_all(cluster, "load_state", str(state.directory))
         cluster.sync_weights()
         call_all(cluster, "restore_random", str(state.directory))
-        restore_random_states(state.driver["random"])
+        set_random_states(state.driver["random"])

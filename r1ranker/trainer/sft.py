@@ -21,14 +21,14 @@ from r1ranker.model.fsdp import full_parameters
 from r1ranker.model.init import save_hf
 from r1ranker.model.loading import load_causal_lm
 from r1ranker.pretrained import load_tokenizer
-from r1ranker.trainer.algorithm.estimation import put_shares
-from r1ranker.trainer.batch.balance import Budget, arrange
+from r1ranker.trainer.algorithm.estimation import assign_loss_weights
+from r1ranker.trainer.batch.balance import Budget, arrange_micro_batches
 from r1ranker.trainer.batch.trajectory import Trajectory
 from r1ranker.trainer.config.schema import OptimConfig, TrainerConfig
 from r1ranker.trainer.learners.optimisation import Optimisation
 from r1ranker.trainer.learners.policy import Policy
-from r1ranker.trainer.monitoring.bad_steps import MOST_IN_A_ROW
-from r1ranker.trainer.workers.process import join
+from r1ranker.trainer.monitoring.non_finite import MAX_IN_A_ROW
+from r1ranker.trainer.workers.process import join_process_group
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class SFTSettings:
     seed: int = 1
 
 
-def examples_of(rows: Sequence[dict], tokenizer: PreTrainedTokenizerBase) -> list[Trajectory]:
+def build_examples(rows: Sequence[dict], tokenizer: PreTrainedTokenizerBase) -> list[Trajectory]:
     """Rows of (prompt, completion) as trajectories whose response is the completion and EOS."""
     examples: list[Trajectory] = []
     for row in rows:
@@ -72,7 +72,7 @@ def fine_tune(
     """
     settings = settings or SFTSettings()
     tokenizer = load_tokenizer(model_path)
-    examples = examples_of(read_sft_rows(data_files), tokenizer)
+    examples = build_examples(read_sft_rows(data_files), tokenizer)
     longest = max(len(example) for example in examples)
     if longest > settings.max_tokens:
         raise UserError(
@@ -80,7 +80,7 @@ def fine_tune(
         )
     device = pick_device()
     torch.manual_seed(settings.seed)
-    join(None, 0, 1, device, TrainerConfig().timeout)
+    join_process_group(None, 0, 1, device, TrainerConfig().timeout)
     policy = Policy(model_path, device, temperature=1.0, execution=Execution())
     optim = OptimConfig(
         lr=settings.lr, lr_warmup_steps=settings.warmup_steps, lr_scheduler_type="cosine", min_lr_ratio=0.1
@@ -99,8 +99,8 @@ def fine_tune(
             batch = [examples[index] for index in waiting[: settings.batch_size]]
             waiting = waiting[settings.batch_size :]
             losses.append(_step(policy, optimisation, batch, settings.max_tokens))
-            if len(losses) >= MOST_IN_A_ROW and not np.isfinite(losses[-MOST_IN_A_ROW:]).any():
-                raise RunError(f"step {len(losses)}: the loss of {MOST_IN_A_ROW} steps in a row was not finite")
+            if len(losses) >= MAX_IN_A_ROW and not np.isfinite(losses[-MAX_IN_A_ROW:]).any():
+                raise RunError(f"step {len(losses)}: the loss of {MAX_IN_A_ROW} steps in a row was not finite")
             optimisation.schedule.step()
             progress.update(bar, advance=1, loss=losses[-1])
     model = load_causal_lm(model_path, dtype=compute_dtype(torch.device("cpu")), attention="sdpa")
@@ -114,11 +114,11 @@ def fine_tune(
 
 def _step(policy: Policy, optimisation: Optimisation, examples: Sequence[Trajectory], max_tokens: int) -> float:
     """One optimizer step; the loss is the mean over all completion tokens of the batch."""
-    put_shares(examples, "token-mean")
+    assign_loss_weights(examples, "token-mean")
     total = 0.0
-    (bins,) = arrange(examples, 1, Budget(max_tokens))
+    (bins,) = arrange_micro_batches(examples, 1, Budget(max_tokens))
     for indices in bins:
-        batch = policy.packed([examples[index] for index in indices])
+        batch = policy.pack([examples[index] for index in indices])
         logprobs, _ = policy.forward(batch, with_entropy=False)
         loss = -(batch.columns["weights"] * logprobs).sum()
         loss.backward()

@@ -8,12 +8,12 @@ from typing import Literal
 
 import numpy as np
 
-from r1ranker.trainer.algorithm.estimation import put_shares, with_gradient
+from r1ranker.trainer.algorithm.estimation import assign_loss_weights, drop_without_gradient
 from r1ranker.trainer.batch.balance import Budget
 from r1ranker.trainer.batch.trajectory import Trajectory
 from r1ranker.trainer.config.schema import Config
-from r1ranker.trainer.monitoring.bad_steps import NotFinite
-from r1ranker.trainer.monitoring.metrics import mean_over_updates, timed
+from r1ranker.trainer.monitoring.metrics import merge_updates, timed
+from r1ranker.trainer.monitoring.non_finite import NonFiniteError
 from r1ranker.trainer.workers import dispatch
 from r1ranker.trainer.workers.cluster import Cluster
 
@@ -41,7 +41,7 @@ class Updater:
     def update(
         self, cluster: Cluster, trajectories: Sequence[Trajectory], step: int, timing: dict[str, float]
     ) -> dict[str, float]:
-        """Update the critic, and the actor once its warm-up is over; raises NotFinite before an update that is not finite."""
+        """Update the critic, and the actor once its warm-up is over; raises NonFiniteError before an update that is not finite."""
         metrics: dict[str, float] = {}
         for plan in self._plans(step):
             with timed(timing, f"update_{plan.model}"):
@@ -71,7 +71,7 @@ class Updater:
                 chosen = set(dealt[start : start + plan.mini_batch].tolist())
                 batch = [trajectory for trajectory in trajectories if trajectory.group_id in chosen]
                 parts.append(self._step(cluster, batch, plan))
-        metrics = mean_over_updates(parts)
+        metrics = merge_updates(parts)
         if plan.model == "actor":
             # only the first update is by the policy that sampled: later ones differ for a good reason
             metrics["rollout/logprob_diff_mean"] = parts[0]["rollout/logprob_diff"]
@@ -81,14 +81,14 @@ class Updater:
         return metrics
 
     def _step(self, cluster: Cluster, batch: Sequence[Trajectory], plan: _Plan) -> dict[str, float]:
-        put_shares(batch, plan.loss_agg_mode)
+        assign_loss_weights(batch, plan.loss_agg_mode)
         of = "policy" if plan.model == "actor" else "critic"
         if plan.model == "actor":
-            batch = with_gradient(batch, self._config.actor_rollout_ref.actor)
+            batch = drop_without_gradient(batch, self._config.actor_rollout_ref.actor)
         metrics = dispatch.update(cluster, batch, plan.budget, f"update_{of}")
         if not np.isfinite(metrics[f"{plan.model}/grad_norm"]):
             dispatch.fill(cluster, batch, "loss", plan.budget, "losses", of)
             offending = [one for one in batch if one.loss is not None and not np.isfinite(one.loss)]
-            raise NotFinite(f"the {plan.model}'s loss or gradient is not finite", batch, offending)
+            raise NonFiniteError(f"the {plan.model}'s loss or gradient is not finite", batch, offending)
         self.policy_version += plan.model == "actor"
         return metrics

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import SharedRay
 from runs import train
 
 from r1ranker.errors import RunError, UserError
@@ -30,8 +31,11 @@ def figures(lines: list[dict[str, float]]) -> list[dict[str, float]]:
 
 
 @pytest.fixture(scope="module")
-def ahead(toy: Path, tiny_model: str, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, float]]:
+def ahead(
+    shared_ray: SharedRay, toy: Path, tiny_model: str, tmp_path_factory: pytest.TempPathFactory
+) -> list[dict[str, float]]:
     """Metrics of three steps, the second and third of them sampled ahead."""
+    shared_ray.start()
     _, lines = train(toy, tiny_model, tmp_path_factory.mktemp("ahead"), *SEPARATE, FAST, "trainer.async_steps=1")
     return lines
 

@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from r1ranker.errors import RunError
 from r1ranker.trainer import loop
 from r1ranker.trainer.batch.trajectory import Trajectory
-from r1ranker.trainer.monitoring.metrics import known_name
+from r1ranker.trainer.monitoring.metrics import is_known_metric
 from r1ranker.trainer.sft import SFTSettings, fine_tune
 
 FLAKY = """
@@ -53,7 +53,7 @@ def test_a_run_goes_on_without_the_samples_whose_reward_failed(
 def poisoned(monkeypatch: pytest.MonkeyPatch, column: str, steps: tuple[int, ...]) -> None:
     """Have one sample of the batch wrong in `column` in these of a run's steps, by more than float32 holds."""
     calls = iter(range(1, 100))
-    put = loop.put_advantages
+    put = loop.assign_advantages
 
     def wrong(trajectories: list[Trajectory], *others: Any) -> dict[str, float]:
         metrics = put(trajectories, *others)
@@ -61,7 +61,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch, column: str, steps: tuple[int, ...
             setattr(trajectories[5], column, np.full(len(trajectories[5].response_ids), 1e200))
         return metrics
 
-    monkeypatch.setattr(loop, "put_advantages", wrong)
+    monkeypatch.setattr(loop, "assign_advantages", wrong)
 
 
 def test_a_bad_step_is_told_written_down_and_skipped(
@@ -70,7 +70,7 @@ def test_a_bad_step_is_told_written_down_and_skipped(
     poisoned(monkeypatch, "advantages", (2,))
     _, lines = train(toy, tiny_model, tmp_path, "trainer.total_training_steps=3")
     assert [line["training/bad_step"] for line in lines[1:]] == [0, 1, 0]
-    assert all(known_name(name) or name == "step" for line in lines for name in line)
+    assert all(is_known_metric(name) or name == "step" for line in lines for name in line)
     assert all(np.isfinite(value) for line in lines for value in line.values())
     assert lines[3]["training/policy_lag"] == 0
     file = tmp_path / "bad_steps" / "step_2.jsonl"

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from r1ranker.model.loading import load_causal_lm
 from r1ranker.pretrained import load_tokenizer
 from r1ranker.rollout.engine import SamplingParams
-from r1ranker.trainer.batch.balance import Budget, arrange
-from r1ranker.trainer.workers.cluster import Cluster, call_all, started
+from r1ranker.trainer.batch.balance import Budget, arrange_micro_batches
+from r1ranker.trainer.workers.cluster import Cluster, call_all, start_cluster
 from r1ranker.trainer.workers.dispatch import fill, generate, update
 
 pytestmark = pytest.mark.usefixtures("one_ray")
@@ -65,7 +65,7 @@ def test_a_state_saved_after_a_pass_without_gradients_is_that_of_the_shards(
     """FSDP2 leaves the root gathered after such a pass: saved as it is, it was in bfloat16, and without moments."""
     config = config_of(tiny_model, f"critic.model.path={tiny_model}", *PPO, *BF16, "trainer.n_gpus_per_node=2")
     requests = requests_of(load_tokenizer(tiny_model), toy, 4)
-    with started(config, 10) as cluster:
+    with start_cluster(config, 10) as cluster:
         samples = trajectories_of(requests, generate(cluster, requests, SamplingParams(n=1, max_tokens=8)))
         for one in samples:
             one.ref_logprobs, one.returns, one.values = one.rollout_logprobs, one.advantages, 0 * one.rollout_logprobs
@@ -74,7 +74,9 @@ def test_a_state_saved_after_a_pass_without_gradients_is_that_of_the_shards(
         kept = saved(cluster, tmp_path / "before")
         for method, of in (("logprobs", ("policy",)), ("logprobs", ("reference",)), ("values", ())):
             fill(cluster, samples, "old_logprobs", Budget(10_000), method, *of)
-        bins = [[[samples[i] for i in one] for one in hand] for hand in arrange(samples, 2, Budget(10_000))]
+        bins = [
+            [[samples[i] for i in one] for one in hand] for hand in arrange_micro_batches(samples, 2, Budget(10_000))
+        ]
         cluster.each("losses", [(hand, "policy") for hand in bins])
         cluster.each("losses", [(hand, "critic") for hand in bins])
         after = saved(cluster, tmp_path / "after")
@@ -103,12 +105,15 @@ def test_an_update_in_bfloat16_is_close_to_the_one_in_float32(toy: Path, tiny_mo
     samples = None
     for dtype in ("float32", "bfloat16"):
         more = ("trainer.executor=ray", "trainer.n_gpus_per_node=2", f"actor_rollout_ref.model.dtype={dtype}")
-        with started(config_of(tiny_model, *more), 10) as cluster:
+        with start_cluster(config_of(tiny_model, *more), 10) as cluster:
             if samples is None:
                 samples = trajectories_of(requests, generate(cluster, requests, SamplingParams(n=2, max_tokens=8)))
                 for place, one in enumerate(samples):
                     one.advantages = one.advantages * (-1) ** place
-            bins = [[[samples[i] for i in one] for one in hand] for hand in arrange(samples, 2, Budget(10_000))]
+            bins = [
+                [[samples[i] for i in one] for one in hand]
+                for hand in arrange_micro_batches(samples, 2, Budget(10_000))
+            ]
             gradients = cluster.each("gradients", [(hand,) for hand in bins])[0]
             found.append(
                 gradients | {"norm": update(cluster, samples, Budget(10_000), "update_policy")["actor/grad_norm"]}

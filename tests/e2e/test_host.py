@@ -12,7 +12,7 @@ import torch
 from runs import config_of
 
 from r1ranker.errors import RunError
-from r1ranker.trainer.workers.cluster import RayWorkers, call_all, started
+from r1ranker.trainer.workers.cluster import RayWorkers, call_all, start_cluster
 
 
 def ask(workers: RayWorkers, what: Any) -> list[Any]:
@@ -28,7 +28,7 @@ def test_where_host_memory_runs_out_the_run_ends_and_is_not_begun_again(
     config = config_of(tiny_model, "trainer.executor=ray", "trainer.n_gpus_per_node=2")
 
     def run() -> None:
-        with started(config, 10) as cluster:
+        with start_cluster(config, 10) as cluster:
             while True:
                 call_all(cluster, "end_step")
 
@@ -49,7 +49,7 @@ def test_processes_share_the_cores_of_their_machine(tiny_model: str) -> None:
 
     for processes in (1, 2):
         config = config_of(tiny_model, "trainer.executor=ray", f"trainer.n_gpus_per_node={processes}")
-        with started(config, 10) as cluster:
+        with start_cluster(config, 10) as cluster:
             assert isinstance(cluster, RayWorkers)
             # Ray lets a process have one thread by itself
             assert ask(cluster, lambda _: os.environ["OMP_NUM_THREADS"]) == ["1"] * processes

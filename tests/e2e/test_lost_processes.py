@@ -24,7 +24,7 @@ from r1ranker.trainer.config.load import load_config
 from r1ranker.trainer.config.schema import Config
 from r1ranker.trainer.loop import Run
 from r1ranker.trainer.workers import cluster as cluster_module
-from r1ranker.trainer.workers.cluster import Cluster, call_all, started
+from r1ranker.trainer.workers.cluster import Cluster, call_all, start_cluster
 from r1ranker.trainer.workers.process import RolloutProcess
 from r1ranker.trainer.workers.worker import Worker
 
@@ -117,7 +117,7 @@ def test_processes_write_while_they_train_and_any_other_number_of_them_reads(
     with monkeypatch.context() as patched:
         patched.setattr(cluster_module, "Worker", Slow)
         two = config("trainer.executor=ray", "trainer.n_gpus_per_node=2")
-        with closing(run := Run(two)), started(two, 3) as cluster:
+        with closing(run := Run(two)), start_cluster(two, 3) as cluster:
             assert run.step(cluster, 1)["perf/wait_for_state_s"] == 0
             quiet = save(cluster, "quiet")
             assert all(isinstance(part, dict) for part in call_all(cluster, "state_result", True))
@@ -131,12 +131,15 @@ def test_processes_write_while_they_train_and_any_other_number_of_them_reads(
     wanted = rows_of(quiet)
     assert_same_rows(rows_of(slow), wanted)
     assert any((value != wanted[name]).any() for name, value in rows_of(after).items())
-    with started(config(), 3) as cluster:
+    with start_cluster(config(), 3) as cluster:
         assert_same_rows(rows_of(load(cluster)), wanted)
-    with started(config("trainer.executor=ray", "trainer.n_gpus_per_node=3"), 3) as cluster:
+    with start_cluster(config("trainer.executor=ray", "trainer.n_gpus_per_node=3"), 3) as cluster:
         assert_same_rows(rows_of(load(cluster)), wanted)
     other = load_config("quickstart", overrides_of(toy, tiny_model, tmp_path))
-    with started(other, 2) as cluster, pytest.raises(UserError, match=r"holds no actor/.*the state of another model"):
+    with (
+        start_cluster(other, 2) as cluster,
+        pytest.raises(UserError, match=r"holds no actor/.*the state of another model"),
+    ):
         call_all(cluster, "load_state", str(tmp_path / "nothing"))
 
 

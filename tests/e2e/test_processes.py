@@ -9,11 +9,11 @@ import pytest
 import runs
 
 from r1ranker.errors import UserError
-from r1ranker.trainer.algorithm.estimation import put_shares, with_gradient
-from r1ranker.trainer.batch.balance import Budget, arrange
+from r1ranker.trainer.algorithm.estimation import assign_loss_weights, drop_without_gradient
+from r1ranker.trainer.batch.balance import Budget, arrange_micro_batches
 from r1ranker.trainer.batch.trajectory import Trajectory
 from r1ranker.trainer.config.schema import Config
-from r1ranker.trainer.workers.cluster import Cluster, call_all, started
+from r1ranker.trainer.workers.cluster import Cluster, call_all, start_cluster
 from r1ranker.trainer.workers.dispatch import fill, update
 
 
@@ -51,7 +51,7 @@ def batch(seed: int = 0, count: int = 7) -> list[Trajectory]:
         )
         if group == 1:
             made[-1].response_ids[-1] = 2
-    put_shares(made, "token-mean")
+    assign_loss_weights(made, "token-mean")
     return made
 
 
@@ -61,7 +61,8 @@ def run(cluster: Cluster, budget: Budget) -> dict[str, np.ndarray]:
     fill(cluster, trajectories, "ref_logprobs", budget, "logprobs", "reference")
     fill(cluster, trajectories, "values", budget, "values")
     bins = [
-        [[trajectories[index] for index in one] for one in hand] for hand in arrange(trajectories, cluster.size, budget)
+        [[trajectories[index] for index in one] for one in hand]
+        for hand in arrange_micro_batches(trajectories, cluster.size, budget)
     ]
     gradients = cluster.each("gradients", [(hand,) for hand in bins])[0]
     critic = update(cluster, trajectories, budget, "update_critic")
@@ -79,7 +80,7 @@ def run(cluster: Cluster, budget: Budget) -> dict[str, np.ndarray]:
 @pytest.fixture(scope="module")
 def alone(tiny_model: str) -> dict[str, np.ndarray]:
     """One process, one micro-batch."""
-    with started(config_of(tiny_model), 10) as cluster:
+    with start_cluster(config_of(tiny_model), 10) as cluster:
         return run(cluster, Budget(10_000))
 
 
@@ -92,7 +93,7 @@ def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -
 
 @pytest.mark.parametrize("budget", [Budget(10_000, 1), Budget(40), Budget(10_000, 3)])
 def test_micro_batches_make_no_difference(tiny_model: str, alone: dict[str, np.ndarray], budget: Budget) -> None:
-    with started(config_of(tiny_model), 10) as cluster:
+    with start_cluster(config_of(tiny_model), 10) as cluster:
         assert_same(run(cluster, budget), alone)
 
 
@@ -103,7 +104,7 @@ def test_sharing_prompts_makes_no_difference(tiny_model: str, alone: dict[str, n
             "actor_rollout_ref.model.share_prompts=false",
             f"actor_rollout_ref.model.enable_gradient_checkpointing={checkpointing}",
         )
-        with started(config, 10) as cluster:
+        with start_cluster(config, 10) as cluster:
             assert_same(run(cluster, Budget(10_000, share_prompts=False)), alone)
 
 
@@ -115,9 +116,9 @@ def test_an_update_without_the_groups_that_say_nothing_is_the_same(tiny_model: s
         trajectories = batch()
         for index in (0, 3, 4, 6):
             trajectories[index].advantages = np.zeros(len(trajectories[index].response_ids))
-        learning = with_gradient(trajectories, config.actor_rollout_ref.actor)
+        learning = drop_without_gradient(trajectories, config.actor_rollout_ref.actor)
         assert learning == [trajectories[index] for index in (1, 2, 5)]
-        with started(config, 10) as cluster:
+        with start_cluster(config, 10) as cluster:
             for _ in range(2):
                 update(cluster, learning if skip else trajectories, Budget(10_000), "update_policy")
             update(cluster, learning[:0] if skip else trajectories[:1], Budget(10_000), "update_policy")
@@ -130,7 +131,7 @@ def test_every_group_takes_part_where_a_kl_or_an_entropy_term_has_a_gradient(tin
         others = "actor_rollout_ref.actor.use_kl_loss=false", "actor_rollout_ref.actor.entropy_coeff=0"
         config, trajectories = config_of(tiny_model, *others, override), batch()
         trajectories[0].advantages = np.zeros(len(trajectories[0].response_ids))
-        assert with_gradient(trajectories, config.actor_rollout_ref.actor) == trajectories
+        assert drop_without_gradient(trajectories, config.actor_rollout_ref.actor) == trajectories
 
 
 @pytest.mark.usefixtures("one_ray")
@@ -141,7 +142,7 @@ def test_processes_make_no_difference(
     tiny_model: str, alone: dict[str, np.ndarray], processes: int, budget: Budget
 ) -> None:
     config = config_of(tiny_model, "trainer.executor=ray", f"trainer.n_gpus_per_node={processes}")
-    with started(config, 10) as cluster:
+    with start_cluster(config, 10) as cluster:
         assert cluster.size == processes
         assert_same(run(cluster, budget), alone)
 
@@ -150,7 +151,7 @@ def test_processes_make_no_difference(
 def test_an_actor_that_cannot_be_written_leaves_no_process_waiting(tiny_model: str, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     config = config_of(tiny_model, "trainer.executor=ray", "trainer.n_gpus_per_node=2")
-    with started(config, 10) as cluster:
+    with start_cluster(config, 10) as cluster:
         with pytest.raises(UserError, match="cannot be written"):
             call_all(cluster, "save_policy", str(tmp_path / "file" / "actor"), {})
         call_all(cluster, "save_policy", str(tmp_path / "actor"), {})  # and all are in step
@@ -160,12 +161,12 @@ def test_an_actor_that_cannot_be_written_leaves_no_process_waiting(tiny_model: s
 @pytest.mark.usefixtures("one_ray")
 def test_a_batch_of_one_leaves_a_process_without_work_and_nothing_hangs(tiny_model: str) -> None:
     config = config_of(tiny_model, "trainer.executor=ray", "trainer.n_gpus_per_node=2")
-    with started(config, 10) as cluster:
+    with start_cluster(config, 10) as cluster:
         only = batch(count=1)
         for one in only:
             one.ref_logprobs = one.old_logprobs
         metrics = update(cluster, only, Budget(10_000), "update_policy")
-    with started(config_of(tiny_model), 10) as cluster:
+    with start_cluster(config_of(tiny_model), 10) as cluster:
         expected = update(cluster, only, Budget(10_000), "update_policy")
     for name, value in expected.items():
         assert metrics[name] == pytest.approx(value, abs=1e-6, rel=1e-6), name

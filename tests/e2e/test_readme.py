@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -39,7 +41,7 @@ def prepared(arguments: list[str], output: Path) -> None:
 
 
 def test_own_data_and_own_reward_train_and_are_evaluated(tiny_model: str, tmp_path: Path) -> None:
-    (prepare,) = commands(ROOT / "README.md", "r1ranker")[:1]
+    (prepare,) = (words for words in commands(ROOT / "README.md", "r1ranker") if words[0] == "prepare")
     prepared(prepare, tmp_path / "support")
     _, reward = blocks("python")
     (tmp_path / "my_reward.py").write_text(reward)
@@ -70,8 +72,28 @@ def ndcg(one: dict) -> float:
     return float(ndcg_score(gains, [range(5, 0, -1)], k=5))
 
 
+def test_requests_are_ranked_from_the_shell_and_from_python(
+    tiny_model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    actor = "checkpoints/quickstart/iterative/actor"
+    (shell,) = (block for block in blocks("bash") if "r1ranker rank" in block)
+    request, command = (shlex.split(part, comments=True) for part in shell.split("|"))
+    assert (request[0], command[:2]) == ("echo", ["r1ranker", "rank"])
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(request[1].encode()), encoding="utf-8"))
+    app([tiny_model if word == actor else word for word in command[1:]], standalone_mode=False)
+    line = json.loads(capsys.readouterr().out)
+    candidates = json.loads(request[1])["candidates"]
+    assert [candidates[index] for index in line["indices"]] == line["ranking"]
+    python, _ = blocks("python")
+    assert actor in python
+    names: dict[str, Any] = {}
+    exec(python.replace(actor, tiny_model), names)
+    assert list(names["result"].ranking) == line["ranking"]
+    assert len(names["result"].out_in_round) == len(candidates) - 1
+
+
 def test_every_command_of_the_data_document_prepares(tmp_path: Path) -> None:
-    found = commands(ROOT / "docs" / "data.md", "r1ranker")
+    found = [words for words in commands(ROOT / "docs" / "data.md", "r1ranker") if "DIR" not in words]
     assert len(found) == 3
     for number, arguments in enumerate(found):
         prepared(arguments, tmp_path / str(number))
@@ -83,12 +105,3 @@ def test_every_command_of_the_data_document_prepares(tmp_path: Path) -> None:
                 rows = list(read_training_rows([str(directory / f"{split}.parquet")]))
                 assert manifest[f"{split}.parquet"]["rows"] == len(rows) > 0
                 assert f"| {split}.parquet | {len(rows)} |" in card
-
-
-def test_every_file_that_the_documents_name_is_there() -> None:
-    for document in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
-        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", document.read_text()):
-            assert (document.parent / target).exists(), f"{document.name}: {target}"
-    shown = "".join(blocks("bash"))
-    for script in set(re.findall(r"(?:bash|python) ((?:scripts|examples|eval)/\S+)", shown)):
-        assert (ROOT / script).is_file(), script

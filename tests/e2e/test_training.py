@@ -16,7 +16,7 @@ from r1ranker import Ranker
 from r1ranker.errors import RunError, UserError
 from r1ranker.evaluation.runner import EvaluationOptions, run_evaluation
 from r1ranker.rollout.hf import HFEngine
-from r1ranker.trainer.monitoring.metrics import METRIC_NAMES, known_name
+from r1ranker.trainer.monitoring.metrics import METRIC_NAMES, is_known_metric
 from r1ranker.trainer.sft import SFTSettings, fine_tune
 from r1ranker.trainer.workers import cluster as cluster_module
 from r1ranker.trainer.workers.worker import Worker
@@ -50,7 +50,7 @@ def test_every_kind_of_run_writes_known_finite_metrics_and_a_model_that_ranks(
     assert [line["step"] for line in lines] == [0, 1, 2]
     for line in lines:
         for metric, value in line.items():
-            assert metric == "step" or known_name(metric), metric
+            assert metric == "step" or is_known_metric(metric), metric
             assert np.isfinite(value), metric
     last = lines[-1]
     assert last["rollout/logprob_diff_max"] < 1e-4
@@ -79,9 +79,9 @@ def test_known_names_are_known_and_others_are_not() -> None:
         "training/bad_step",
         "timing_s/gen",
     ):
-        assert known_name(name), METRIC_NAMES
+        assert is_known_metric(name), METRIC_NAMES
     for name in ("critic/score", "actor/pg_los", "val-core/reward/mean", "timing_s/generation"):
-        assert not known_name(name)
+        assert not is_known_metric(name)
 
 
 def test_the_same_seed_gives_the_same_tokens_losses_and_weights(toy: Path, tiny_model: str, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from runs import config_of, train
 
-from r1ranker.trainer.workers.cluster import call_all, started
+from r1ranker.trainer.workers.cluster import call_all, start_cluster
 
 pytestmark = pytest.mark.skipif(not find_spec("vllm"), reason="vLLM is not installed; '.[cpu]' brings it")
 
@@ -27,14 +27,14 @@ def test_two_nodes_with_the_rollout_on_the_second(
     monkeypatch.setenv("RAY_ADDRESS", nodes.address)
     try:
         config = config_of(tiny_model, "trainer.executor=ray", "trainer.nnodes=2")
-        with started(config, 10) as cluster:
+        with start_cluster(config, 10) as cluster:
             assert len(set(call_all(cluster, "node"))) == 2
         actor, lines = train(
             toy, tiny_model, tmp_path, *APART, "trainer.total_training_steps=1",
         )  # fmt: skip
         assert lines[-1]["rollout/logprob_diff_max"] < 1e-4
         config = config_of(tiny_model, *APART)
-        with started(config, 10) as cluster:
+        with start_cluster(config, 10) as cluster:
             assert call_all(cluster, "node") != call_all(cluster.rollout, "node")
         assert json.loads((Path(actor) / "r1ranker.json").read_text())["step"] == 1
     finally:

@@ -21,7 +21,7 @@ from r1ranker.data.loader import load_prompts
 from r1ranker.data.sft import read_sft_rows
 from r1ranker.model.init import CHAT_TEMPLATE
 from r1ranker.rewards import compute_score, compute_score_linear
-from r1ranker.trainer.scoring.outcome import breakdown, response_text
+from r1ranker.trainer.scoring.outcome import decode_response, score_response
 
 pytest.importorskip("verl", reason="veRL cannot be imported; docs/verl.md says what to install")
 
@@ -249,7 +249,7 @@ def test_its_reward_worker_scores_a_batch_as_we_do(
 
     found, tensor = asyncio.run(run())
     expected = [
-        breakdown(compute_score, ours[number], response_text(tokenizer, ids, end))
+        score_response(compute_score, ours[number], decode_response(tokenizer, ids, end))
         for number, ids, end in zip(chosen, sampled, stopped, strict=True)
     ]
     assert [one["reward_extra_info"] for one in found] == expected

@@ -18,7 +18,7 @@ from r1ranker.trainer.batch.balance import Budget
 from r1ranker.trainer.batch.trajectory import Trajectory
 from r1ranker.trainer.config.schema import Config
 from r1ranker.trainer.workers import cluster as cluster_module
-from r1ranker.trainer.workers.cluster import Cluster, started
+from r1ranker.trainer.workers.cluster import Cluster, start_cluster
 from r1ranker.trainer.workers.dispatch import fill, generate, update
 from r1ranker.trainer.workers.worker import Worker
 
@@ -60,7 +60,7 @@ def test_both_engines_decode_the_same_greedily(trained: str, toy: Path) -> None:
         ],
     }.items():  # fmt: skip
         config = config_of(trained, *overrides)
-        with started(config, 10) as cluster:
+        with start_cluster(config, 10) as cluster:
             size = config.actor_rollout_ref.rollout.tensor_model_parallel_size
             found[name] = generate(cluster, requests, params, engine_size=size)
     for name in ("vllm", "vllm over two processes"):
@@ -74,7 +74,7 @@ def test_both_engines_decode_the_same_greedily(trained: str, toy: Path) -> None:
 def test_samples_have_seeds_of_their_own_whatever_the_batch(trained: str, toy: Path) -> None:
     requests = requests_of(load_tokenizer(trained), toy, 8, constrain=False)
     params = SamplingParams(n=6, max_tokens=16)
-    with started(config_of(trained, *VLLM), 10) as cluster:
+    with start_cluster(config_of(trained, *VLLM), 10) as cluster:
         together = generate(cluster, requests, params)
         reversed_ = generate(cluster, requests[::-1], params)[::-1]
     tokens = [[[one.token_ids for one in samples] for samples in run] for run in (together, reversed_)]
@@ -92,7 +92,7 @@ def gap(cluster: Cluster, trajectories: list[Trajectory]) -> float:
 def before_and_after_a_sync(config: Config, model: str, toy: Path) -> tuple[float, float]:
     requests = requests_of(load_tokenizer(model), toy, 6) + requests_of(load_tokenizer(model), toy, 6, constrain=False)
     params = SamplingParams(n=2, temperature=0.7, max_tokens=24)
-    with started(config, 10) as cluster:
+    with start_cluster(config, 10) as cluster:
         stale = trajectories_of(requests, generate(cluster, requests, params))
         for _ in range(3):
             update(cluster, stale, Budget(10_000), "update_policy")

@@ -67,7 +67,7 @@ def test_maxrl_follows_the_log_likelihood_of_success() -> None:
 def test_groups_of_every_response_have_the_advantages_that_many_samples_approach(scale: str, estimator: str) -> None:
     rng = np.random.default_rng(0)
     policy, rewards = np.array([0.5, 0.3, 0.15, 0.05]), np.array([1.0, 0.0, 0.6, 1.0])
-    found = adv.exact(rewards.tolist(), [3] * 4, policy.tolist(), scale)
+    found = adv.exact_advantages(rewards.tolist(), [3] * 4, policy.tolist(), scale)
     drawn = rng.choice(4, size=200_000, p=policy)
     sampled = rewards[drawn].tolist()
     if estimator == "maxrl":
@@ -78,7 +78,7 @@ def test_groups_of_every_response_have_the_advantages_that_many_samples_approach
         np.testing.assert_allclose(expected[drawn == action], found[action], atol=0.02)
     assert policy @ found == pytest.approx(0.0, abs=1e-9)
     # weights need not sum to 1, and groups do not mix
-    both = adv.exact([*rewards, 1.0, 1.0], [3, 3, 3, 3, 1, 1], [*(4 * policy), 0.2, 0.8], scale)
+    both = adv.exact_advantages([*rewards, 1.0, 1.0], [3, 3, 3, 3, 1, 1], [*(4 * policy), 0.2, 0.8], scale)
     np.testing.assert_allclose(both, [*found, 0.0, 0.0], atol=1e-5)
 
 
@@ -130,8 +130,8 @@ def test_gae_is_the_discounted_sum_of_temporal_differences(
 
 
 def test_the_score_of_an_empty_response_lands_nowhere() -> None:
-    assert adv.on_last_token(1.0, 0).shape == (0,)
-    np.testing.assert_array_equal(adv.on_last_token(2.0, 3), [0, 0, 2])
+    assert adv.reward_on_last_token(1.0, 0).shape == (0,)
+    np.testing.assert_array_equal(adv.reward_on_last_token(2.0, 3), [0, 0, 2])
     advantages, _ = adv.gae([np.zeros(0), np.array([1.0])], [np.zeros(0), np.array([0.5])], 1.0, 1.0)
     assert [len(one) for one in advantages] == [0, 1]
 

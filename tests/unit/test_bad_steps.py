@@ -15,16 +15,22 @@ import torch
 from r1ranker.errors import RunError, UserError
 from r1ranker.model.execution import Execution
 from r1ranker.pretrained import load_tokenizer
-from r1ranker.trainer.algorithm.estimation import put_shares
+from r1ranker.trainer.algorithm.estimation import assign_loss_weights
 from r1ranker.trainer.algorithm.losses import ClipRange
 from r1ranker.trainer.batch.trajectory import Trajectory
 from r1ranker.trainer.config.schema import Config, OptimConfig
 from r1ranker.trainer.learners.critic import Critic
 from r1ranker.trainer.learners.optimisation import Optimisation
 from r1ranker.trainer.learners.policy import Policy, PolicyLoss
-from r1ranker.trainer.monitoring.bad_steps import MOST_IN_A_ROW, BadSteps, NotFinite, read_samples, refuse_not_finite
+from r1ranker.trainer.monitoring.non_finite import (
+    MAX_IN_A_ROW,
+    NonFiniteError,
+    NonFiniteSteps,
+    read_samples,
+    refuse_non_finite,
+)
 from r1ranker.trainer.monitoring.replay import replay
-from r1ranker.trainer.workers.process import join
+from r1ranker.trainer.workers.process import join_process_group
 
 LOSS = PolicyLoss(ClipRange(), entropy_coeff=0.01, kl_coef=0.1)
 DEVICE = torch.device("cpu")
@@ -46,7 +52,7 @@ def batch_of(seed: int = 0, groups: int = 2, n: int = 3) -> list[Trajectory]:
                     advantages=random.normal(size=length),
                 )
             )  # fmt: skip
-    put_shares(batch, "token-mean")
+    assign_loss_weights(batch, "token-mean")
     return batch
 
 
@@ -60,13 +66,13 @@ def poisoned(column: str, value: float, place: int = 4) -> list[Trajectory]:
 
 @pytest.fixture
 def policy(tiny_model: str) -> Policy:
-    join(None, 0, 1, DEVICE, timeout=60)
+    join_process_group(None, 0, 1, DEVICE, timeout=60)
     return Policy(tiny_model, DEVICE, 1.0, Execution())
 
 
 @pytest.fixture
 def critic(tiny_model: str) -> Critic:
-    join(None, 0, 1, DEVICE, timeout=60)
+    join_process_group(None, 0, 1, DEVICE, timeout=60)
     return Critic(tiny_model, DEVICE, 0.5, Execution())
 
 
@@ -142,17 +148,17 @@ def test_the_offending_sample_is_known_by_its_own_loss(case: str, policy: Policy
 
 def test_the_samples_own_losses_add_up_to_the_loss(policy: Policy) -> None:
     batch = batch_of()
-    total = policy.accumulate([batch[:4], batch[4:]], LOSS)["loss"]
+    total = policy.accumulate_gradients([batch[:4], batch[4:]], LOSS)["loss"]
     assert sum(policy.losses([batch], LOSS)[0]) == pytest.approx(total, rel=1e-5)
 
 
 def test_columns_are_checked_where_a_token_is_trained_on() -> None:
     batch = poisoned("values", math.nan)
-    with pytest.raises(NotFinite, match="values are not finite") as found:
-        refuse_not_finite(batch, ("ref_logprobs", "values"))
+    with pytest.raises(NonFiniteError, match="values are not finite") as found:
+        refuse_non_finite(batch, ("ref_logprobs", "values"))
     assert found.value.offending == [batch[4]]
     batch[4].rollout_logprobs = np.where(np.arange(len(batch[4].response_ids)) == 1, np.nan, -1.0)
-    refuse_not_finite(batch, ("ref_logprobs", "values"))  # the engine gave nothing for this token: it takes no part
+    refuse_non_finite(batch, ("ref_logprobs", "values"))  # the engine gave nothing for this token: it takes no part
 
 
 @pytest.fixture
@@ -168,7 +174,7 @@ def test_the_samples_are_written_whole_and_come_back(config: Config, tmp_path: P
     tokenizer = load_tokenizer(str(config.actor_rollout_ref.model.path))
     batch = poisoned("advantages", math.nan)
     batch[4].allowed = [[7, 9], *[[] for _ in batch[4].response_ids[1:]]]
-    said = BadSteps(config, tokenizer).met(NotFinite("advantages are not finite", batch, [batch[4]]), 7)
+    said = NonFiniteSteps(config, tokenizer).record(NonFiniteError("advantages are not finite", batch, [batch[4]]), 7)
     file = tmp_path / "run" / "bad_steps" / "step_7.jsonl"
     assert said.startswith("advantages are not finite (1 of 6 samples, of group 1); no update was made of it")
     assert str(file) in said
@@ -186,24 +192,24 @@ def test_the_samples_are_written_whole_and_come_back(config: Config, tmp_path: P
 
 def test_a_bad_step_is_skipped_or_ends_the_run_and_so_do_many_in_a_row(config: Config) -> None:
     tokenizer = load_tokenizer(str(config.actor_rollout_ref.model.path))
-    batch, bad_steps = batch_of(), BadSteps(config, tokenizer)
-    found = NotFinite("the actor's loss or gradient is not finite", batch, [])
-    for step in range(1, MOST_IN_A_ROW):
-        assert "none of 6 samples by itself" in bad_steps.met(found, step)
-    bad_steps.passed()
-    for step in range(1, MOST_IN_A_ROW):
-        bad_steps.met(found, step)
+    batch, bad_steps = batch_of(), NonFiniteSteps(config, tokenizer)
+    found = NonFiniteError("the actor's loss or gradient is not finite", batch, [])
+    for step in range(1, MAX_IN_A_ROW):
+        assert "none of 6 samples by itself" in bad_steps.record(found, step)
+    bad_steps.reset()
+    for step in range(1, MAX_IN_A_ROW):
+        bad_steps.record(found, step)
     with pytest.raises(RunError, match=r"step_10.jsonl; 10 steps in a row were such"):
-        bad_steps.met(found, MOST_IN_A_ROW)
+        bad_steps.record(found, MAX_IN_A_ROW)
     config.trainer.on_bad_step = "stop"
     with pytest.raises(RunError, match=r"step_3.jsonl; trainer.on_bad_step is stop"):
-        BadSteps(config, tokenizer).met(found, 3)
+        NonFiniteSteps(config, tokenizer).record(found, 3)
 
 
 def test_a_bad_step_is_replayed_with_a_model(config: Config, policy: Policy, tmp_path: Path) -> None:
     model = str(config.actor_rollout_ref.model.path)
     batch = poisoned("advantages", math.inf)
-    BadSteps(config, load_tokenizer(model)).met(NotFinite("the actor's loss", batch, []), 2)
+    NonFiniteSteps(config, load_tokenizer(model)).record(NonFiniteError("the actor's loss", batch, []), 2)
     file = str(tmp_path / "run" / "bad_steps" / "step_2.jsonl")
     lines = list(replay(file, model))
     assert "the actor's loss in step 2; 6 samples" in lines[0]
@@ -234,7 +240,7 @@ def test_another_file_is_refused_by_replay(content: str, wanted: str, tiny_model
 def test_tokens_that_a_model_does_not_have_are_refused_by_replay(config: Config, tmp_path: Path) -> None:
     model = str(config.actor_rollout_ref.model.path)
     batch = batch_of()
-    BadSteps(config, load_tokenizer(model)).met(NotFinite("x", batch, []), 2)
+    NonFiniteSteps(config, load_tokenizer(model)).record(NonFiniteError("x", batch, []), 2)
     file = tmp_path / "run" / "bad_steps" / "step_2.jsonl"
     file.write_text(
         file.read_text().replace(f'"response_ids": [{batch[1].response_ids[0]},', '"response_ids": [99999,')

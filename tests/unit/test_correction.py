@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r1ranker.trainer.algorithm.correction import correct, importance_weights
+from r1ranker.trainer.algorithm.correction import apply_importance_weights, importance_weights
 from r1ranker.trainer.batch.trajectory import Trajectory
 from r1ranker.trainer.config.schema import RolloutCorrectionConfig
 
@@ -37,7 +37,7 @@ def test_the_weights_reach_the_advantages_and_nothing_else() -> None:
     returns = np.array([1.0, -2.0])
     trajectory = Trajectory([1], [2, 3], np.array([-1.0, -3.0]), "stop", 0)
     trajectory.old_logprobs, trajectory.advantages, trajectory.returns = np.array([-1.2, -1.0]), returns, returns
-    metrics = correct([trajectory], RolloutCorrectionConfig("token", 2.0))
+    metrics = apply_importance_weights([trajectory], RolloutCorrectionConfig("token", 2.0))
     assert trajectory.advantages.tolist() == [pytest.approx(math.exp(-0.2)), -4.0]
     assert trajectory.returns.tolist() == [1.0, -2.0]
     assert metrics["rollout_corr/rollout_is_max"] == 2

@@ -11,7 +11,7 @@ import torch
 from r1ranker.model.attention import PACKED
 from r1ranker.model.loading import load_causal_lm
 from r1ranker.model.policy_model import PolicyModel
-from r1ranker.trainer.algorithm.estimation import put_advantages, put_shares, with_gradient
+from r1ranker.trainer.algorithm.estimation import assign_advantages, assign_loss_weights, drop_without_gradient
 from r1ranker.trainer.algorithm.kl import KLController
 from r1ranker.trainer.algorithm.losses import ClipRange
 from r1ranker.trainer.batch.trajectory import Trajectory, pack
@@ -47,10 +47,10 @@ def batch_of(
 
 def learned(batch: list[Trajectory], estimator: str, mode: str, model: str) -> tuple[float, dict[str, torch.Tensor]]:
     """Advantages put on `batch`, and the loss and gradients that it has, as an update computes them."""
-    put_advantages(batch, AlgorithmConfig(estimator), KLController(0.0))
-    put_shares(batch, mode)
+    assign_advantages(batch, AlgorithmConfig(estimator), KLController(0.0))
+    assign_loss_weights(batch, mode)
     language_model = load_causal_lm(model, dtype=torch.float32, attention=PACKED)
-    row = pack(with_gradient(batch, ActorConfig()))
+    row = pack(drop_without_gradient(batch, ActorConfig()))
     places = row.predicting, row.targets, row.constrained, row.allowed
     logprobs, entropy = PolicyModel(language_model)(*places, 1.0, True, False, **row.model_inputs())
     loss, sums = PolicyLoss(ClipRange())(row, logprobs, entropy)

@@ -12,7 +12,7 @@ from r1ranker.data.prompts import Prompt
 from r1ranker.data.tokenise import encode_chat
 from r1ranker.tasks.example import RankingExample
 from r1ranker.tasks.prompts import AnswerFormat, chat_messages, render_problem
-from r1ranker.trainer.experience.elimination import named, survivors, with_candidates
+from r1ranker.trainer.experience.elimination import count_votes, eliminate, narrow_pool
 
 FILMS = ("Silent Harbour", "Golden Quest", "Silent Harbour II", "Silent", "Paper Moon", "Iron Lake")
 
@@ -40,7 +40,7 @@ def test_a_prompt_with_fewer_candidates_reads_as_if_it_had_been_written_so(
     style: str, tokenizer: PreTrainedTokenizerBase
 ) -> None:
     prompt = prompt_of(tokenizer, style=style)
-    fewer = with_candidates(prompt, [0, 2, 5])
+    fewer = narrow_pool(prompt, [0, 2, 5])
     form, left = prompt.answer_format, [FILMS[0], FILMS[2], FILMS[5]]
     problem = render_problem(example_of(left), "iterative", form.answer_style)
     assert fewer.messages == chat_messages(problem, form, "iterative")
@@ -52,7 +52,7 @@ def test_other_turns_and_wordings_stay_as_they_are(tokenizer: PreTrainedTokenize
     prompt = prompt_of(tokenizer)
     prompt.messages[0]["content"] = "Be brief."
     prompt.messages[1]["content"] = "Which of the films that I sent you is the worst?"
-    fewer = with_candidates(prompt, [1, 0])
+    fewer = narrow_pool(prompt, [1, 0])
     assert [fewer.messages[place] for place in (0, 2)] == [prompt.messages[place] for place in (0, 2)]
     asked = fewer.messages[1]["content"]
     assert asked.startswith("Which of the films that I sent you is the worst?")
@@ -65,7 +65,7 @@ def test_answers_vote_and_the_positive_stays(style: str, tokenizer: PreTrainedTo
     prompt, direct = prompt_of(tokenizer, style=style), prompt_of(tokenizer, "direct")
     votes = [0, 0, 0, 2, 2, 1, 4]
     texts = [f"[{vote + 1}]" if style == "label" else FILMS[vote] for vote in votes]
-    order = named(prompt, [*(f"{text}</answer>" for text in texts), "no idea"])
+    order = count_votes(prompt, [*(f"{text}</answer>" for text in texts), "no idea"])
     assert order == [0, 2, 4, 1], "most often named first, of equals the later one"
     asked: list[tuple[int, list[list[str]]]] = []
 
@@ -73,7 +73,7 @@ def test_answers_vote_and_the_positive_stays(style: str, tokenizer: PreTrainedTo
         asked.append((number, [one.candidates for one in prompts]))
         return [order for _ in prompts]
 
-    left, untouched = survivors([prompt, direct], 4, worst, tokenizer)
+    left, untouched = eliminate([prompt, direct], 4, worst, tokenizer)
     assert untouched is direct
     assert asked == [(1, [list(FILMS)])]
     assert left.candidates == ["Silent Harbour", "Golden Quest", "Silent", "Iron Lake"]
@@ -91,11 +91,11 @@ def test_rounds_go_on_until_the_pool_is_small_and_no_longer(tokenizer: PreTraine
         rounds.append((number, len(prompts[0].candidates)))
         return [[len(one.candidates) - 1] for one in prompts]
 
-    (left,) = survivors([prompt_of(tokenizer)], 3, last, tokenizer)
+    (left,) = eliminate([prompt_of(tokenizer)], 3, last, tokenizer)
     assert rounds == [(1, 6), (2, 5), (3, 4)]
     assert left.candidates == list(FILMS[:3])
     rounds.clear()
-    (left,) = survivors([prompt_of(tokenizer)], 2, lambda prompts, number: [[0] for _ in prompts], tokenizer)
+    (left,) = eliminate([prompt_of(tokenizer)], 2, lambda prompts, number: [[0] for _ in prompts], tokenizer)
     assert left.candidates == list(FILMS), "the positive alone was named, four times"
 
 
@@ -103,5 +103,5 @@ def test_wording_that_would_grow_is_left_as_it_is(tokenizer: PreTrainedTokenizer
     prompt = prompt_of(tokenizer)
     prompt.messages[1]["content"] = "Which of the films that I sent you is the worst?"
     short = replace(prompt, token_ids=encode_chat(tokenizer, prompt.messages))
-    (left,) = survivors([short], 3, lambda prompts, number: [[5, 4, 3] for _ in prompts], tokenizer)
+    (left,) = eliminate([short], 3, lambda prompts, number: [[5, 4, 3] for _ in prompts], tokenizer)
     assert left is short

@@ -19,12 +19,12 @@ from r1ranker.data.prompts import Prompt
 from r1ranker.errors import RunError, UserError
 from r1ranker.model.init import save_hf
 from r1ranker.rollout.constraint import ConstraintState, PoolConstraint, build_constraint
-from r1ranker.trainer.algorithm.estimation import put_advantages, put_shares
+from r1ranker.trainer.algorithm.estimation import assign_advantages, assign_loss_weights
 from r1ranker.trainer.config.load import load_config
 from r1ranker.trainer.config.schema import Config
-from r1ranker.trainer.experience.every_answer import _answers, every_answer, probabilities
+from r1ranker.trainer.experience.enumeration import _enumerate_paths, answer_probabilities, enumerate_answers
 from r1ranker.trainer.loop import Run
-from r1ranker.trainer.workers.cluster import started
+from r1ranker.trainer.workers.cluster import start_cluster
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_what_every_answer_allows_is_what_sampling_does(names: list[list[int]]) 
     last = tuple(dict.fromkeys((*name, 9) for name in names))  # 9 ends an answer, so that none begins another
     constraint = PoolConstraint((), last, True)
     prompt: Any = SimpleNamespace(token_ids=[5])
-    for ids, answer in zip(last, _answers(constraint, prompt, 0), strict=True):
+    for ids, answer in zip(last, _enumerate_paths(constraint, prompt, 0), strict=True):
         state, allowed = ConstraintState(constraint, lambda token: ""), []
         while state.rest() is None:
             allowed.append(state.allowed())
@@ -73,14 +73,14 @@ def test_probabilities_are_those_of_the_model_over_the_pool(config: Config, toy:
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
     prompts = load_prompts([f"{toy}/iterative_ranking/train.parquet"], tokenizer, 2000)[0][:40:4]
-    with started(config, 1) as cluster:
-        found = every_answer(cluster, config, tokenizer, prompts)
+    with start_cluster(config, 1) as cluster:
+        found = enumerate_answers(cluster, config, tokenizer, prompts)
     for prompt, answers in zip(prompts, found, strict=True):
         paths = build_constraint(tokenizer, prompt.candidates, prompt.mode, prompt.answer_format).last
         assert [tuple(answer.token_ids) for answer in answers] == list(paths)
         expected = path_probabilities(model, prompt, paths).detach().numpy()
         assert expected.sum() == pytest.approx(1.0)
-        np.testing.assert_allclose(probabilities(answers), expected, atol=1e-5)
+        np.testing.assert_allclose(answer_probabilities(answers), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("logarithm", [False, True])
@@ -92,12 +92,12 @@ def test_the_gradient_is_that_of_the_expected_reward_or_its_logarithm(
     config.actor_rollout_ref.rollout.eliminate_to = 6
     config.data.train_batch_size = 6
     run = Run(config)
-    with started(config, 1) as cluster:
+    with start_cluster(config, 1) as cluster:
         sampling = run.sampler.begin(cluster, 1, 0, {})
         sampling.receive({})
         trajectories, metrics = sampling.trajectories({})
-        put_advantages(trajectories, config.algorithm, run.kl_control, every_answer=True)
-        put_shares(trajectories, "token-mean")
+        assign_advantages(trajectories, config.algorithm, run.kl_control, every_answer=True)
+        assign_loss_weights(trajectories, "token-mean")
         gradients = cluster.each("gradients", [([trajectories],)])[0]
     run.close()
     model = AutoModelForCausalLM.from_pretrained(tiny_model)
@@ -125,8 +125,8 @@ def test_weights_that_have_diverged_are_named(config: Config, toy: Path, tiny_mo
     save_hf(str(tmp_path / "diverged"), model, tokenizer)
     config.actor_rollout_ref.model.path = str(tmp_path / "diverged")
     prompts = load_prompts([f"{toy}/iterative_ranking/train.parquet"], tokenizer, 2000)[0][:2]
-    with started(config, 1) as cluster, pytest.raises(RunError, match="weights have diverged"):
-        every_answer(cluster, config, tokenizer, prompts)
+    with start_cluster(config, 1) as cluster, pytest.raises(RunError, match="weights have diverged"):
+        enumerate_answers(cluster, config, tokenizer, prompts)
 
 
 @pytest.mark.parametrize("kind", ["direct", "thinking"])
@@ -136,5 +136,8 @@ def test_prompts_with_other_answers_are_refused(
     directory = toy / "direct_ranking" if kind == "direct" else toy_thinking / "iterative_ranking"
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     prompts = load_prompts([f"{directory}/train.parquet"], tokenizer, 2000)[0][:1]
-    with started(config, 1) as cluster, pytest.raises(UserError, match=r"row 0: .*every_answer wants eliminations"):
-        every_answer(cluster, config, tokenizer, prompts)
+    with (
+        start_cluster(config, 1) as cluster,
+        pytest.raises(UserError, match=r"row 0: .*every_answer wants eliminations"),
+    ):
+        enumerate_answers(cluster, config, tokenizer, prompts)

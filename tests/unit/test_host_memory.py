@@ -16,9 +16,9 @@ from r1ranker.model.policy_model import PolicyModel
 from r1ranker.trainer.checkpoint.shards import PIECE_BYTES
 from r1ranker.trainer.config.load import load_config
 from r1ranker.trainer.config.schema import Config
-from r1ranker.trainer.memory.estimate import MemoryModel, total
+from r1ranker.trainer.memory.estimate import MemoryModel, total_bytes
 from r1ranker.trainer.memory.host import HostMemory
-from r1ranker.trainer.memory.report import Device, refuse_what_does_not_fit
+from r1ranker.trainer.memory.report import Device, refuse_misfit
 
 GiB = 2**30
 SHAPES: dict[str, dict[str, Any]] = {
@@ -69,16 +69,16 @@ def test_the_published_run_of_3b_takes_what_its_models_are_made_of(shapes: dict[
     host = HostMemory(on_gpus(shapes["3B"]))
     numbers = 4 * 771_484_672
     moments = host.moments()
-    highest = max(moments.values(), key=total)
+    highest = max(moments.values(), key=total_bytes)
     own = ("python and torch", "driver")
     models = sum(size for part, size in highest.items() if part not in own)
     # two models that learn: weights and two moments of each, gradients of one; the reference in bfloat16
     assert models == pytest.approx(numbers * (2 * 12 + 4 + 2), rel=1e-4)
     assert models < 95e9
     assert highest["state being written"] == 0  # from where it rests
-    assert total(moments["saving the actor"]) - total(moments["generation"]) <= 2e9
+    assert total_bytes(moments["saving the actor"]) - total_bytes(moments["generation"]) <= 2e9
     # no model is whole while it is loaded
-    assert total(moments["loading"]) < numbers * (4 + 4 + 2) + 8e9
+    assert total_bytes(moments["loading"]) < numbers * (4 + 4 + 2) + 8e9
 
 
 def test_what_is_not_offloaded_is_not_on_the_host(shapes: dict[str, str]) -> None:
@@ -87,7 +87,9 @@ def test_what_is_not_offloaded_is_not_on_the_host(shapes: dict[str, str]) -> Non
         for role in ("actor_rollout_ref.actor", "critic.model") for part in ("param", "grad", "optimizer")
     ]  # fmt: skip
     here = HostMemory(on_gpus(shapes["3B"], *away, "actor_rollout_ref.ref.fsdp_config.param_offload=false"))
-    assert total(here.resident()) == total({name: here.resident()[name] for name in ("python and torch", "driver")})
+    assert total_bytes(here.resident()) == total_bytes(
+        {name: here.resident()[name] for name in ("python and torch", "driver")}
+    )
     assert not any("gradients" in part for parts in here.moments().values() for part in parts)
     assert here.moments()["update of the actor"]["state being written"] == 4 * PIECE_BYTES <= 2e9
     gpu = here.model.resident()
@@ -101,7 +103,7 @@ def test_a_model_in_float32_rests_so(shapes: dict[str, str]) -> None:
 
 def test_what_cannot_fit_is_refused_with_what_to_change(shapes: dict[str, str]) -> None:
     large = Device(1024 * GiB)
-    refuse_what_does_not_fit(on_gpus(shapes["3B"]), Device(80 * GiB), large)
+    refuse_misfit(on_gpus(shapes["3B"]), Device(80 * GiB), large)
     for model, gpu, host, words in (
         (on_gpus(shapes["7B"], gpu=39), 39, 1024, r"gpu_memory_utilization: found 0\.4; .* take 15\.\d GiB of a GPU's 39\.0 GiB; try 0\.41"),
         (on_gpus(shapes["7B"], gpu=16), 16, 1024, r"of a GPU's 16\.0 GiB; try a larger tensor_model_parallel_size"),
@@ -112,15 +114,15 @@ def test_what_cannot_fit_is_refused_with_what_to_change(shapes: dict[str, str]) 
         ),
     ):  # fmt: skip
         with pytest.raises(UserError, match=words):
-            refuse_what_does_not_fit(model, Device(gpu * GiB), Device(host * GiB))
+            refuse_misfit(model, Device(gpu * GiB), Device(host * GiB))
 
 
 def test_a_rollout_of_its_own_that_cannot_fit_is_refused(shapes: dict[str, str]) -> None:
     apart = ("placement=separate", "n_workers=1", "name=hf")
     model = on_gpus(shapes["3B"], *(f"actor_rollout_ref.rollout.{one}" for one in apart), gpu=11)
-    assert max(map(total, model.moments().values())) < 11 * GiB
+    assert max(map(total_bytes, model.moments().values())) < 11 * GiB
     with pytest.raises(UserError, match=r"a GPU: .* \(rollout process\)"):
-        refuse_what_does_not_fit(model, Device(11 * GiB), Device(1024 * GiB))
+        refuse_misfit(model, Device(11 * GiB), Device(1024 * GiB))
 
 
 def test_a_cpu_run_counts_all_processes_of_the_machine(shapes: dict[str, str]) -> None:
@@ -128,7 +130,7 @@ def test_a_cpu_run_counts_all_processes_of_the_machine(shapes: dict[str, str]) -
     with pytest.raises(
         UserError, match=r"host memory: \d+\.\d GiB are needed \(.*4 processes and the driver together\)"
     ):
-        refuse_what_does_not_fit(model, Device(64 * GiB), Device(64 * GiB))
+        refuse_misfit(model, Device(64 * GiB), Device(64 * GiB))
 
 
 def test_more_memory_than_is_free_now_is_said_and_not_refused() -> None:

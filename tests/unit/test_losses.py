@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from r1ranker.trainer.algorithm.kl import KLController, kl_estimate
 from r1ranker.trainer.algorithm.losses import (
     ClipRange,
+    loss_weights,
     policy_loss,
-    token_shares,
     value_loss,
 )
 from r1ranker.trainer.config.choices import LOSS_AGG_MODES
@@ -93,7 +93,7 @@ masks = st.lists(st.lists(st.booleans(), max_size=6).map(lambda row: np.array(ro
 def test_shares_are_the_modes_means(valid: list[np.ndarray], mode: str) -> None:
     random = np.random.default_rng(0)
     losses = [random.normal(size=len(mask)) for mask in valid]
-    total = sum(float((share * loss).sum()) for share, loss in zip(token_shares(valid, mode), losses, strict=True))
+    total = sum(float((share * loss).sum()) for share, loss in zip(loss_weights(valid, mode), losses, strict=True))
     responses = [loss[mask] for loss, mask in zip(losses, valid, strict=True) if mask.any()]
     if not responses:
         assert total == 0

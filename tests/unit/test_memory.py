@@ -18,12 +18,12 @@ from r1ranker.model.value import ValueModel
 from r1ranker.trainer.batch.trajectory import Trajectory, pack
 from r1ranker.trainer.config.load import load_config
 from r1ranker.trainer.config.schema import Config
-from r1ranker.trainer.memory.estimate import MemoryModel, total
-from r1ranker.trainer.memory.out_of_memory import Shortage, of_generation, of_pass, row_tokens
+from r1ranker.trainer.memory.estimate import MemoryModel, total_bytes
+from r1ranker.trainer.memory.out_of_memory import Shortage, count_row_tokens, explain_generation, explain_pass
 from r1ranker.trainer.memory.shape import (
     ModelShape,
-    saved,
     saved_by_block,
+    saved_bytes,
     saved_outside,
     value_parameters,
 )
@@ -85,7 +85,7 @@ def test_what_autograd_saves_is_what_the_formula_says(name: str, dtype: torch.dt
     shape = ModelShape.from_config(SHAPES[name])
     found, tokens = counted(SHAPES[name], dtype, share)
     states = dtype.itemsize * shape.hidden
-    assert found == tokens * (saved(shape, dtype.itemsize, checkpointing=False, copies_output=not share) - states)
+    assert found == tokens * (saved_bytes(shape, dtype.itemsize, checkpointing=False, copies_output=not share) - states)
 
 
 @pytest.mark.parametrize("name", ["qwen2, grouped, tied", "llama, untied"])
@@ -94,8 +94,8 @@ def test_with_checkpointing_the_input_of_each_block_is_left(name: str) -> None:
     found, tokens = counted(SHAPES[name], torch.float32, checkpointing=True)
     block = saved_by_block(shape, 4)
     rotary = 2 * 4 * shape.head_width  # held for the blocks' second pass, but not by autograd
-    assert found == tokens * (saved(shape, 4, checkpointing=True) - block - rotary - 4 * shape.hidden)
-    assert saved(shape, 4, checkpointing=False) == shape.layers * block + saved_outside(shape, 4)
+    assert found == tokens * (saved_bytes(shape, 4, checkpointing=True) - block - rotary - 4 * shape.hidden)
+    assert saved_bytes(shape, 4, checkpointing=False) == shape.layers * block + saved_outside(shape, 4)
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -129,7 +129,7 @@ def test_shards_shrink_with_processes_and_offload_leaves_none_on_the_gpu(tiny_mo
 def test_a_row_counts_a_shared_prompt_once_and_no_last_token() -> None:
     trajectories = [*group(), *group(seed=1)]
     for share in (True, False):
-        assert row_tokens(trajectories, share) == pack(trajectories, share).input_ids.shape[1]
+        assert count_row_tokens(trajectories, share) == pack(trajectories, share).input_ids.shape[1]
 
 
 ALLOCATIONS = {
@@ -159,21 +159,25 @@ def test_other_errors_are_no_shortage() -> None:
 
 def test_the_budget_that_is_proposed_is_the_largest_that_fits(tiny_model: str) -> None:
     model = MemoryModel.of(config_of(tiny_model), False, 2**40)
-    needed = total(model.updating_actor(16000))
+    needed = total_bytes(model.updating_actor(16000))
     shortage = Shortage(asked=2**26, free=0, device_bytes=2**40)
-    said = of_pass("update_policy", model, 16000, shortage)
+    said = explain_pass("update_policy", model, 16000, shortage)
     assert said.startswith(
         "actor_rollout_ref.actor.ppo_max_token_len_per_gpu: found 16384; the update of the actor ran out"
     )
     assert "micro-batch of 16000 tokens (asked for 64 MiB, device has 1024.0 GiB, 0 MiB free)" in said
     proposed = int(said.rpartition(" ")[2])
     assert proposed % 256 == 0
-    assert total(model.updating_actor(proposed)) <= needed - 2**26 < total(model.updating_actor(proposed + 256))
+    assert (
+        total_bytes(model.updating_actor(proposed))
+        <= needed - 2**26
+        < total_bytes(model.updating_actor(proposed + 256))
+    )
 
 
 def test_where_no_budget_fits_other_cures_are_named(tiny_model: str) -> None:
     model = MemoryModel.of(config_of(tiny_model), True, 2**20)
-    said = of_pass("update_policy", model, 16000, Shortage(2**20, 0, 2**20))
+    said = explain_pass("update_policy", model, 16000, Shortage(2**20, 0, 2**20))
     for cure in (
         "enable_gradient_checkpointing=true",
         "param_offload=true",
@@ -187,10 +191,10 @@ def test_where_no_budget_fits_other_cures_are_named(tiny_model: str) -> None:
 def test_the_key_in_force_is_named(tiny_model: str) -> None:
     own = config_of(tiny_model, "algorithm.adv_estimator=gae", "critic.ppo_max_token_len_per_gpu=4096")
     shortage = Shortage(2**20, 0, 2**40)
-    assert of_pass("values", MemoryModel.of(own, False, 2**40), 4000, shortage).startswith(
+    assert explain_pass("values", MemoryModel.of(own, False, 2**40), 4000, shortage).startswith(
         "critic.ppo_max_token_len_per_gpu: found 4096; the critic's pass"
     )
-    assert of_pass("reference", MemoryModel.of(own, False, 2**40), 4000, shortage).startswith(
+    assert explain_pass("reference", MemoryModel.of(own, False, 2**40), 4000, shortage).startswith(
         "actor_rollout_ref.actor."
     )
 
@@ -198,7 +202,7 @@ def test_the_key_in_force_is_named(tiny_model: str) -> None:
 def test_generation_is_told_how_many_responses_at_once(tiny_model: str) -> None:
     for name, on_gpu, key in (("hf", False, "max_num_seqs"), ("vllm", True, "gpu_memory_utilization")):
         model = MemoryModel.of(config_of(tiny_model, f"actor_rollout_ref.rollout.name={name}"), on_gpu, 2**34)
-        said = of_generation(model, Shortage(2**20, 0, 2**34))
+        said = explain_generation(model, Shortage(2**20, 0, 2**34))
         assert said.startswith(f"actor_rollout_ref.rollout.{key}: found ")
         assert "; try " in said
 

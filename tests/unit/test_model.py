@@ -21,7 +21,7 @@ from r1ranker.model.logprobs import token_logprobs
 from r1ranker.model.policy_model import PolicyModel
 from r1ranker.model.value import ValueModel
 from r1ranker.pretrained import check_model_directory, load_tokenizer
-from r1ranker.trainer.algorithm.estimation import put_shares
+from r1ranker.trainer.algorithm.estimation import assign_loss_weights
 from r1ranker.trainer.algorithm.losses import ClipRange
 from r1ranker.trainer.batch.trajectory import MicroBatch, Trajectory, pack
 from r1ranker.trainer.learners.policy import PolicyLoss
@@ -46,7 +46,7 @@ def trajectories(count: int = 7, seed: int = 0) -> list[Trajectory]:
                 ref_logprobs=random.normal(-5.5, 0.2, length),
             )
         )
-    put_shares(made, "token-mean")
+    assign_loss_weights(made, "token-mean")
     return made
 
 
@@ -137,7 +137,7 @@ def test_unusable_tokens_leave_loss_and_gradient(tiny_model: str) -> None:
     batch[1].old_logprobs = batch[1].rollout_logprobs
     kept = [batch[0], batch[2]]
     for some in (batch, kept):
-        put_shares(some, "token-mean")
+        assign_loss_weights(some, "token-mean")
         if some is batch:
             found = gradient(model, [batch])
     expected = gradient(model, [kept])

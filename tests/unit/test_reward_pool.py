@@ -23,12 +23,12 @@ from r1ranker.errors import RunError, Terminated, UserError, _unwind
 from r1ranker.rewards import compute_score
 from r1ranker.rollout.engine import Completion
 from r1ranker.tasks.prompts import AnswerFormat
-from r1ranker.trainer.algorithm.estimation import put_advantages
+from r1ranker.trainer.algorithm.estimation import assign_advantages
 from r1ranker.trainer.algorithm.kl import KLController
 from r1ranker.trainer.config.schema import AlgorithmConfig, RewardFunctionConfig
-from r1ranker.trainer.experience.collect import Sampling
+from r1ranker.trainer.experience.collect import SampledBatch
 from r1ranker.trainer.scoring import process as reward_process
-from r1ranker.trainer.scoring.outcome import Failure, told
+from r1ranker.trainer.scoring.outcome import Failure, report_failures
 from r1ranker.trainer.scoring.pool import RewardPool
 
 POOL = ["Alien", "Heat", "Ran"]
@@ -233,7 +233,7 @@ def test_trajectories_do_not_hang_on_the_order_in_which_responses_are_complete(n
     found = []
     with closing(RewardPool(RewardFunctionConfig(), num_workers)) as rewards:
         for order in itertools.permutations(range(3)):
-            sampling = Sampling(prompts, arriving(order), tokenizer, rewards, policy_version=7)
+            sampling = SampledBatch(prompts, arriving(order), tokenizer, rewards, policy_version=7)
             sampling.receive({})
             trajectories, metrics = sampling.trajectories({})
             found.append(
@@ -251,7 +251,7 @@ def test_trajectories_do_not_hang_on_the_order_in_which_responses_are_complete(n
     assert len({score for *_, score in found[0][1]}) > 1
 
 
-def sampled(body: str, directory: Path, max_failure_rate: float, scores: list[list[float]]) -> Sampling:
+def sampled(body: str, directory: Path, max_failure_rate: float, scores: list[list[float]]) -> SampledBatch:
     """A batch whose responses are their scores in words, those of a prompt a list; the reward is `body`."""
     tokenizer: Any = SimpleNamespace(decode=lambda ids, skip_special_tokens: str(ids[0]))
     arriving = (
@@ -259,7 +259,9 @@ def sampled(body: str, directory: Path, max_failure_rate: float, scores: list[li
         for place, own in enumerate(scores)
     )
     rewards = RewardPool(reward_file(directory, body))
-    return Sampling([prompt_of(row) for row in range(len(scores))], arriving, tokenizer, rewards, 0, max_failure_rate)
+    return SampledBatch(
+        [prompt_of(row) for row in range(len(scores))], arriving, tokenizer, rewards, 0, max_failure_rate
+    )
 
 
 FAILS_BELOW_ZERO = "return float(solution_str) if float(solution_str) >= 0 else [][0]"
@@ -274,11 +276,11 @@ def test_a_sample_whose_reward_failed_takes_no_part_and_its_group_is_as_if_it_ha
     ]  # fmt: skip
     assert metrics["reward/failure_rate"] == pytest.approx(4 / 12)
     assert metrics["reward/score/mean"] == 4
-    put_advantages(trajectories, AlgorithmConfig("grpo"), KLController(0.0))
+    assign_advantages(trajectories, AlgorithmConfig("grpo"), KLController(0.0))
     advantages = [one.advantages[0] for one in trajectories if one.advantages is not None]
     assert advantages[:3] == pytest.approx([0, -1, 1], abs=1e-5)
     assert advantages[3] == 0  # alone in its group
-    (line,) = told(sampling.failures, 12)
+    (line,) = report_failures(sampling.failures, 12)
     assert "own.py:3: the reward failed on direct_ranking row 0: IndexError" in line
     assert "4 of 12 responses" in line
 
@@ -290,6 +292,6 @@ def test_too_many_failures_end_the_run_at_once(tmp_path: Path) -> None:
         sampled(FAILS_BELOW_ZERO, tmp_path, 0.2, [[1, 0, 0, 2], [-1, -1, -1, 5], [3, 4, 8, 9]]).receive({})
     sampling = sampled(FAILS_BELOW_ZERO, tmp_path, 0.25, [[1, 0, 0, 2], [-1, -1, -1, 5], [3, 4, 8, 9]])
     sampling.receive({})
-    assert len(sampling.breakdowns({})) == 12
+    assert len(sampling.outcomes({})) == 12
     with pytest.raises(UserError, match=r"1 of 2 responses; reward.max_failure_rate is 0"):
         sampled(FAILS_BELOW_ZERO, tmp_path, 0.0, [[-1, 1]]).receive({})

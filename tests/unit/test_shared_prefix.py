@@ -25,7 +25,7 @@ from r1ranker.model.loading import checkpoint_activations, load_causal_lm
 from r1ranker.model.policy_model import PolicyModel
 from r1ranker.model.prefix_attention import PrefixAttention
 from r1ranker.model.value import ValueModel
-from r1ranker.trainer.algorithm.estimation import put_shares
+from r1ranker.trainer.algorithm.estimation import assign_loss_weights
 from r1ranker.trainer.algorithm.losses import ClipRange, value_loss
 from r1ranker.trainer.batch.trajectory import Trajectory, pack
 from r1ranker.trainer.config.choices import LOSS_AGG_MODES
@@ -60,7 +60,7 @@ def groups_of(sizes: list[tuple[int, list[int]]], mode: str = "token-mean", seed
                     ref_logprobs=random.normal(-5.5, 0.2, length),
                 )
             )
-    put_shares(made, mode)
+    assign_loss_weights(made, mode)
     return made
 
 

@@ -13,24 +13,24 @@ import pytest
 import torch
 
 from r1ranker.errors import LostWorker, RunError, UserError
-from r1ranker.trainer.checkpoint.random_state import random_states, restore_random_states
+from r1ranker.trainer.checkpoint.random_state import get_random_states, set_random_states
 from r1ranker.trainer.checkpoint.record import write_record
-from r1ranker.trainer.checkpoint.resume import choose
+from r1ranker.trainer.checkpoint.resume import choose_state
 from r1ranker.trainer.checkpoint.state import (
     ASIDE,
     STATES,
     State,
-    begin,
+    begin_state,
     clear_unfinished,
-    entry,
-    newest,
-    prune,
-    publish,
-    read,
+    describe_file,
+    find_newest,
+    list_states,
+    prune_states,
+    publish_state,
+    read_state,
     set_aside,
-    steps_of,
 )
-from r1ranker.trainer.config.load import as_dict, load_config, own_config
+from r1ranker.trainer.config.load import find_run_config, load_config, to_dict
 from r1ranker.trainer.monitoring.tracking import JsonLines
 from r1ranker.trainer.workers.saving import StateSaver
 
@@ -39,23 +39,23 @@ BASE = ["data.train_files=x", "data.val_files=x", "actor_rollout_ref.model.path=
 
 def save(states: Path, step: int, **driver: Any) -> Path:
     """A state with one file beside the driver's."""
-    directory = begin(states, step, {"step": step, **driver})
+    directory = begin_state(states, step, {"step": step, **driver})
     file = directory / "rank_00000.safetensors"
     file.write_bytes(bytes(range(200)))
-    return publish(directory, {file.name: entry(file)})
+    return publish_state(directory, {file.name: describe_file(file)})
 
 
 def test_a_state_has_its_name_once_it_is_whole(tmp_path: Path) -> None:
-    directory = begin(tmp_path, 3, {"step": 3})
-    assert steps_of(tmp_path) == []
-    assert newest(tmp_path, print) is None
-    published = publish(directory, {})
+    directory = begin_state(tmp_path, 3, {"step": 3})
+    assert list_states(tmp_path) == []
+    assert find_newest(tmp_path, print) is None
+    published = publish_state(directory, {})
     assert published == tmp_path / "step_3"
     assert not directory.exists()
-    state = newest(tmp_path, print)
+    state = find_newest(tmp_path, print)
     assert state is not None
     assert state.step == 3
-    begin(tmp_path, 4, {})
+    begin_state(tmp_path, 4, {})
     clear_unfinished(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["step_3"]
 
@@ -100,7 +100,7 @@ def test_a_damaged_state_is_named_and_the_one_before_it_is_taken(damage: Any, tm
         save(tmp_path, step)
     wanted = damage(tmp_path / "step_10")
     said: list[str] = []
-    state = newest(tmp_path, said.append)
+    state = find_newest(tmp_path, said.append)
     assert state is not None
     assert state.step == 9
     assert len(said) == 1
@@ -109,9 +109,9 @@ def test_a_damaged_state_is_named_and_the_one_before_it_is_taken(damage: Any, tm
     for step in (8, 9):
         damage(tmp_path / f"step_{step}")
     with pytest.raises(UserError, match=r"step_10.*no whole state is left.*resume_mode=disable begins anew"):
-        newest(tmp_path, said.append)
+        find_newest(tmp_path, said.append)
     assert save(tmp_path, 10) == tmp_path / "step_10"  # a damaged one is replaced
-    assert isinstance(read(tmp_path / "step_10"), State)
+    assert isinstance(read_state(tmp_path / "step_10"), State)
 
 
 @pytest.mark.parametrize(("keep", "left"), [(None, [12, 9, 3, 2]), (1, [12, 9]), (2, [12, 9, 3])])
@@ -119,27 +119,27 @@ def test_as_many_states_stay_as_are_wanted(keep: int | None, left: list[int], tm
     states = tmp_path / STATES
     for step in (2, 3, 9, 12):
         save(states, step)
-    prune(states, states / "step_9", keep)  # nothing is known of what is newer
-    assert [step for step, _ in steps_of(states)] == left
+    prune_states(states, states / "step_9", keep)  # nothing is known of what is newer
+    assert [step for step, _ in list_states(states)] == left
 
 
 def test_states_of_another_run_wait_until_there_is_one_of_this(tmp_path: Path) -> None:
     states = tmp_path / STATES
     for step in (2, 4, 6):
         save(states, step)
-    at = read(states / "step_4")
+    at = read_state(states / "step_4")
     assert isinstance(at, State)
     set_aside(states, at)
-    assert [step for step, _ in steps_of(states)] == [4, 2]
-    assert [step for step, _ in steps_of(tmp_path / ASIDE)] == [6]
+    assert [step for step, _ in list_states(states)] == [4, 2]
+    assert [step for step, _ in list_states(tmp_path / ASIDE)] == [6]
     set_aside(states, None)
-    assert steps_of(states) == []
-    assert [step for step, _ in steps_of(tmp_path / ASIDE)] == [6, 4, 2]
+    assert list_states(states) == []
+    assert [step for step, _ in list_states(tmp_path / ASIDE)] == [6, 4, 2]
     set_aside(states, None)  # a second beginning takes nothing away
     save(states, 4)
     set_aside(states, None)
     assert sorted(path.name for path in (tmp_path / ASIDE).iterdir()) == ["step_2", "step_4", "step_4_", "step_6"]
-    prune(states, save(states, 1), 2)
+    prune_states(states, save(states, 1), 2)
     assert not (tmp_path / ASIDE).exists()
 
 
@@ -162,10 +162,10 @@ def test_random_states_go_through_json() -> None:
         ]
 
     draw()
-    kept = json.dumps(random_states())
+    kept = json.dumps(get_random_states())
     first = draw()
     assert draw() != first
-    restore_random_states(json.loads(kept))
+    set_random_states(json.loads(kept))
     assert draw() == first
 
 
@@ -176,26 +176,26 @@ def test_a_process_that_uses_no_gpu_opens_none_for_its_random_states(monkeypatch
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_rng_state", open_gpu)
     monkeypatch.setattr(torch.cuda, "set_rng_state", open_gpu)
-    states = random_states()
+    states = get_random_states()
     assert states["accelerator"] is None
-    restore_random_states(states | {"accelerator": "00ff"})  # of a run whose driver did
+    set_random_states(states | {"accelerator": "00ff"})  # of a run whose driver did
 
     kept: list[torch.Tensor] = []
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda: torch.tensor([0, 255], dtype=torch.uint8))
     monkeypatch.setattr(torch.cuda, "set_rng_state", kept.append)
-    states = random_states()
+    states = get_random_states()
     assert states["accelerator"] == "00ff"
-    restore_random_states(json.loads(json.dumps(states)))
+    set_random_states(json.loads(json.dumps(states)))
     assert [one.tolist() for one in kept] == [[0, 255]]
 
 
 def found(tmp_path: Path, *overrides: str, data: str = "abc", before: tuple[str, ...] = ()) -> tuple[int, list[str]]:
     """(step that is gone on from, what is said) with a state of step 5 in the run's directory."""
     here = f"trainer.default_local_dir={tmp_path}"
-    save(tmp_path / STATES, 5, config=as_dict(load_config("quickstart", [*BASE, here, *before])), data={"x": "abc"})
+    save(tmp_path / STATES, 5, config=to_dict(load_config("quickstart", [*BASE, here, *before])), data={"x": "abc"})
     said: list[str] = []
-    state = choose(load_config("quickstart", [*BASE, here, *overrides]), {"y": data}, False, said.append)
+    state = choose_state(load_config("quickstart", [*BASE, here, *overrides]), {"y": data}, False, said.append)
     return (0 if state is None else state.step), said
 
 
@@ -254,13 +254,13 @@ def test_a_runs_directory_says_how_to_repeat_it(tmp_path: Path) -> None:
         [*BASE, f"trainer.default_local_dir={tmp_path}", "data.task_weights={Rec-Movie: 2}", "trainer.seed=7"],
     )
     write_record(config, None)
-    name = own_config(str(tmp_path))
+    name = find_run_config(str(tmp_path))
     assert name is not None
     assert load_config(name, [], str(tmp_path)) == config
     about = json.loads((tmp_path / "run.json").read_text())
     assert about["seed"] == 7
     assert about["versions"]["torch"] == torch.__version__
-    assert own_config(str(tmp_path / "elsewhere")) is None
+    assert find_run_config(str(tmp_path / "elsewhere")) is None
 
 
 class Answers:
@@ -300,7 +300,7 @@ def test_after_a_failure_a_state_is_waited_for_as_long_as_all_processes_answer(
     saver, cluster = StateSaver(tmp_path, None, lines.append, 3), Answers(*answers)
     saver.begin(cluster, 4, {"step": 4})  # type: ignore[arg-type]
     saver.finish_after_failure(cluster, seconds)  # type: ignore[arg-type]
-    assert isinstance(read(tmp_path / "step_4"), State) == (said is None)
+    assert isinstance(read_state(tmp_path / "step_4"), State) == (said is None)
     told = f"the state of step 4 could not be saved ({said}); step_3 is the last whole one"
     assert lines == ([] if said is None else [told])
     saver.finish_after_failure(cluster, seconds)  # type: ignore[arg-type]

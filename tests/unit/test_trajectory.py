@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from r1ranker.trainer.batch.balance import Budget, PassCost, arrange
-from r1ranker.trainer.batch.trajectory import Trajectory, deal, pack
+from r1ranker.trainer.batch.balance import Budget, PassCost, arrange_micro_batches
+from r1ranker.trainer.batch.trajectory import Trajectory, deal_by_load, pack
 
 
 def trajectory(prompt: list[int], response: list[int], allowed: list[list[int]] | None = None) -> Trajectory:
@@ -45,7 +45,7 @@ def test_bins_hold_everything_once_within_both_budgets(
     sizes: list[tuple[int, list[int]]], tokens: int, count: int | None, processes: int, share: bool
 ) -> None:
     batch = batch_of(sizes)
-    hands = arrange(batch, processes, Budget(tokens, count, share, PassCost(0.01, 0.1)))
+    hands = arrange_micro_batches(batch, processes, Budget(tokens, count, share, PassCost(0.01, 0.1)))
     assert len(hands) == processes
     assert len({len(hand) for hand in hands}) == 1
     bins = [one for hand in hands for one in hand]
@@ -56,17 +56,17 @@ def test_bins_hold_everything_once_within_both_budgets(
 
 def test_a_sequence_over_the_budget_is_refused() -> None:
     with pytest.raises(ValueError, match="60 tokens"):
-        arrange([trajectory([1] * 50, [2] * 10)], 1, Budget(50))
+        arrange_micro_batches([trajectory([1] * 50, [2] * 10)], 1, Budget(50))
 
 
 def test_a_group_stays_together_where_that_saves_and_is_split_where_processes_would_wait() -> None:
     batch = batch_of([(400, [64] * 8), (400, [64] * 8)])
-    (alone,) = arrange(batch, 1, Budget(1000))
+    (alone,) = arrange_micro_batches(batch, 1, Budget(1000))
     assert sorted(map(sorted, alone)) == [list(range(8)), list(range(8, 16))]
-    four = arrange(batch, 4, Budget(1000))
+    four = arrange_micro_batches(batch, 4, Budget(1000))
     assert [len(hand[0]) for hand in four] == [4, 4, 4, 4]
     # six responses of one token: computing the prompt again costs more than it saves
-    short = arrange(batch_of([(400, [1] * 6), (400, [1] * 6)]), 2, Budget(1000))
+    short = arrange_micro_batches(batch_of([(400, [1] * 6), (400, [1] * 6)]), 2, Budget(1000))
     assert sorted(sorted(hand[0]) for hand in short) == [list(range(6)), list(range(6, 12))]
 
 
@@ -78,13 +78,13 @@ def test_cost_counts_attention_and_the_output_embedding() -> None:
 
 def test_long_sequences_are_dealt_by_their_attention_too() -> None:
     batch = batch_of([(1000, [2]), *[(100, [2])] * 10])
-    hands = arrange(batch, 2, Budget(2000, cost=PassCost(pair=0.01)))
+    hands = arrange_micro_batches(batch, 2, Budget(2000, cost=PassCost(pair=0.01)))
     assert [0] in [hand[0] for hand in hands], "as many tokens on both sides, but the long one costs five times as much"
 
 
 @given(st.lists(st.integers(0, 100), max_size=20), st.integers(1, 5))
 def test_dealing_gives_every_process_as_many_bins(loads: list[int], hands: int) -> None:
-    dealt = deal(loads, hands)
+    dealt = deal_by_load(loads, hands)
     assert len(dealt) == hands
     assert len({len(hand) for hand in dealt}) == 1
     assert sorted(index for hand in dealt for index in hand if index >= 0) == list(range(len(loads)))
@@ -137,6 +137,9 @@ def test_nothing_packs_into_a_filler_without_targets() -> None:
 def test_processes_share_the_work_however_large_the_budget() -> None:
     lengths = np.random.default_rng(0).integers(300, 1700, 32)
     batch = [Trajectory([group] * (length - 1), [2], np.zeros(1), "stop", 0) for group, length in enumerate(lengths)]
-    loads = [sum(row_tokens(batch, one) for one in hand) for hand in arrange(batch, 4, Budget(max_tokens=16384))]
+    loads = [
+        sum(row_tokens(batch, one) for one in hand)
+        for hand in arrange_micro_batches(batch, 4, Budget(max_tokens=16384))
+    ]
     assert sum(loads) == lengths.sum() - 32
     assert max(loads) < 1.15 * lengths.sum() / 4

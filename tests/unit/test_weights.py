@@ -29,7 +29,7 @@ from r1ranker.model.weights import locate_weights, match_parameters
 from r1ranker.trainer.algorithm.losses import ClipRange
 from r1ranker.trainer.batch.trajectory import Trajectory
 from r1ranker.trainer.learners.policy import Policy, PolicyLoss
-from r1ranker.trainer.memory.shape import shape_of
+from r1ranker.trainer.memory.shape import load_shape
 
 CPU = torch.device("cpu")
 
@@ -86,13 +86,13 @@ def test_a_frozen_model_rests_in_the_type_it_is_computed_with(tiny_model: str) -
 
 
 def test_a_process_of_sixty_four_runs_a_pass_forward_and_back(tiny_model: str) -> None:
-    parameters = shape_of(tiny_model).parameters
+    parameters = load_shape(tiny_model).parameters
     one = Trajectory([1, 2, 3], [4, 5, 6], np.full(3, -6.0), "stop", 0, advantages=np.ones(3), weights=np.full(3, 0.1))
     with process(63, 64):
         policy = Policy(tiny_model, CPU, 1.0, Execution(64))
         assert sum(local_rows(parameter)[0].numel() for parameter in policy.module.parameters()) < parameters / 32
         assert len(policy.logprobs([[one]])[0][0]) == 3
-        policy.accumulate([[one]], PolicyLoss(ClipRange(0.2, 0.2, 3.0)))
+        policy.accumulate_gradients([[one]], PolicyLoss(ClipRange(0.2, 0.2, 3.0)))
         for parameter in policy.module.parameters():
             assert parameter.grad is not None
             assert parameter.grad.to_local().shape == parameter.to_local().shape
@@ -197,7 +197,7 @@ def test_loading_takes_a_share_of_the_model_not_all_of_it(tiny_model: str, tmp_p
     Qwen2ForCausalLM(config).save_pretrained(tmp_path)
     for file in Path(tiny_model).glob("tokenizer*"):
         shutil.copy(file, tmp_path)
-    whole = 4 * shape_of(str(tmp_path)).parameters
+    whole = 4 * load_shape(str(tmp_path)).parameters
     assert whole > 150e6
     command = [sys.executable, "-c", LOADING, tiny_model, str(tmp_path)]
     taken = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)

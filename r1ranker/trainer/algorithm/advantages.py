@@ -46,7 +46,7 @@ def _relative(scores: Sequence[float], groups: Sequence[int], scale: Callable[[n
     return advantages
 
 
-def exact(
+def exact_advantages(
     scores: Sequence[float], groups: Sequence[int], weights: Sequence[float], scale: str, epsilon: float = 1e-6
 ) -> np.ndarray:
     """Advantages [N] of groups that hold every response there is, of probability proportional to `weights` [N].
@@ -105,7 +105,7 @@ def whiten(ragged: Ragged, valid: Sequence[np.ndarray], epsilon: float = 1e-8) -
     return [np.where(mask, (array - kept.mean()) / scale, 0.0) for array, mask in zip(ragged, valid, strict=True)]
 
 
-def on_last_token(score: float, length: int) -> np.ndarray:
+def reward_on_last_token(score: float, length: int) -> np.ndarray:
     """Token rewards [L] that are 0 but for the score on the last one; a response of no tokens has no place for it."""
     rewards = np.zeros(length)
     if length:

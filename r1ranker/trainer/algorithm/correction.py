@@ -29,7 +29,7 @@ def importance_weights(trainer: np.ndarray, engine: np.ndarray, level: str, thre
     return np.where(known, weights, 1.0)
 
 
-def correct(trajectories: Sequence[Trajectory], config: RolloutCorrectionConfig) -> dict[str, float]:
+def apply_importance_weights(trajectories: Sequence[Trajectory], config: RolloutCorrectionConfig) -> dict[str, float]:
     """Multiply the weights into the advantages, before any loss sees them: a policy loss is proportional to its advantage.
 
     Needs old_logprobs, the trainer's own. Returns the metrics of the weights.

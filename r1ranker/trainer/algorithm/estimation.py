@@ -10,22 +10,22 @@ import torch
 from r1ranker.trainer.algorithm.advantages import (
     Ragged,
     discounted_returns,
-    exact,
+    exact_advantages,
     gae,
     grpo,
     maxrl,
-    on_last_token,
+    reward_on_last_token,
     rloo,
     whiten,
 )
 from r1ranker.trainer.algorithm.kl import KLController, kl_estimate
-from r1ranker.trainer.algorithm.losses import token_shares
-from r1ranker.trainer.algorithm.statistics import spread
+from r1ranker.trainer.algorithm.losses import loss_weights
+from r1ranker.trainer.algorithm.statistics import summarise
 from r1ranker.trainer.batch.trajectory import Trajectory
 from r1ranker.trainer.config.schema import ActorConfig, AlgorithmConfig
 
 
-def put_advantages(
+def assign_advantages(
     trajectories: Sequence[Trajectory], algorithm: AlgorithmConfig, kl_control: KLController, every_answer: bool = False
 ) -> dict[str, float]:
     """Set advantages and returns of every trajectory; returns the metrics of the rewards after the KL term.
@@ -43,7 +43,7 @@ def put_advantages(
         returns = discounted_returns(rewards, algorithm.gamma)
         advantages = whiten(returns, valid)
     else:
-        whole = _of_responses(trajectories, algorithm, every_answer)
+        whole = _response_advantages(trajectories, algorithm, every_answer)
         advantages = [
             np.full(len(trajectory.response_ids), value) for trajectory, value in zip(trajectories, whole, strict=True)
         ]
@@ -53,27 +53,29 @@ def put_advantages(
     return metrics
 
 
-def _of_responses(trajectories: Sequence[Trajectory], algorithm: AlgorithmConfig, every_answer: bool) -> np.ndarray:
+def _response_advantages(
+    trajectories: Sequence[Trajectory], algorithm: AlgorithmConfig, every_answer: bool
+) -> np.ndarray:
     """An advantage [N] a response, within its group."""
     scores = [trajectory.score for trajectory in trajectories]
     groups = [trajectory.group_id for trajectory in trajectories]
     if every_answer:
         of_grpo = "std" if algorithm.norm_adv_by_std_in_grpo else "none"
         scale = {"grpo": of_grpo, "maxrl": "mean"}[algorithm.adv_estimator]
-        return exact(scores, groups, [trajectory.stands_for for trajectory in trajectories], scale)
+        return exact_advantages(scores, groups, [trajectory.sample_weight for trajectory in trajectories], scale)
     if algorithm.adv_estimator == "grpo":
         return grpo(scores, groups, algorithm.norm_adv_by_std_in_grpo)
     return {"rloo": rloo, "maxrl": maxrl}[algorithm.adv_estimator](scores, groups)
 
 
-def put_shares(trajectories: Sequence[Trajectory], mode: str) -> None:
-    """Set every token's share in the loss of the mini-batch that these are, as `token_shares` has it."""
-    shares = token_shares([trajectory.valid for trajectory in trajectories], mode)
+def assign_loss_weights(trajectories: Sequence[Trajectory], mode: str) -> None:
+    """Set every token's share in the loss of the mini-batch that these are, as `loss_weights` has it."""
+    shares = loss_weights([trajectory.valid for trajectory in trajectories], mode)
     for trajectory, share in zip(trajectories, shares, strict=True):
-        trajectory.weights = share * trajectory.stands_for
+        trajectory.weights = share * trajectory.sample_weight
 
 
-def with_gradient(trajectories: Sequence[Trajectory], actor: ActorConfig) -> list[Trajectory]:
+def drop_without_gradient(trajectories: Sequence[Trajectory], actor: ActorConfig) -> list[Trajectory]:
     """Those that the policy learns from: without any advantage, nothing but a KL or an entropy term has a gradient.
 
     Their tokens' shares in the loss are fixed before, so that the others' count stays as it is.
@@ -87,19 +89,19 @@ def _token_rewards(
     trajectories: Sequence[Trajectory], algorithm: AlgorithmConfig, kl_control: KLController
 ) -> tuple[Ragged, dict[str, float]]:
     """Rewards [L] a response: the score on the last token, less the KL of every token where it is in the reward."""
-    rewards = [on_last_token(trajectory.score, len(trajectory.response_ids)) for trajectory in trajectories]
+    rewards = [reward_on_last_token(trajectory.score, len(trajectory.response_ids)) for trajectory in trajectories]
     metrics: dict[str, float] = {}
     if algorithm.use_kl_in_reward:
-        penalties = [_penalty(trajectory, algorithm.kl_penalty) for trajectory in trajectories]
+        penalties = [_kl_penalty(trajectory, algorithm.kl_penalty) for trajectory in trajectories]
         metrics["actor/kl_coef"] = kl_control.value
         rewards = [reward - kl_control.value * kl for reward, kl in zip(rewards, penalties, strict=True)]
         tokens = max(1, sum(int(trajectory.valid.sum()) for trajectory in trajectories))
         metrics["actor/reward_kl_penalty"] = float(sum(kl.sum() for kl in penalties) / tokens)
         kl_control.update(metrics["actor/reward_kl_penalty"], len(trajectories))
-    return rewards, metrics | spread("critic/rewards", np.array([reward.sum() for reward in rewards]))
+    return rewards, metrics | summarise("critic/rewards", np.array([reward.sum() for reward in rewards]))
 
 
-def _penalty(trajectory: Trajectory, kind: str) -> np.ndarray:
+def _kl_penalty(trajectory: Trajectory, kind: str) -> np.ndarray:
     assert trajectory.old_logprobs is not None
     assert trajectory.ref_logprobs is not None
     estimate = kl_estimate(torch.from_numpy(trajectory.old_logprobs), torch.from_numpy(trajectory.ref_logprobs), kind)

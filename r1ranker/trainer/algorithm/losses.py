@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 
-def token_shares(valid: Sequence[np.ndarray], mode: str) -> list[np.ndarray]:
+def loss_weights(valid: Sequence[np.ndarray], mode: str) -> list[np.ndarray]:
     """Each token's share [L] in the loss of a mini-batch, given which of its tokens take part.
 
     token-mean: 1 / tokens; seq-mean-token-sum: 1 / responses; seq-mean-token-mean: 1 / (responses * its tokens).

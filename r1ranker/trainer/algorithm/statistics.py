@@ -26,7 +26,7 @@ def explained_variance(values: np.ndarray, returns: np.ndarray) -> float:
     return 1.0 - float(np.var(returns - values)) / variance if variance > 0 else 0.0
 
 
-def spread(name: str, values: np.ndarray) -> dict[str, float]:
+def summarise(name: str, values: np.ndarray) -> dict[str, float]:
     """Mean, maximum and minimum under `name`; nothing for no values."""
     if len(values) == 0:
         return {}

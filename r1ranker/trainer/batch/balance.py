@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from r1ranker.trainer.batch.trajectory import Trajectory, families_of
+from r1ranker.trainer.batch.trajectory import Trajectory, group_by_prompt
 from r1ranker.trainer.config.schema import Config, RefConfig, RolloutConfig
 
 Piece = list[int]
@@ -31,7 +31,7 @@ class PassCost:
 
 
 @cache
-def pass_cost(path: str) -> PassCost:
+def load_pass_cost(path: str) -> PassCost:
     """The cost of a dense transformer with gated feed-forward layers, from its config: two operations a weight and token.
 
     A pair takes 4 d operations in a block, d being the width of all query heads: a dot product with the key, a sum of the value.
@@ -70,7 +70,7 @@ class Budget:
     ) -> Budget:
         """The bounds that a role's keys give for the model at `path`; what they leave open is the actor's."""
         actor, model = config.actor_rollout_ref.actor, config.actor_rollout_ref.model
-        max_tokens, cost = tokens or actor.ppo_max_token_len_per_gpu, pass_cost(str(path or model.path))
+        max_tokens, cost = tokens or actor.ppo_max_token_len_per_gpu, load_pass_cost(str(path or model.path))
         if actor.use_dynamic_bsz if dynamic is None else dynamic:
             return cls(max_tokens, None, model.share_prompts, cost)
         each = sequences_each or (sequences // config.world_size if sequences else None)
@@ -108,7 +108,7 @@ class Budget:
         )
 
 
-def arrange(trajectories: Sequence[Trajectory], processes: int, budget: Budget) -> list[list[list[int]]]:
+def arrange_micro_batches(trajectories: Sequence[Trajectory], processes: int, budget: Budget) -> list[list[list[int]]]:
     """For each process its bins of indices of `trajectories`; all have as many bins, some of them perhaps empty.
 
     Raises ValueError where one sequence alone is over the budget.
@@ -118,7 +118,7 @@ def arrange(trajectories: Sequence[Trajectory], processes: int, budget: Budget) 
         raise ValueError(f"a sequence of {longest} tokens does not fit into a micro-batch of {budget.max_tokens}")
     if not trajectories:
         return [[[]] for _ in range(processes)]
-    families = families_of([trajectory.prompt_ids for trajectory in trajectories], budget.share_prompts)
+    families = group_by_prompt([trajectory.prompt_ids for trajectory in trajectories], budget.share_prompts)
     plans = []
     for parts in _ways_to_split([_cost(trajectories, family, budget.cost) for family in families], processes):
         pieces = [
@@ -126,7 +126,7 @@ def arrange(trajectories: Sequence[Trajectory], processes: int, budget: Budget) 
             for family, count in zip(families, parts, strict=True)
             for piece in _split(trajectories, family, count, budget)
         ]
-        plans.append(_plan(trajectories, pieces, processes, budget))
+        plans.append(_plan_micro_batches(trajectories, pieces, processes, budget))
     return min(plans, key=lambda plan: _duration(trajectories, plan, budget))
 
 
@@ -143,7 +143,7 @@ def _ways_to_split(costs: Sequence[float], processes: int) -> list[list[int]]:
     return ways
 
 
-def family_tokens(trajectories: Sequence[Trajectory], piece: Piece) -> int:
+def count_group_tokens(trajectories: Sequence[Trajectory], piece: Piece) -> int:
     """Tokens of the row that a piece takes."""
     inputs = sum(max(0, len(trajectories[index].response_ids) - 1) for index in piece)
     return len(trajectories[piece[0]].prompt_ids) + inputs
@@ -165,16 +165,16 @@ def _split(trajectories: Sequence[Trajectory], family: Piece, parts: int, budget
             place = min((place for place in range(count) if len(pieces[place]) < most), key=lambda place: sizes[place])
             pieces[place].append(index)
             sizes[place] += 1 + len(trajectories[index].response_ids)
-        if all(len(piece) == 1 or family_tokens(trajectories, piece) <= budget.max_tokens for piece in pieces):
+        if all(len(piece) == 1 or count_group_tokens(trajectories, piece) <= budget.max_tokens for piece in pieces):
             break
     return [sorted(piece) for piece in pieces]
 
 
-def _plan(
+def _plan_micro_batches(
     trajectories: Sequence[Trajectory], pieces: Sequence[Piece], processes: int, budget: Budget
 ) -> list[list[list[int]]]:
     """Pieces in as few bins a process as the budget allows: the dearest first, each into the cheapest bin with room."""
-    tokens = [family_tokens(trajectories, piece) for piece in pieces]
+    tokens = [count_group_tokens(trajectories, piece) for piece in pieces]
     costs = [_cost(trajectories, piece, budget.cost) for piece in pieces]
     most = budget.max_sequences or len(trajectories)
     order = sorted(range(len(pieces)), key=lambda place: (-costs[place], place))
@@ -213,7 +213,7 @@ def _duration(trajectories: Sequence[Trajectory], plan: list[list[list[int]]], b
     """Predicted: the dearest bin of each round, one after another."""
 
     def cost(one: list[int]) -> float:
-        families = families_of([trajectories[index].prompt_ids for index in one], budget.share_prompts)
+        families = group_by_prompt([trajectories[index].prompt_ids for index in one], budget.share_prompts)
         return sum(_cost(trajectories, [one[place] for place in family], budget.cost) for family in families)
 
     return sum(max(map(cost, bins)) for bins in zip(*plan, strict=True))

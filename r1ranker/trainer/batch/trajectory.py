@@ -33,7 +33,7 @@ class Trajectory:
     """[L] ids allowed at each token, empty where all were; or an empty list where none was constrained"""
     score: float = 0.0
     """the reward of the whole response"""
-    stands_for: float = 1.0
+    sample_weight: float = 1.0
     """so many samples: of a group that holds every answer, their number times this one's probability"""
     old_logprobs: np.ndarray | None = None
     """[L], of the policy before this batch's updates"""
@@ -54,7 +54,7 @@ class Trajectory:
         return len(self.prompt_ids) + len(self.response_ids)
 
     @property
-    def decided(self) -> int:
+    def free_length(self) -> int:
         """Sampled tokens up to the last that could have been another one; the constraint left no choice after it."""
         if not self.allowed:
             return len(self.response_ids)
@@ -97,7 +97,7 @@ class MicroBatch:
 COLUMNS = ("rollout_logprobs", "old_logprobs", "ref_logprobs", "values", "advantages", "returns", "weights")
 
 
-def families_of(prompts: Sequence[Sequence[int]], share: bool = True) -> list[list[int]]:
+def group_by_prompt(prompts: Sequence[Sequence[int]], share: bool = True) -> list[list[int]]:
     """Indices of `prompts`, those with the same prompt together; with `share` off each by itself."""
     if not share:
         return [[index] for index in range(len(prompts))]
@@ -129,10 +129,11 @@ def pack(trajectories: Sequence[Trajectory], share_prompts: bool = True, forced_
         lengths.append(len(segment))
         prefixes.append(prefix)
 
-    for family in families_of([trajectory.prompt_ids for trajectory in trajectories], share_prompts):
+    for family in group_by_prompt([trajectory.prompt_ids for trajectory in trajectories], share_prompts):
         prompt = trajectories[family[0]].prompt_ids
         ends = [
-            len(trajectories[index].response_ids) if forced_ends else trajectories[index].decided for index in family
+            len(trajectories[index].response_ids) if forced_ends else trajectories[index].free_length
+            for index in family
         ]
         inputs = [trajectories[index].response_ids[: max(end - 1, 0)] for index, end in zip(family, ends, strict=True)]
         start, beginning = len(tokens), len(lengths)
@@ -169,7 +170,7 @@ def pack(trajectories: Sequence[Trajectory], share_prompts: bool = True, forced_
     )
 
 
-def responses_of(batch: MicroBatch, trajectories: Sequence[Trajectory]) -> Iterator[tuple[slice, MicroBatch]]:
+def split_responses(batch: MicroBatch, trajectories: Sequence[Trajectory]) -> Iterator[tuple[slice, MicroBatch]]:
     """For each of the trajectories a batch was packed from: its tokens among the R, and the batch with their columns alone."""
     start = 0
     for trajectory in trajectories:
@@ -194,7 +195,7 @@ def _filler() -> MicroBatch:
     )
 
 
-def deal(loads: Sequence[int], hands: int) -> list[list[int]]:
+def deal_by_load(loads: Sequence[int], hands: int) -> list[list[int]]:
     """Indices of `loads` dealt to `hands` processes, heaviest first to the one with least; every list equally long.
 
     Lists are filled up with -1, which stands for an empty bin.

@@ -13,7 +13,7 @@ from r1ranker.errors import UserError
 from r1ranker.model.loading import load_causal_lm
 from r1ranker.pretrained import SETTINGS_FILE, load_tokenizer
 from r1ranker.trainer.checkpoint.shards import read_trained_weights
-from r1ranker.trainer.checkpoint.state import read
+from r1ranker.trainer.checkpoint.state import read_state
 
 
 def export_actor(state: str, output: str) -> int:
@@ -22,7 +22,7 @@ def export_actor(state: str, output: str) -> int:
     The weights are written in float32, as they were trained. The model that the run began with has to be where it was.
     Raises UserError where the state is damaged, or of another model.
     """
-    found = read(Path(state))
+    found = read_state(Path(state))
     if isinstance(found, str):
         raise UserError(f"{found}; a state such as RUN/state/step_100 is wanted")
     path = found.driver["config"]["actor_rollout_ref"]["model"]["path"]
@@ -31,10 +31,10 @@ def export_actor(state: str, output: str) -> int:
     with atomic_path(Path(output)) as temporary:
         model.save_pretrained(temporary)
         load_tokenizer(path).save_pretrained(temporary)
-        write_about(Path(temporary), found.driver["actor"])
+        write_ranker_settings(Path(temporary), found.driver["actor"])
     return found.step
 
 
-def write_about(directory: Path, about: dict[str, Any]) -> None:
+def write_ranker_settings(directory: Path, about: dict[str, Any]) -> None:
     """What is needed to rank with an actor, beside its weights."""
     (directory / SETTINGS_FILE).write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")

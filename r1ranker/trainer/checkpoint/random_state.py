@@ -19,7 +19,7 @@ def seed_everything(seed: int) -> None:
     torch.manual_seed(seed)
 
 
-def random_states() -> dict[str, Any]:
+def get_random_states() -> dict[str, Any]:
     """Where this process's generators stand."""
     name, words, *rest = np.random.get_state(legacy=True)
     accelerator = accelerator_random_state()
@@ -31,7 +31,7 @@ def random_states() -> dict[str, Any]:
     }
 
 
-def restore_random_states(states: Mapping[str, Any]) -> None:
+def set_random_states(states: Mapping[str, Any]) -> None:
     """Put this process's generators where `states` were taken."""
     version, words, gauss = states["python"]
     random.setstate((version, tuple(words), gauss))

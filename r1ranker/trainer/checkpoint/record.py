@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from r1ranker.atomic import atomic_path
-from r1ranker.trainer.config.load import as_dict
+from r1ranker.trainer.config.load import to_dict
 from r1ranker.trainer.config.schema import Config
 
 PACKAGES = (
@@ -36,20 +36,20 @@ def write_record(config: Config, resumed_from: str | None) -> None:
     directory = Path(config.output_dir)
     about = {
         "seed": config.trainer.seed,
-        "versions": versions(),
+        "versions": installed_versions(),
         "commit": _commit(),
         "platform": platform.platform(),
         "resumed_from": resumed_from,
     }
     for name, text in (
-        (CONFIG, OmegaConf.to_yaml(OmegaConf.create(as_dict(config)))),
+        (CONFIG, OmegaConf.to_yaml(OmegaConf.create(to_dict(config)))),
         (ABOUT, json.dumps(about, indent=1) + "\n"),
     ):
         with atomic_path(directory / name) as temporary:
             temporary.write_text(text, encoding="utf-8")
 
 
-def versions() -> dict[str, str]:
+def installed_versions() -> dict[str, str]:
     """Python's and the packages' that a result can hang on."""
     found = {"python": sys.version.split()[0]}
     for package in PACKAGES:

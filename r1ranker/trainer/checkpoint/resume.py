@@ -10,10 +10,10 @@ from typing import Any
 from r1ranker.errors import UserError
 from r1ranker.trainer.checkpoint import state as states_on_disk
 from r1ranker.trainer.checkpoint.state import ASIDE, STATES, Say, State
-from r1ranker.trainer.config.load import as_dict
+from r1ranker.trainer.config.load import to_dict
 from r1ranker.trainer.config.schema import Config
 
-FREE = (
+FREE_KEYS = (
     "trainer.executor", "trainer.n_gpus_per_node", "trainer.nnodes", "trainer.total_epochs", "trainer.total_training_steps",
     "trainer.val_before_train", "trainer.test_freq", "trainer.save_freq", "trainer.project_name", "trainer.experiment_name",
     "trainer.default_local_dir", "trainer.logger", "trainer.resume_mode", "trainer.max_actor_ckpt_to_keep",
@@ -26,7 +26,7 @@ FREE = (
     "actor_rollout_ref.rollout.gpu_memory_utilization",
 )  # fmt: skip
 """what a run may go on with otherwise (those with a dot at the end: whole sections); training files are compared by content"""
-FREE_PARTS = (
+FREE_KEY_PARTS = (
     "micro_batch_size",
     "max_token_len",
     "use_dynamic_bsz",
@@ -38,27 +38,27 @@ FREE_PARTS = (
 """of names: how a step is computed, not what"""
 
 
-def choose(config: Config, data: Mapping[str, str], again: bool, say: Say) -> State | None:
+def choose_state(config: Config, data: Mapping[str, str], again: bool, say: Say) -> State | None:
     """The state to go on from; None: begin anew.
 
     `data`: checksum of each training file. `again`: this run has begun before and goes on after a breakdown. Raises
     UserError where no state can be used, or where the run in this directory is another one.
     """
     mode, own = config.trainer.resume_mode, Path(config.output_dir) / STATES
-    if again and states_on_disk.steps_of(own):
-        return states_on_disk.newest(own, say)
+    if again and states_on_disk.list_states(own):
+        return states_on_disk.find_newest(own, say)
     if mode == "disable":
         return None
     if mode == "auto":
-        state = states_on_disk.newest(own, say)
+        state = states_on_disk.find_newest(own, say)
         if state is not None:
             _refuse_other_run(config, data, state)
         return state
-    return _named(Path(mode), config, data, say)
+    return _read_named_state(Path(mode), config, data, say)
 
 
 def _refuse_other_run(config: Config, data: Mapping[str, str], state: State) -> None:
-    before, now = _shaping(state.driver["config"]), _shaping(as_dict(config))
+    before, now = _select_shaping(state.driver["config"]), _select_shaping(to_dict(config))
     different = [key for key in {**now, **before} if now.get(key) != before.get(key)]
     where = f"{state.directory}: the run in this directory"
     cure = "the same, another trainer.default_local_dir, or trainer.resume_mode=disable is wanted"
@@ -70,19 +70,19 @@ def _refuse_other_run(config: Config, data: Mapping[str, str], state: State) -> 
         raise UserError(f"data.train_files: other rows than {where} has; {cure}")
 
 
-def _named(directory: Path, config: Config, data: Mapping[str, str], say: Say) -> State:
+def _read_named_state(directory: Path, config: Config, data: Mapping[str, str], say: Say) -> State:
     """The state in `directory`; what is different now is said."""
-    state = states_on_disk.read(directory)
+    state = states_on_disk.read_state(directory)
     if isinstance(state, str):
         raise UserError(
             f"trainer.resume_mode: {state}; a directory such as {Path(config.output_dir) / STATES}/step_100 is wanted"
         )
     aside = Path(config.output_dir) / ASIDE
-    if directory.resolve().parent == aside.resolve() and states_on_disk.steps_of(aside.parent / STATES):
+    if directory.resolve().parent == aside.resolve() and states_on_disk.list_states(aside.parent / STATES):
         raise UserError(
             f"trainer.resume_mode: {directory} is deleted with this run's first state; move it elsewhere first"
         )
-    before, now = _shaping(state.driver["config"]), _shaping(as_dict(config))
+    before, now = _select_shaping(state.driver["config"]), _select_shaping(to_dict(config))
     changed = [
         f"{key} {before.get(key)!r} -> {now.get(key)!r}" for key in {**now, **before} if now.get(key) != before.get(key)
     ]
@@ -93,13 +93,13 @@ def _named(directory: Path, config: Config, data: Mapping[str, str], say: Say) -
     return state
 
 
-def _shaping(config: Mapping[str, Any]) -> dict[str, Any]:
+def _select_shaping(config: Mapping[str, Any]) -> dict[str, Any]:
     """What shapes a training, by dotted name."""
     return {
         key: os.path.abspath(value) if key.endswith(".path") and value and os.path.exists(value) else value
         for key, value in _leaves(config)
-        if not any(key == free or (free.endswith(".") and key.startswith(free)) for free in FREE)
-        and not any(part in key.rpartition(".")[2] for part in FREE_PARTS)
+        if not any(key == free or (free.endswith(".") and key.startswith(free)) for free in FREE_KEYS)
+        and not any(part in key.rpartition(".")[2] for part in FREE_KEY_PARTS)
         and not (key.startswith("critic.") and config["algorithm"]["adv_estimator"] != "gae")
     }
 

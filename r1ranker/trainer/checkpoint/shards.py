@@ -25,8 +25,8 @@ from r1ranker.atomic import flush
 from r1ranker.device import beside_queued_work
 from r1ranker.errors import UserError
 from r1ranker.model.fsdp import local_rows
-from r1ranker.trainer.checkpoint.random_state import random_states, restore_random_states
-from r1ranker.trainer.checkpoint.state import entry
+from r1ranker.trainer.checkpoint.random_state import get_random_states, set_random_states
+from r1ranker.trainer.checkpoint.state import describe_file
 from r1ranker.trainer.learners.optimisation import Optimisation
 
 Learner = tuple[nn.Module, Optimisation]
@@ -58,7 +58,7 @@ class PartWriter:
         self._about: dict[str, Any] = {
             "schedules": {role: optimisation.schedule.last_epoch for role, (_, optimisation) in learners.items()},
             "counts": {role: _counts(*learner) for role, learner in learners.items()},
-            "random": random_states(),
+            "random": get_random_states(),
         }
         self._directory, self._rank = Path(directory), rank
         self._failure: str | None = f"{self._directory.parent}: the writing thread broke off"
@@ -94,7 +94,7 @@ class PartWriter:
             about.write_text(json.dumps(self._about | {"files": files}), encoding="utf-8")
             flush(about)
             # a checksum takes as long as writing, and needs the weights no more
-            self._files = {name: entry(self._directory / name) for name in (*files, about.name)}
+            self._files = {name: describe_file(self._directory / name) for name in (*files, about.name)}
             self._failure = None
         except (OSError, SafetensorError) as error:  # safetensors has the system's words in an error of its own
             self._failure = f"{self._directory.parent}: {getattr(error, 'strerror', None) or error}"
@@ -251,8 +251,8 @@ def _fill(directory: str, parts: Sequence[Mapping[str, Any]], wanted: Mapping[st
             raise UserError(f"{directory}: holds no {name} of shape {shape}: the state of another model")
 
 
-def restore_part_random(directory: str, rank: int) -> None:
+def restore_random_state(directory: str, rank: int) -> None:
     """Put this process's random generators where they stood; a process of which there was none keeps its own."""
     about = Path(directory) / part_name(rank)
     if about.is_file():
-        restore_random_states(json.loads(about.read_text(encoding="utf-8"))["random"])
+        set_random_states(json.loads(about.read_text(encoding="utf-8"))["random"])

@@ -45,12 +45,12 @@ class State:
         return self.directory.resolve().parent == states.resolve()
 
 
-def entry(file: Path) -> dict[str, Any]:
+def describe_file(file: Path) -> dict[str, Any]:
     """The manifest's line of a file."""
     return {"bytes": file.stat().st_size, "sha256": sha256(file)}
 
 
-def steps_of(states: Path) -> list[tuple[int, Path]]:
+def list_states(states: Path) -> list[tuple[int, Path]]:
     """(step, directory) of what stands under `states`, the newest first; nothing is checked."""
     if not states.is_dir():
         return []
@@ -58,18 +58,18 @@ def steps_of(states: Path) -> list[tuple[int, Path]]:
     return sorted(found, reverse=True)
 
 
-def newest(states: Path, say: Say) -> State | None:
+def find_newest(states: Path, say: Say) -> State | None:
     """The newest whole state under `states`; each newer one is named with what is wrong with it.
 
     Raises UserError where there are states and none is whole.
     """
     try:
-        found = steps_of(states)
+        found = list_states(states)
     except OSError as error:
         raise UserError(f"{states}: cannot be read ({error.strerror})") from error
     damage: list[str] = []
     for _, directory in found:
-        state = read(directory)
+        state = read_state(directory)
         if isinstance(state, State):
             for sentence in damage:
                 say(f"{sentence}; going on from {directory.name}")
@@ -80,7 +80,7 @@ def newest(states: Path, say: Say) -> State | None:
     return None
 
 
-def read(directory: Path) -> State | str:
+def read_state(directory: Path) -> State | str:
     """The state in `directory`, or what is wrong with it."""
     try:
         manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
@@ -99,7 +99,7 @@ def read(directory: Path) -> State | str:
         return f"{directory / MANIFEST}: not the manifest of a state ({type(error).__name__}): damaged"
 
 
-def begin(states: Path, step: int, driver: Mapping[str, Any]) -> Path:
+def begin_state(states: Path, step: int, driver: Mapping[str, Any]) -> Path:
     """A directory to write the state of `step` in, with the driver's part in it. Raises OSError."""
     directory = states / f".step_{step}{_WRITING}"
     shutil.rmtree(directory, ignore_errors=True)
@@ -108,10 +108,10 @@ def begin(states: Path, step: int, driver: Mapping[str, Any]) -> Path:
     return directory
 
 
-def publish(directory: Path, files: Mapping[str, Any]) -> Path:
+def publish_state(directory: Path, files: Mapping[str, Any]) -> Path:
     """Put a state in its place, given the entries of the processes' files. Raises OSError."""
     flush(directory / DRIVER)
-    manifest = {"format": FORMAT, "files": {**files, DRIVER: entry(directory / DRIVER)}}
+    manifest = {"format": FORMAT, "files": {**files, DRIVER: describe_file(directory / DRIVER)}}
     (directory / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
     flush(directory / MANIFEST)
     flush_directory(directory)
@@ -123,10 +123,10 @@ def publish(directory: Path, files: Mapping[str, Any]) -> Path:
     return target
 
 
-def prune(states: Path, newest_whole: Path, keep: int | None) -> None:
+def prune_states(states: Path, newest_whole: Path, keep: int | None) -> None:
     """Leave the last `keep` states (None: all) up to `newest_whole`, which is known to be whole; no other run's is left."""
-    step = {path: number for number, path in steps_of(states)}[newest_whole]
-    older = [path for number, path in steps_of(states) if number < step]
+    step = {path: number for number, path in list_states(states)}[newest_whole]
+    older = [path for number, path in list_states(states) if number < step]
     for path in [] if keep is None else older[keep - 1 :]:
         # renamed first: what is half deleted has no state's name
         gone = path.with_name(f".{path.name}{_WRITING}")
@@ -147,7 +147,7 @@ def set_aside(states: Path, up_to: State | None) -> None:
     `up_to`: the state that it goes on from; older ones beside it stay. Raises UserError where they cannot be moved.
     """
     kept = up_to.step if up_to is not None and up_to.is_among(states) else -1
-    leaving = [path for step, path in steps_of(states) if step > kept]
+    leaving = [path for step, path in list_states(states) if step > kept]
     if not leaving:
         return
     aside = states.parent / ASIDE

@@ -10,18 +10,18 @@ from typing import Any
 
 
 class Stopping:
-    """Within the block `asked` says whether the run was asked to end."""
+    """Within the block `is_asked` says whether the run was asked to end."""
 
     def __init__(self) -> None:
         self._before: dict[int, Any] = {}
         self._number: int | None = None
 
     @property
-    def asked(self) -> bool:
+    def is_asked(self) -> bool:
         """Whether a signal has come."""
         return self._number is not None
 
-    def go(self) -> None:
+    def end_process(self) -> None:
         """End as the signal would have ended the process."""
         if self._number == signal.SIGINT:
             raise KeyboardInterrupt

@@ -15,7 +15,7 @@ from r1ranker.trainer.config.schema import Config, OptimConfig
 _KL_ALIASES = {"kl": "k1", "mse": "k2", "low_var_kl": "k3"}
 
 
-def check(config: Config) -> None:
+def check_config(config: Config) -> None:
     """Raise UserError at the first value that cannot work.
 
     What veRL means by a value is put in its place: its other names for KL estimators, and mini-batches larger than the batch.
@@ -111,10 +111,10 @@ def _check_ranges(config: Config) -> None:
             "over 0 to 1, are wanted"
         )
     control = config.algorithm.kl_ctrl
-    if control.type == "adaptive" and not (control.target_kl > 0 and control.horizon >= data_samples(config)):
+    if control.type == "adaptive" and not (control.target_kl > 0 and control.horizon >= samples_per_step(config)):
         raise UserError(
             f"algorithm.kl_ctrl: found target_kl {control.target_kl} and horizon {control.horizon}; a target over 0 and a horizon "
-            f"of at least the {data_samples(config)} samples of a step are wanted"
+            f"of at least the {samples_per_step(config)} samples of a step are wanted"
         )
     for key, number in (("algorithm.gamma", config.algorithm.gamma), ("algorithm.lam", config.algorithm.lam)):
         if not 0 <= number <= 1:
@@ -291,7 +291,7 @@ def _check_required(config: Config) -> None:
         raise UserError("data.val_files: found nothing; a path is wanted where trainer.val_before_train is true")
 
 
-def data_samples(config: Config) -> int:
+def samples_per_step(config: Config) -> int:
     """Responses of a step."""
     return config.data.train_batch_size * config.actor_rollout_ref.rollout.n
 
@@ -301,7 +301,7 @@ def _one_of(key: str, value: str, known: Sequence[str]) -> None:
         raise UserError(f"{key}: found {value!r}{nearest(value, known)}; one of {', '.join(known)} is wanted")
 
 
-def file_list(value: Any, key: str) -> list[str]:
+def list_files(value: Any, key: str) -> list[str]:
     """Paths of a config value that is one path or a list of them."""
     if value is None:
         return []

@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from r1ranker.errors import UserError, nearest
-from r1ranker.trainer.config.checks import check
+from r1ranker.trainer.config.checks import check_config
 from r1ranker.trainer.config.schema import Config
 
 FREE = ("data.task_weights",)
@@ -47,15 +47,15 @@ def load_config(name: str, overrides: Sequence[str] = (), config_path: str | Non
         if type(error).__module__.startswith("yaml"):
             raise UserError(f"{directory}/{name}.yaml: not YAML ({' '.join(str(error).split())})") from error
         raise
-    return typed(composed, f"{directory}/{name}.yaml")
+    return to_config(composed, f"{directory}/{name}.yaml")
 
 
-def own_config(directory: str | None) -> str | None:
+def find_run_config(directory: str | None) -> str | None:
     """Name of the config that a run wrote into its directory; None where there is none."""
     return "config" if directory and (Path(directory) / "config.yaml").is_file() else None
 
 
-def typed(values: DictConfig, where: str) -> Config:
+def to_config(values: DictConfig, where: str) -> Config:
     """`values` as a checked Config."""
     known = set(_keys(OmegaConf.structured(Config)))
     for key in _keys(values):
@@ -73,11 +73,11 @@ def typed(values: DictConfig, where: str) -> Config:
             wanted = re.sub(r"^.*?(?:be converted to|cannot be|is not a valid|is not)\s*", "", _first_line(error))
             raise UserError(f"{where}: {key}: found {value!r}; {_wanted(key, wanted)} is wanted") from error
     config: Config = OmegaConf.to_object(merged)  # type: ignore[assignment]
-    check(config)
+    check_config(config)
     return config
 
 
-def as_dict(config: Config) -> dict[str, Any]:
+def to_dict(config: Config) -> dict[str, Any]:
     """Plain nested dictionary of a Config, for logging and YAML."""
     return OmegaConf.to_container(OmegaConf.structured(config), resolve=True)  # type: ignore[return-value]
 

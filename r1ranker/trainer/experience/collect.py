@@ -15,13 +15,13 @@ from r1ranker.rollout.constraint import build_constraint
 from r1ranker.rollout.engine import Completion, Request
 from r1ranker.trainer.batch.trajectory import Trajectory
 from r1ranker.trainer.config.schema import Config
-from r1ranker.trainer.experience.every_answer import probabilities
-from r1ranker.trainer.monitoring.metrics import reward_parts, timed
-from r1ranker.trainer.scoring.outcome import Failure, Outcome, refuse_too_many, response_text
+from r1ranker.trainer.experience.enumeration import answer_probabilities
+from r1ranker.trainer.monitoring.metrics import mean_reward_parts, timed
+from r1ranker.trainer.scoring.outcome import Failure, Outcome, decode_response, refuse_too_many_failures
 from r1ranker.trainer.scoring.pool import RewardPool
 
 
-class Sampling:
+class SampledBatch:
     """Prompts whose responses are under way; nothing in it hangs on the order in which they come."""
 
     def __init__(
@@ -36,7 +36,7 @@ class Sampling:
     ) -> None:
         """`arriving`: (place of a prompt, its completions), as `dispatch.stream` has them; `every_answer`: all there are."""
         self._every_answer = every_answer
-        self.tokens_before = 0
+        self.elimination_tokens = 0
         """spent on making the pools smaller; a prompt counts for each of its answers"""
         self.prompts, self._arriving = prompts, arriving
         self._tokenizer, self._rewards = tokenizer, rewards
@@ -66,13 +66,13 @@ class Sampling:
                 self._pending[place] = [
                     self._rewards.submit(
                         self.prompts[place],
-                        response_text(self._tokenizer, sample.token_ids, sample.finish_reason == "stop"),
+                        decode_response(self._tokenizer, sample.token_ids, sample.finish_reason == "stop"),
                     )
                     for sample in samples
                 ]
                 for pending in self._pending[place]:
                     pending.add_done_callback(self._note_failure)
-                refuse_too_many(self._early, len(samples) * len(self.prompts), self._max_failure_rate)
+                refuse_too_many_failures(self._early, len(samples) * len(self.prompts), self._max_failure_rate)
 
     def state(self) -> dict[str, Any]:
         """Its responses, once they are received, as JSON takes them."""
@@ -83,7 +83,7 @@ class Sampling:
         if not done.cancelled() and done.exception() is None and isinstance(failure := done.result(), Failure):
             self._early.append(failure)
 
-    def breakdowns(self, timing: dict[str, float]) -> list[Outcome]:
+    def outcomes(self, timing: dict[str, float]) -> list[Outcome]:
         """Score and parts of each response, or why it has none, those of a prompt one after another; waits for what is not computed yet.
 
         Raises UserError where more rewards have failed than may.
@@ -91,7 +91,7 @@ class Sampling:
         with timed(timing, "reward"):
             outcomes = [pending.result() for own in self._pending for pending in own]
         self.failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
-        refuse_too_many(self.failures, len(outcomes), self._max_failure_rate)
+        refuse_too_many_failures(self.failures, len(outcomes), self._max_failure_rate)
         return outcomes
 
     def trajectories(self, timing: dict[str, float]) -> tuple[list[Trajectory], dict[str, float]]:
@@ -99,11 +99,11 @@ class Sampling:
 
         A response whose reward failed is left out: it is in no loss, no denominator and none of its group's statistics.
         """
-        breakdowns = self.breakdowns(timing)
+        outcomes = self.outcomes(timing)
         samples = [
-            (group, prompt, sample, stands_for)
+            (group, prompt, sample, weight)
             for group, (prompt, samples) in enumerate(zip(self.prompts, self._completions, strict=True))
-            for sample, stands_for in zip(samples, self._standing(samples), strict=True)
+            for sample, weight in zip(samples, self._sample_weights(samples), strict=True)
         ]
         trajectories = [
             Trajectory(
@@ -115,32 +115,34 @@ class Sampling:
                 policy_version=self.policy_version,
                 allowed=sample.allowed,
                 score=parts["score"],
-                stands_for=stands_for,
+                sample_weight=weight,
             )
-            for (group, prompt, sample, stands_for), parts in zip(samples, breakdowns, strict=True)
+            for (group, prompt, sample, weight), parts in zip(samples, outcomes, strict=True)
             if not isinstance(parts, Failure)
         ]
-        return trajectories, reward_metrics(breakdowns, [stands_for for _, _, _, stands_for in samples])
+        return trajectories, reward_metrics(outcomes, [weight for _, _, _, weight in samples])
 
-    def _standing(self, samples: Sequence[Completion]) -> list[float]:
-        return (len(samples) * probabilities(samples)).tolist() if self._every_answer else [1.0] * len(samples)
+    def _sample_weights(self, samples: Sequence[Completion]) -> list[float]:
+        return (len(samples) * answer_probabilities(samples)).tolist() if self._every_answer else [1.0] * len(samples)
 
 
-def reward_metrics(breakdowns: Sequence[Outcome], stands_for: Sequence[float]) -> dict[str, float]:
+def reward_metrics(outcomes: Sequence[Outcome], sample_weights: Sequence[float]) -> dict[str, float]:
     """Means of the parts of a batch's rewards, and the share of those that failed."""
     kept = [
-        (parts, weight) for parts, weight in zip(breakdowns, stands_for, strict=True) if not isinstance(parts, Failure)
+        (parts, weight)
+        for parts, weight in zip(outcomes, sample_weights, strict=True)
+        if not isinstance(parts, Failure)
     ]
-    means = reward_parts([parts for parts, _ in kept], [weight for _, weight in kept])
-    return means | {"reward/failure_rate": 1 - len(kept) / max(1, len(breakdowns))}
+    means = mean_reward_parts([parts for parts, _ in kept], [weight for _, weight in kept])
+    return means | {"reward/failure_rate": 1 - len(kept) / max(1, len(outcomes))}
 
 
-def restored(state: Mapping[str, Any]) -> Iterator[tuple[int, list[Completion]]]:
-    """What `Sampling.state` holds, as if it were arriving."""
+def replay_completions(state: Mapping[str, Any]) -> Iterator[tuple[int, list[Completion]]]:
+    """What `SampledBatch.state` holds, as if it were arriving."""
     return ((place, [Completion(**one) for one in samples]) for place, samples in enumerate(state["completions"]))
 
 
-def requests_of(
+def build_requests(
     config: Config, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], *when: int
 ) -> list[Request]:
     """Requests with a seed each, made from the run's seed, the step (and round) and the place in the batch."""

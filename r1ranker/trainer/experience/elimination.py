@@ -20,20 +20,20 @@ from r1ranker.rollout.engine import Completion, SamplingParams
 from r1ranker.tasks.answers import parse_answer
 from r1ranker.tasks.prompts import render_problem, user_message
 from r1ranker.trainer.config.schema import Config
-from r1ranker.trainer.experience.collect import requests_of
-from r1ranker.trainer.experience.every_answer import every_answer, probabilities
-from r1ranker.trainer.scoring.outcome import response_text
+from r1ranker.trainer.experience.collect import build_requests
+from r1ranker.trainer.experience.enumeration import answer_probabilities, enumerate_answers
+from r1ranker.trainer.scoring.outcome import decode_response
 from r1ranker.trainer.workers.cluster import Cluster
 from r1ranker.trainer.workers.dispatch import generate
 
-ROUNDS = 4
+MAX_ROUNDS = 4
 """at most; a pool that is larger still stays as it is then"""
 
 Worst = Callable[[Sequence[Prompt], int], Sequence[Sequence[int]]]
 """(prompts, round from 1 on) -> each prompt's candidates that may go out, worst first"""
 
 
-def reduced(
+def eliminate_to_pool(
     cluster: Cluster,
     config: Config,
     tokenizer: PreTrainedTokenizerBase,
@@ -53,30 +53,32 @@ def reduced(
             spent[0] += sum(len(prompt.token_ids) + len(one.token_ids) for one in own)
 
     def by_votes(prompts: Sequence[Prompt], number: int) -> list[list[int]]:
-        requests = requests_of(config, tokenizer, prompts, step, number)
+        requests = build_requests(config, tokenizer, prompts, step, number)
         answers = generate(cluster, requests, params, rollout.tensor_model_parallel_size)
         count(prompts, answers)
         return [
-            named(prompt, [response_text(tokenizer, one.token_ids, one.finish_reason == "stop") for one in samples])
+            count_votes(
+                prompt, [decode_response(tokenizer, one.token_ids, one.finish_reason == "stop") for one in samples]
+            )
             for prompt, samples in zip(prompts, answers, strict=True)
         ]
 
     def by_probability(prompts: Sequence[Prompt], number: int) -> list[list[int]]:
-        answers = every_answer(cluster, config, tokenizer, prompts)
+        answers = enumerate_answers(cluster, config, tokenizer, prompts)
         count(prompts, answers)
-        return [np.argsort(-probabilities(own), kind="stable").tolist() for own in answers]
+        return [np.argsort(-answer_probabilities(own), kind="stable").tolist() for own in answers]
 
     worst = by_probability if rollout.every_answer else by_votes
-    return survivors(prompts, rollout.eliminate_to, worst, tokenizer), spent[0]
+    return eliminate(prompts, rollout.eliminate_to, worst, tokenizer), spent[0]
 
 
-def survivors(prompts: Sequence[Prompt], most: int, worst: Worst, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
+def eliminate(prompts: Sequence[Prompt], most: int, worst: Worst, tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
     """The prompts with pools of at most `most`; those of direct ranking, and those that are small enough, as they are.
 
     In a round go out the candidates that `worst` gives; the positive stays.
     """
     left = list(prompts)
-    for number in range(1, ROUNDS + 1):
+    for number in range(1, MAX_ROUNDS + 1):
         large = [
             place for place, one in enumerate(left) if one.mode == "iterative" and len(one.candidates) > max(most, 2)
         ]
@@ -89,7 +91,7 @@ def survivors(prompts: Sequence[Prompt], most: int, worst: Worst, tokenizer: Pre
             out = set([candidate for candidate in order if names[candidate] != positive][: count - most])
             if out:
                 kept = [candidate for candidate in range(count) if candidate not in out]
-                shrunk[place] = with_candidates(left[place], kept)
+                shrunk[place] = narrow_pool(left[place], kept)
         tokens = encode_chats(tokenizer, [one.messages for one in shrunk.values()])
         for (place, prompt), ids in zip(shrunk.items(), tokens, strict=True):
             if len(ids) <= len(prompt.token_ids):  # wording that is not known would get its pool once more
@@ -97,7 +99,7 @@ def survivors(prompts: Sequence[Prompt], most: int, worst: Worst, tokenizer: Pre
     return left
 
 
-def with_candidates(prompt: Prompt, kept: Sequence[int]) -> Prompt:
+def narrow_pool(prompt: Prompt, kept: Sequence[int]) -> Prompt:
     """The same request, worded for the candidates at the places `kept` alone; its token ids are still those of before."""
     form, truth = prompt.answer_format, prompt.ground_truth
     row = {
@@ -115,7 +117,7 @@ def with_candidates(prompt: Prompt, kept: Sequence[int]) -> Prompt:
     return replace(prompt, messages=messages, ground_truth={**truth, "candidate_text": list(pool), **grades})
 
 
-def named(prompt: Prompt, texts: Sequence[str]) -> list[int]:
+def count_votes(prompt: Prompt, texts: Sequence[str]) -> list[int]:
     """Candidates that answers name, most often named first; of equals the later one."""
     names = prompt.candidates
     votes: Counter[int] = Counter()

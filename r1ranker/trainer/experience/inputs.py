@@ -10,7 +10,7 @@ from r1ranker.data.loader import load_prompts
 from r1ranker.data.prompts import Prompt
 from r1ranker.errors import UserError
 from r1ranker.pretrained import load_tokenizer
-from r1ranker.trainer.config.checks import file_list
+from r1ranker.trainer.config.checks import list_files
 from r1ranker.trainer.config.schema import Config
 
 
@@ -31,7 +31,7 @@ def load_split(
     """The prompts of the files that `key` names, as data.* asks for them; says how many were too long."""
     data = config.data
     prompts, left_out = load_prompts(
-        file_list(files, key),
+        list_files(files, key),
         tokenizer,
         data.max_prompt_length,
         data.filter_overlong_prompts,

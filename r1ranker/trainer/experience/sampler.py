@@ -11,9 +11,9 @@ from r1ranker.data.loader import PromptLoader
 from r1ranker.data.prompts import Prompt
 from r1ranker.rollout.engine import Completion, Request, SamplingParams
 from r1ranker.trainer.config.schema import Config
-from r1ranker.trainer.experience.collect import Sampling, requests_of, restored
-from r1ranker.trainer.experience.elimination import reduced
-from r1ranker.trainer.experience.every_answer import every_answer
+from r1ranker.trainer.experience.collect import SampledBatch, build_requests, replay_completions
+from r1ranker.trainer.experience.elimination import eliminate_to_pool
+from r1ranker.trainer.experience.enumeration import enumerate_answers
 from r1ranker.trainer.monitoring.metrics import timed
 from r1ranker.trainer.scoring.pool import RewardPool
 from r1ranker.trainer.workers import dispatch
@@ -27,14 +27,14 @@ class Sampler:
         """Raises UserError for a reward function that cannot be loaded."""
         self.config, self.tokenizer, self.loader = config, tokenizer, loader
         self.rewards = RewardPool(config.custom_reward_function, config.reward.num_workers, config.reward.timeout)
-        self._ahead: Sampling | None = None
+        self._ahead: SampledBatch | None = None
         """the next step's batch, where it is sampled while this one is trained on"""
         self._before_ahead: dict[str, Any] = {}
         """where the loader stood before that batch was dealt"""
 
     def next_batch(
         self, cluster: Cluster, step: int, policy_version: int, is_last: bool, timing: dict[str, float]
-    ) -> Sampling:
+    ) -> SampledBatch:
         """The batch of `step`, whose responses are complete; the next one is under way where trainer.async_steps asks for it."""
         batch = self._ahead or self.begin(cluster, step, policy_version, timing)
         batch.receive(timing)
@@ -47,7 +47,7 @@ class Sampler:
         if self._ahead is not None:
             self._ahead.receive(timing)
 
-    def begin(self, cluster: Cluster, step: int, policy_version: int, timing: dict[str, float]) -> Sampling:
+    def begin(self, cluster: Cluster, step: int, policy_version: int, timing: dict[str, float]) -> SampledBatch:
         """The next prompts, n responses to each under way; on smaller pools where rollout.eliminate_to asks for them."""
         rollout = self.config.actor_rollout_ref.rollout
         params = SamplingParams(
@@ -57,15 +57,15 @@ class Sampler:
         prompts, spent = self.loader.next(), 0
         if rollout.eliminate_to is not None:
             with timed(timing, "eliminate"):
-                prompts, spent = reduced(cluster, self.config, self.tokenizer, prompts, params, step)
+                prompts, spent = eliminate_to_pool(cluster, self.config, self.tokenizer, prompts, params, step)
         if rollout.every_answer:
             with timed(timing, "gen"):
-                answers = every_answer(cluster, self.config, self.tokenizer, prompts)
+                answers = enumerate_answers(cluster, self.config, self.tokenizer, prompts)
             batch = self._batch(prompts, enumerate(answers), policy_version)
         else:
-            requests = requests_of(self.config, self.tokenizer, prompts, step)
+            requests = build_requests(self.config, self.tokenizer, prompts, step)
             batch = self.send(cluster, prompts, requests, params, policy_version)
-        batch.tokens_before = spent
+        batch.elimination_tokens = spent
         return batch
 
     def send(
@@ -75,16 +75,16 @@ class Sampler:
         requests: Sequence[Request],
         params: SamplingParams,
         policy_version: int,
-    ) -> Sampling:
+    ) -> SampledBatch:
         """The prompts' requests on their way to the engines."""
         size = self.config.actor_rollout_ref.rollout.tensor_model_parallel_size
         return self._batch(prompts, dispatch.stream(cluster, requests, params, size), policy_version)
 
     def _batch(
         self, prompts: Sequence[Prompt], arriving: Iterator[tuple[int, list[Completion]]], policy_version: int
-    ) -> Sampling:
+    ) -> SampledBatch:
         most, every = self.config.reward.max_failure_rate, self.config.actor_rollout_ref.rollout.every_answer
-        return Sampling(prompts, arriving, self.tokenizer, self.rewards, policy_version, most, every)
+        return SampledBatch(prompts, arriving, self.tokenizer, self.rewards, policy_version, most, every)
 
     def state(self) -> dict[str, Any]:
         """Where the loader stands, and the batch ahead, as JSON takes them."""
@@ -98,4 +98,4 @@ class Sampler:
         ahead = state["ahead"]
         if ahead is not None:
             self._before_ahead = state["loader"]
-            self._ahead = self._batch(self.loader.next(), restored(ahead), ahead["policy_version"])
+            self._ahead = self._batch(self.loader.next(), replay_completions(ahead), ahead["policy_version"])

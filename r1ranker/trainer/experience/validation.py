@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 
 from r1ranker.data.prompts import Prompt
 from r1ranker.rollout.engine import SamplingParams
-from r1ranker.trainer.experience.collect import requests_of
+from r1ranker.trainer.experience.collect import build_requests
 from r1ranker.trainer.experience.sampler import Sampler
 from r1ranker.trainer.monitoring.metrics import timed, validation_metrics
-from r1ranker.trainer.scoring.outcome import Outcome, told
+from r1ranker.trainer.scoring.outcome import Outcome, report_failures
 from r1ranker.trainer.workers.cluster import Cluster
 
 
@@ -21,7 +21,7 @@ def validate(
     params = SamplingParams(
         temperature=val.temperature, top_p=val.top_p, top_k=val.top_k, max_tokens=data.max_response_length
     )
-    requests = requests_of(sampler.config, sampler.tokenizer, prompts, 0)
+    requests = build_requests(sampler.config, sampler.tokenizer, prompts, 0)
     size = data.val_batch_size or len(prompts)
     outcomes: list[Outcome] = []
     timing: dict[str, float] = {}
@@ -30,8 +30,8 @@ def validate(
             chosen = slice(start, start + size)
             batch = sampler.send(cluster, prompts[chosen], requests[chosen], params, policy_version)
             batch.receive({})
-            outcomes += batch.breakdowns({})
-            for line in told(batch.failures, len(requests[chosen])):
+            outcomes += batch.outcomes({})
+            for line in report_failures(batch.failures, len(requests[chosen])):
                 say(f"validation: {line}")
     metrics = validation_metrics([prompt.task for prompt in prompts], outcomes)
     return metrics | {"timing_s/testing": timing["testing"]}

@@ -13,9 +13,9 @@ from r1ranker.model.execution import Execution
 from r1ranker.model.fsdp import reshard
 from r1ranker.model.value import ValueModel
 from r1ranker.trainer.algorithm.losses import value_loss
-from r1ranker.trainer.batch.trajectory import MicroBatch, Trajectory, pack, responses_of
+from r1ranker.trainer.batch.trajectory import MicroBatch, Trajectory, pack, split_responses
 from r1ranker.trainer.learners.optimisation import Optimisation
-from r1ranker.trainer.learners.policy import Bins, split_by_response
+from r1ranker.trainer.learners.policy import Bins, split_tokens
 
 
 class Critic:
@@ -27,7 +27,7 @@ class Critic:
         self._execution = execution
         self.module = execution.load(path, device, ValueModel)
 
-    def packed(self, trajectories: Sequence[Trajectory]) -> MicroBatch:
+    def pack(self, trajectories: Sequence[Trajectory]) -> MicroBatch:
         """A micro-batch on this device."""
         return pack(trajectories, self._execution.share_prompts).to(self.device)
 
@@ -39,7 +39,7 @@ class Critic:
     @torch.no_grad()
     def values(self, bins: Bins) -> list[list[np.ndarray]]:
         """Values [L] of each trajectory of each bin."""
-        values = [split_by_response(self.forward(self.packed(trajectories)), trajectories) for trajectories in bins]
+        values = [split_tokens(self.forward(self.pack(trajectories)), trajectories) for trajectories in bins]
         reshard(self.module)
         return values
 
@@ -47,7 +47,7 @@ class Critic:
         """One optimizer step on a mini-batch, or none, as of the policy; returns sums of the metrics over tokens."""
         totals = {"critic/vf_loss": 0.0, "critic/vf_clipfrac": 0.0}
         for trajectories in bins:
-            batch = self.packed(trajectories)
+            batch = self.pack(trajectories)
             weights = batch.columns["weights"]
             losses, clipped = value_loss(
                 self.forward(batch), batch.columns["values"], batch.columns["returns"], self._clip_range
@@ -63,11 +63,11 @@ class Critic:
         """Each trajectory's own part of the loss, of each bin."""
         results = []
         for trajectories in bins:
-            batch = self.packed(trajectories)
+            batch = self.pack(trajectories)
             losses, _ = value_loss(
                 self.forward(batch), batch.columns["values"], batch.columns["returns"], self._clip_range
             )
             weighted = batch.columns["weights"] * losses
-            results.append([weighted[own].sum().item() for own, _ in responses_of(batch, trajectories)])
+            results.append([weighted[own].sum().item() for own, _ in split_responses(batch, trajectories)])
         reshard(self.module)
         return results

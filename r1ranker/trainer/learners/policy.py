@@ -15,7 +15,7 @@ from r1ranker.model.fsdp import reshard
 from r1ranker.model.policy_model import PolicyModel
 from r1ranker.trainer.algorithm.kl import kl_estimate
 from r1ranker.trainer.algorithm.losses import ClipRange, policy_loss
-from r1ranker.trainer.batch.trajectory import MicroBatch, Trajectory, pack, responses_of
+from r1ranker.trainer.batch.trajectory import MicroBatch, Trajectory, pack, split_responses
 from r1ranker.trainer.config.schema import ActorConfig
 from r1ranker.trainer.learners.optimisation import Optimisation
 
@@ -78,7 +78,7 @@ class Policy:
         self.module = execution.load(path, device, PolicyModel)
         self.language_model = self.module.language_model
 
-    def packed(self, trajectories: Sequence[Trajectory]) -> MicroBatch:
+    def pack(self, trajectories: Sequence[Trajectory]) -> MicroBatch:
         """A micro-batch on this device."""
         return pack(trajectories, self._execution.share_prompts, forced_ends=False).to(self.device)
 
@@ -97,21 +97,21 @@ class Policy:
         """Log-probabilities [L] of each trajectory of each bin."""
         results = []
         for trajectories in bins:
-            logprobs, _ = self.forward(self.packed(trajectories), with_entropy=False)
-            results.append(split_by_response(logprobs, trajectories))
+            logprobs, _ = self.forward(self.pack(trajectories), with_entropy=False)
+            results.append(split_tokens(logprobs, trajectories))
         reshard(self.module)
         return results
 
-    def accumulate(self, bins: Bins, loss: PolicyLoss) -> dict[str, float]:
+    def accumulate_gradients(self, bins: Bins, loss: PolicyLoss) -> dict[str, float]:
         """Add the gradient of a mini-batch's loss, micro-batch by micro-batch; returns it, and sums of the metrics over tokens."""
         totals = {"loss": 0.0}
         for trajectories in bins:
-            batch = self.packed(trajectories)
+            batch = self.pack(trajectories)
             logprobs, entropy = self.forward(batch, with_entropy=True, entropy_learns=loss.entropy_coeff != 0)
             value, sums = loss(batch, logprobs, entropy)
             # FSDP averages gradients over processes; the shares in the loss are already global
             (value * self._execution.world_size).backward()
-            sums |= mismatch(batch, logprobs.detach()) | {"loss": value.item()}
+            sums |= logprob_mismatch(batch, logprobs.detach()) | {"loss": value.item()}
             for name, number in sums.items():
                 totals[name] = (
                     max(totals.get(name, 0.0), number) if name.endswith("_max") else totals.get(name, 0.0) + number
@@ -120,7 +120,7 @@ class Policy:
 
     def update(self, bins: Bins, loss: PolicyLoss, optimisation: Optimisation) -> dict[str, float]:
         """One optimizer step on a mini-batch; none where its loss or gradient is not finite, and then the norm is not."""
-        totals = self.accumulate(bins, loss)
+        totals = self.accumulate_gradients(bins, loss)
         return totals | {"actor/grad_norm": optimisation.step(math.isfinite(totals.pop("loss")))}
 
     @torch.no_grad()
@@ -128,19 +128,19 @@ class Policy:
         """Each trajectory's own part of the loss, of each bin."""
         results = []
         for trajectories in bins:
-            batch = self.packed(trajectories)
+            batch = self.pack(trajectories)
             logprobs, entropy = self.forward(batch, with_entropy=True)
             results.append(
                 [
                     loss(part, logprobs[own], None if entropy is None else entropy[own])[0].item()
-                    for own, part in responses_of(batch, trajectories)
+                    for own, part in split_responses(batch, trajectories)
                 ]
             )
         reshard(self.module)
         return results
 
 
-def mismatch(batch: MicroBatch, logprobs: Tensor) -> dict[str, float]:
+def logprob_mismatch(batch: MicroBatch, logprobs: Tensor) -> dict[str, float]:
     """How far the engine's log-probabilities are from the trainer's: sum and maximum of the absolute difference.
 
     rollout/kl is the sum over sampled tokens of engine - trainer, an unbiased estimate of KL(engine || trainer).
@@ -154,7 +154,7 @@ def mismatch(batch: MicroBatch, logprobs: Tensor) -> dict[str, float]:
     }
 
 
-def split_by_response(tokens: Tensor, trajectories: Sequence[Trajectory]) -> list[np.ndarray]:
+def split_tokens(tokens: Tensor, trajectories: Sequence[Trajectory]) -> list[np.ndarray]:
     """A column [R] of a micro-batch cut into one float64 array a trajectory."""
     column = tokens.double().cpu().numpy()
     bounds = np.cumsum([len(trajectory.response_ids) for trajectory in trajectories])[:-1]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from r1ranker.model.weights import READ_BYTES
 from r1ranker.trainer.config.schema import Config, FSDPConfig
-from r1ranker.trainer.memory.shape import MASTER, ModelShape, saved, shape_of, value_parameters
+from r1ranker.trainer.memory.shape import MASTER, ModelShape, load_shape, saved_bytes, value_parameters
 
 Parts = dict[str, int]
 """name -> bytes"""
@@ -50,8 +50,8 @@ class MemoryModel:
     @classmethod
     def of(cls, config: Config, on_gpu: bool, device_bytes: int, validation_rows: int = 0) -> MemoryModel:
         """The model for the directories that `config` names; raises UserError where one has no usable config.json."""
-        critic = shape_of(str(config.critic.model.path)) if config.needs_critic else None
-        actor = shape_of(str(config.actor_rollout_ref.model.path))
+        critic = load_shape(str(config.critic.model.path)) if config.needs_critic else None
+        actor = load_shape(str(config.actor_rollout_ref.model.path))
         return cls(config, actor, critic, on_gpu, device_bytes, validation_rows)
 
     @property
@@ -211,7 +211,7 @@ class MemoryModel:
         return copies * min(LOGITS_BYTES, MASTER * self.actor.vocabulary * sampled)
 
     def _with_holes(self, parts: Parts) -> Parts:
-        return parts if self.on_gpu else parts | {"holes in the heap": int(HEAP_HOLES * total(parts))}
+        return parts if self.on_gpu else parts | {"holes in the heap": int(HEAP_HOLES * total_bytes(parts))}
 
     def _forward(self, shape: ModelShape, tokens: int) -> int:
         """At most there at once without gradients: a feed-forward layer's three results, the residual stream and two norms."""
@@ -222,7 +222,7 @@ class MemoryModel:
     ) -> Parts:
         gradients = {} if self.away(fsdp) else {f"{name}: gradients": self.shards(parameters)}
         return gradients | {
-            "activations": tokens * saved(shape, self.width, checkpointing, self._copies_output),
+            "activations": tokens * saved_bytes(shape, self.width, checkpointing, self._copies_output),
             "backward pass": tokens * self.width * (2 * shape.intermediate + shape.hidden),
             "gathered layers": self._gathered(shape, backward=True),
             "copies in collectives": self._copied(shape),
@@ -263,7 +263,7 @@ class MemoryModel:
         return self.on_gpu and (fsdp.param_offload or fsdp.grad_offload or fsdp.optimizer_offload)
 
 
-def total(parts: Parts) -> int:
+def total_bytes(parts: Parts) -> int:
     """Bytes of all parts together."""
     return sum(parts.values())
 

@@ -14,10 +14,10 @@ import torch
 
 from r1ranker.device import device_memory
 from r1ranker.errors import RunError
-from r1ranker.trainer.batch.balance import family_tokens
-from r1ranker.trainer.batch.trajectory import Trajectory, families_of
+from r1ranker.trainer.batch.balance import count_group_tokens
+from r1ranker.trainer.batch.trajectory import Trajectory, group_by_prompt
 from r1ranker.trainer.config.schema import Config
-from r1ranker.trainer.memory.estimate import MemoryModel, total
+from r1ranker.trainer.memory.estimate import MemoryModel, total_bytes
 
 STEP = 256
 """budgets that are proposed are multiples of it"""
@@ -44,34 +44,34 @@ _PASSES = {
     "update_policy": _Pass(
         "the update of the actor",
         (_ACTOR,),
-        lambda model, tokens: total(model.updating_actor(tokens)),
+        lambda model, tokens: total_bytes(model.updating_actor(tokens)),
         "actor_rollout_ref.model.enable_gradient_checkpointing",
     ),
     "update_critic": _Pass(
         "the update of the critic",
         (_CRITIC, _ACTOR),
-        lambda model, tokens: total(model.updating_critic(tokens)),
+        lambda model, tokens: total_bytes(model.updating_critic(tokens)),
         "critic.model.enable_gradient_checkpointing",
     ),
     "values": _Pass(
         "the critic's pass",
         (_CRITIC, _ACTOR),
-        lambda model, tokens: total(model.passing(model.critic or model.actor, tokens, with_logits=False)),
+        lambda model, tokens: total_bytes(model.passing(model.critic or model.actor, tokens, with_logits=False)),
     ),
     "policy": _Pass(
         "the pass for old log-probabilities",
         ("actor_rollout_ref.rollout.log_prob_max_token_len_per_gpu", _ACTOR),
-        lambda model, tokens: total(model.passing(model.actor, tokens)),
+        lambda model, tokens: total_bytes(model.passing(model.actor, tokens)),
     ),
     "reference": _Pass(
         "the reference's pass",
         ("actor_rollout_ref.ref.log_prob_max_token_len_per_gpu", _ACTOR),
-        lambda model, tokens: total(model.passing(model.actor, tokens)),
+        lambda model, tokens: total_bytes(model.passing(model.actor, tokens)),
     ),
 }
 
 
-def explained(method: Method) -> Method:
+def explain_out_of_memory(method: Method) -> Method:
     """A worker's method over bins of trajectories that ends with RunError, naming the setting to lower, where memory runs out."""
 
     @wraps(method)
@@ -85,9 +85,9 @@ def explained(method: Method) -> Method:
             traceback.clear_frames(error.__traceback__)  # what they hold is wanted for finding the words
         of = method.__name__ if method.__name__ in _PASSES else str([*arguments, *named.values()][0])
         share = self.config.actor_rollout_ref.model.share_prompts
-        tokens = max((row_tokens(trajectories, share) for trajectories in bins), default=1)
+        tokens = max((count_row_tokens(trajectories, share) for trajectories in bins), default=1)
         model = MemoryModel.of(self.config, self.device.type != "cpu", shortage.device_bytes)
-        raise RunError(of_pass(of, model, tokens, shortage))
+        raise RunError(explain_pass(of, model, tokens, shortage))
 
     return guarded  # type: ignore[return-value]
 
@@ -98,7 +98,7 @@ def refuse_shortage(error: Exception, config: Config, device: torch.device) -> N
     if shortage is not None:
         traceback.clear_frames(error.__traceback__)
         model = MemoryModel.of(config, device.type != "cpu", shortage.device_bytes)
-        raise RunError(of_generation(model, shortage)) from None
+        raise RunError(explain_generation(model, shortage)) from None
 
 
 @dataclass(frozen=True)
@@ -123,15 +123,15 @@ class Shortage:
         return cls(int(float(said[1]) * _UNITS[said[2]]) if said else None, free, size)
 
     def __str__(self) -> str:
-        asked = "" if self.asked is None else f"asked for {in_units(self.asked)}, "
-        return f"{asked}device has {in_units(self.device_bytes)}, {in_units(self.free)} free"
+        asked = "" if self.asked is None else f"asked for {format_bytes(self.asked)}, "
+        return f"{asked}device has {format_bytes(self.device_bytes)}, {format_bytes(self.free)} free"
 
     def room(self, needed: int) -> int:
         """Bytes that a process may need by the estimate, where it needed `needed` and failed."""
         return min(self.device_bytes, needed - (self.asked or 0))
 
 
-def of_pass(of: str, model: MemoryModel, tokens: int, shortage: Shortage) -> str:
+def explain_pass(of: str, model: MemoryModel, tokens: int, shortage: Shortage) -> str:
     """The sentence for a pass or update whose largest micro-batch had `tokens` tokens.
 
     What is proposed is the largest budget that fits by the memory model, lowered by what was asked for in vain; where
@@ -157,7 +157,7 @@ def of_pass(of: str, model: MemoryModel, tokens: int, shortage: Shortage) -> str
     return f"{begun}; a budget that holds one sequence of {longest} tokens does not fit: try {', '.join(cures)}"
 
 
-def of_generation(model: MemoryModel, shortage: Shortage) -> str:
+def explain_generation(model: MemoryModel, shortage: Shortage) -> str:
     """The sentence for generation: the most responses at once that fit by the memory model, at most half of what was had."""
     rollout = model.config.actor_rollout_ref.rollout
     if rollout.name == "vllm" and model.on_gpu:
@@ -171,7 +171,7 @@ def of_generation(model: MemoryModel, shortage: Shortage) -> str:
     def needed(at_once: int) -> int:
         config = deepcopy(model.config)
         config.actor_rollout_ref.rollout.max_num_seqs = at_once
-        return total(replace(model, config=config).generation())
+        return total_bytes(replace(model, config=config).generation())
 
     room = shortage.room(needed(rollout.max_num_seqs))
     under_way = min(rollout.max_num_seqs, model.config.data.train_batch_size * rollout.n)
@@ -181,13 +181,13 @@ def of_generation(model: MemoryModel, shortage: Shortage) -> str:
     return f"{begun}; try {at_once}" if at_once else f"{begun}; try a smaller data.max_prompt_length or a smaller model"
 
 
-def row_tokens(trajectories: Sequence[Trajectory], share_prompts: bool) -> int:
+def count_row_tokens(trajectories: Sequence[Trajectory], share_prompts: bool) -> int:
     """Tokens of the row that trajectories are packed into: a shared prompt once, and no last sampled token."""
-    families = families_of([one.prompt_ids for one in trajectories], share_prompts)
-    return sum(family_tokens(trajectories, family) for family in families)
+    families = group_by_prompt([one.prompt_ids for one in trajectories], share_prompts)
+    return sum(count_group_tokens(trajectories, family) for family in families)
 
 
-def in_units(size: int) -> str:
+def format_bytes(size: int) -> str:
     """`3.1 GiB`, or in MiB where it is less than one."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
 

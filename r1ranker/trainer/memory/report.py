@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.table import Table
 
 from r1ranker.errors import UserError
-from r1ranker.trainer.memory.estimate import CPU_BASE, GPU_BASE, MemoryModel, Parts, total
+from r1ranker.trainer.memory.estimate import CPU_BASE, GPU_BASE, MemoryModel, Parts, total_bytes
 from r1ranker.trainer.memory.host import HostMemory
-from r1ranker.trainer.memory.out_of_memory import in_units
+from r1ranker.trainer.memory.out_of_memory import format_bytes
 
 
 @dataclass(frozen=True)
@@ -32,15 +32,15 @@ class Device:
         return "fits" if self.free is None or needed <= self.free else "more than is free now"
 
     def __str__(self) -> str:
-        free = "" if self.free is None else f", {in_units(self.free)} free"
-        return f"{in_units(self.size)}{free}"
+        free = "" if self.free is None else f", {format_bytes(self.free)} free"
+        return f"{format_bytes(self.size)}{free}"
 
 
 def print_memory(console: Console, model: MemoryModel, device: Device, host: Device) -> None:
     """Print the bytes of each moment and part. Raises UserError where the device or the host cannot hold the run."""
     moments = _moments(model)
     if model.on_gpu:
-        _print_table(console, f"Memory a GPU ({in_units(GPU_BASE)} for the driver's own part is assumed)", moments)
+        _print_table(console, f"Memory a GPU ({format_bytes(GPU_BASE)} for the driver's own part is assumed)", moments)
         on_host = HostMemory(model)
         processes = f"{on_host.processes} processes and the driver"
         _print_table(console, f"Host memory of a machine, {processes} together", on_host.moments())
@@ -48,14 +48,14 @@ def print_memory(console: Console, model: MemoryModel, device: Device, host: Dev
         _print_table(console, "Memory a process, in the host's memory", moments)
     needs = _needs(model, moments)
     for (name, (moment, needed)), there in zip(needs.items(), (device, host), strict=False):
-        line = f"{name}: {in_units(needed)} at most, {moment}; there is {there}: {there.judge(needed)}"
+        line = f"{name}: {format_bytes(needed)} at most, {moment}; there is {there}: {there.judge(needed)}"
         console.print(line, markup=False, soft_wrap=True)
     for line in _checkpointing(model):
         console.print(line, markup=False, soft_wrap=True)
-    refuse_what_does_not_fit(model, device, host)
+    refuse_misfit(model, device, host)
 
 
-def refuse_what_does_not_fit(model: MemoryModel, device: Device, host: Device) -> None:
+def refuse_misfit(model: MemoryModel, device: Device, host: Device) -> None:
     """Raise UserError, naming what to change, where a GPU, or a machine's host memory, cannot hold the run."""
     rollout = model.config.actor_rollout_ref.rollout
     if model.on_gpu and rollout.name == "vllm":
@@ -68,14 +68,14 @@ def refuse_what_does_not_fit(model: MemoryModel, device: Device, host: Device) -
             )
             raise UserError(
                 f"actor_rollout_ref.rollout.gpu_memory_utilization: found {rollout.gpu_memory_utilization:g}; an engine's weights, a "
-                f"pass and the cache of one sequence take {in_units(model.engine_needs())} of a GPU's {in_units(device.size)}; {cure}"
+                f"pass and the cache of one sequence take {format_bytes(model.engine_needs())} of a GPU's {format_bytes(device.size)}; {cure}"
             )
     needs = _needs(model, _moments(model))
     for (name, (moment, needed)), there in zip(needs.items(), (device, host), strict=False):
         if needed > there.size:
-            cures = ", ".join(_cures(model, name == "a GPU", "critic" in moment))
+            cures = ", ".join(_suggest_settings(model, name == "a GPU", "critic" in moment))
             raise UserError(
-                f"{name}: {in_units(needed)} are needed ({moment}), and there are {in_units(there.size)}; try {cures}"
+                f"{name}: {format_bytes(needed)} are needed ({moment}), and there are {format_bytes(there.size)}; try {cures}"
             )
 
 
@@ -97,11 +97,11 @@ def _needs(model: MemoryModel, moments: Mapping[str, Parts]) -> dict[str, tuple[
 
 
 def _highest(moments: Mapping[str, Parts]) -> tuple[str, int]:
-    name = max(moments, key=lambda moment: total(moments[moment]))
-    return name, total(moments[name])
+    name = max(moments, key=lambda moment: total_bytes(moments[moment]))
+    return name, total_bytes(moments[name])
 
 
-def _cures(model: MemoryModel, on_gpu: bool, of_critic: bool) -> list[str]:
+def _suggest_settings(model: MemoryModel, on_gpu: bool, of_critic: bool) -> list[str]:
     config = model.config
     role, critic = config.actor_rollout_ref, config.critic
     cures = []
@@ -126,14 +126,14 @@ def _cures(model: MemoryModel, on_gpu: bool, of_critic: bool) -> list[str]:
 def _checkpointing(model: MemoryModel) -> list[str]:
     config = model.config
     tokens = config.actor_rollout_ref.actor.ppo_max_token_len_per_gpu
-    sizes = {on: in_units(total(model.updating_actor(tokens, checkpointing=on))) for on in (False, True)}
+    sizes = {on: format_bytes(total_bytes(model.updating_actor(tokens, checkpointing=on))) for on in (False, True)}
     lines = [
         f"update of the actor at ppo_max_token_len_per_gpu={tokens}: {sizes[False]} without gradient checkpointing, "
         f"{sizes[True]} with it"
     ]
     if model.critic is not None:
         tokens = config.critic.ppo_max_token_len_per_gpu or tokens
-        sizes = {on: in_units(total(model.updating_critic(tokens, checkpointing=on))) for on in (False, True)}
+        sizes = {on: format_bytes(total_bytes(model.updating_critic(tokens, checkpointing=on))) for on in (False, True)}
         lines.append(f"update of the critic at {tokens}: {sizes[False]} without, {sizes[True]} with it")
     return lines
 
@@ -144,8 +144,8 @@ def _print_table(console: Console, title: str, moments: Mapping[str, Parts]) -> 
     for name in moments:
         table.add_column(name, justify="right", no_wrap=True)
     for part in dict.fromkeys(part for parts in moments.values() for part, size in parts.items() if size):
-        table.add_row(part, *(in_units(parts[part]) if parts.get(part) else "" for parts in moments.values()))
+        table.add_row(part, *(format_bytes(parts[part]) if parts.get(part) else "" for parts in moments.values()))
     table.add_section()
-    table.add_row("total", *(in_units(total(parts)) for parts in moments.values()), style="bold")
+    table.add_row("total", *(format_bytes(total_bytes(parts)) for parts in moments.values()), style="bold")
     console.print()
     console.print(table)

@@ -74,7 +74,7 @@ class ModelShape:
 
 
 @cache
-def shape_of(path: str) -> ModelShape:
+def load_shape(path: str) -> ModelShape:
     """The shape of the model in a directory or on the hub; raises UserError where its config cannot be read."""
     from transformers import AutoConfig
 
@@ -108,7 +108,7 @@ def saved_outside(shape: ModelShape, width: int) -> int:
     return 8 + 2 * width * shape.head_width + (MASTER + width) * shape.hidden + MASTER + width * shape.hidden
 
 
-def saved(shape: ModelShape, width: int, checkpointing: bool, copies_output: bool = False) -> int:
+def saved_bytes(shape: ModelShape, width: int, checkpointing: bool, copies_output: bool = False) -> int:
     """Bytes a token kept at the beginning of the backward pass; with checkpointing the input of each block, and one block anew."""
     block = saved_by_block(shape, width, copies_output)
     blocks = shape.layers * width * shape.hidden + block if checkpointing else shape.layers * block

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from r1ranker.trainer.algorithm.statistics import explained_variance, group_statistics, spread
+from r1ranker.trainer.algorithm.statistics import explained_variance, group_statistics, summarise
 from r1ranker.trainer.batch.trajectory import Trajectory
 from r1ranker.trainer.config.schema import DataConfig
 from r1ranker.trainer.scoring.outcome import Failure
@@ -36,7 +36,7 @@ METRIC_NAMES = (
 """every name that a run writes; `{a,b}` stands for one of them, `{task}` and `{part}` for a task's and a reward part's name"""
 
 
-def known_name(name: str) -> bool:
+def is_known_metric(name: str) -> bool:
     """Whether METRIC_NAMES has `name`."""
     return any(pattern.fullmatch(name) for pattern in _PATTERNS)
 
@@ -57,8 +57,12 @@ def batch_metrics(trajectories: Sequence[Trajectory], max_prompt: int, max_respo
     scores = np.array([trajectory.score for trajectory in trajectories])
     prompts = np.array([len(trajectory.prompt_ids) for trajectory in trajectories])
     responses = np.array([len(trajectory.response_ids) for trajectory in trajectories])
-    metrics = spread("critic/score", scores) | spread("prompt_length", prompts) | spread("response_length", responses)
-    standing = np.array([trajectory.stands_for for trajectory in trajectories])
+    metrics = (
+        summarise("critic/score", scores)
+        | summarise("prompt_length", prompts)
+        | summarise("response_length", responses)
+    )
+    standing = np.array([trajectory.sample_weight for trajectory in trajectories])
     if len(scores):
         metrics["critic/score/mean"] = float(np.average(scores, weights=standing))
     metrics["prompt_length/clip_ratio"] = float((prompts >= max_prompt).mean())
@@ -72,7 +76,7 @@ def batch_metrics(trajectories: Sequence[Trajectory], max_prompt: int, max_respo
             if getattr(trajectory, name) is not None
         ]
         if columns:
-            metrics |= spread(f"critic/{name}", np.concatenate(columns))
+            metrics |= summarise(f"critic/{name}", np.concatenate(columns))
     if all(trajectory.values is not None and trajectory.returns is not None for trajectory in trajectories):
         values = np.concatenate([trajectory.values[trajectory.valid] for trajectory in trajectories])  # type: ignore[index]
         returns = np.concatenate([trajectory.returns[trajectory.valid] for trajectory in trajectories])  # type: ignore[index]
@@ -84,29 +88,31 @@ def batch_metrics(trajectories: Sequence[Trajectory], max_prompt: int, max_respo
     return metrics
 
 
-def reward_parts(breakdowns: Sequence[Mapping[str, Any]], weights: Sequence[float] | None = None) -> dict[str, float]:
+def mean_reward_parts(
+    outcomes: Sequence[Mapping[str, Any]], weights: Sequence[float] | None = None
+) -> dict[str, float]:
     """Mean of each part of the reward, over the responses that have it."""
     means = {}
-    for name in dict.fromkeys(name for parts in breakdowns for name in parts):
-        having = [place for place, parts in enumerate(breakdowns) if name in parts]
+    for name in dict.fromkeys(name for parts in outcomes for name in parts):
+        having = [place for place, parts in enumerate(outcomes) if name in parts]
         own = None if weights is None else [weights[place] for place in having]
-        means[f"reward/{name}/mean"] = float(np.average([breakdowns[place][name] for place in having], weights=own))
+        means[f"reward/{name}/mean"] = float(np.average([outcomes[place][name] for place in having], weights=own))
     return means
 
 
-def validation_metrics(tasks: Sequence[str], breakdowns: Sequence[Mapping[str, Any] | Failure]) -> dict[str, float]:
+def validation_metrics(tasks: Sequence[str], outcomes: Sequence[Mapping[str, Any] | Failure]) -> dict[str, float]:
     """Mean score and parts of each task's validation rows; those whose reward failed are left out."""
     metrics: dict[str, float] = {}
     for task in dict.fromkeys(tasks):
-        own_rows = [parts for own, parts in zip(tasks, breakdowns, strict=True) if own == task]
+        own_rows = [parts for own, parts in zip(tasks, outcomes, strict=True) if own == task]
         rows = [parts for parts in own_rows if not isinstance(parts, Failure)]
-        for name, value in reward_parts(rows).items():
+        for name, value in mean_reward_parts(rows).items():
             part = name.split("/")[1]
             metrics[f"val-core/{task}/reward/mean" if part == "score" else f"val-aux/{task}/{part}/mean"] = value
     return metrics
 
 
-def mean_over_updates(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
+def merge_updates(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Metrics of several updates as one: the largest of maxima and of seconds, the mean of the others."""
     merged: dict[str, float] = {}
     for name in dict.fromkeys(name for part in parts for name in part):
@@ -134,17 +140,17 @@ def step_metrics(
     trajectories: Sequence[Trajectory],
     data: DataConfig,
     timing: Mapping[str, float],
-    tokens_before: int,
+    elimination_tokens: int,
     processes: int,
     is_bad: bool,
 ) -> dict[str, float]:
     """All metrics of a step: those of its parts, of its batch, and its times; of a bad step only finite ones.
 
-    `tokens_before`: spent before the batch itself was sampled; perf/throughput is tokens a second and process.
+    `elimination_tokens`: spent before the batch itself was sampled; perf/throughput is tokens a second and process.
     """
     found = metrics | batch_metrics(trajectories, data.max_prompt_length, data.max_response_length)
     found["training/bad_step"] = float(is_bad)
-    found["perf/total_num_tokens"] += tokens_before
+    found["perf/total_num_tokens"] += elimination_tokens
     if is_bad:
         found = {name: value for name, value in found.items() if np.isfinite(value)}
     found["perf/throughput"] = found["perf/total_num_tokens"] / timing["step"] / processes

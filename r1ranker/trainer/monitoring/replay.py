@@ -16,8 +16,8 @@ from r1ranker.trainer.algorithm.losses import ClipRange
 from r1ranker.trainer.batch.trajectory import COLUMNS, Trajectory
 from r1ranker.trainer.config.schema import TrainerConfig
 from r1ranker.trainer.learners.policy import Policy, PolicyLoss
-from r1ranker.trainer.monitoring.bad_steps import not_finite, read_samples
-from r1ranker.trainer.workers.process import join
+from r1ranker.trainer.monitoring.non_finite import count_non_finite, read_samples
+from r1ranker.trainer.workers.process import join_process_group
 
 
 def replay(file: str, model: str) -> Iterator[str]:
@@ -36,7 +36,7 @@ def replay(file: str, model: str) -> Iterator[str]:
             f"{file}: not the samples of a bad step ({type(error).__name__}: {error}); a file of bad_steps/ is wanted"
         ) from error
     device = pick_device()
-    join(None, 0, 1, device, TrainerConfig().timeout)
+    join_process_group(None, 0, 1, device, TrainerConfig().timeout)
     policy = Policy(model, device, temperature, Execution())
     vocabulary = policy.language_model.config.get_text_config().vocab_size
     wrong = 0
@@ -54,7 +54,7 @@ def replay(file: str, model: str) -> Iterator[str]:
 
 def _look(policy: Policy, loss: PolicyLoss, sample: Trajectory) -> str:
     ((logprobs,),) = policy.logprobs([[sample]])
-    kept = [f"{column} ({count} tokens)" for column in COLUMNS if (count := not_finite(sample, column))]
+    kept = [f"{column} ({count} tokens)" for column in COLUMNS if (count := count_non_finite(sample, column))]
     parts = ["written down not finite: " + ", ".join(kept)] if kept else []
     odd = int((~np.isfinite(logprobs)).sum())
     parts.append(f"log-probabilities not finite ({odd} tokens)" if odd else "log-probabilities finite")

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from r1ranker.atomic import atomic_path
 from r1ranker.errors import RunError, UserError
 from r1ranker.tasks.text import one_line
-from r1ranker.trainer.config.load import as_dict
+from r1ranker.trainer.config.load import to_dict
 from r1ranker.trainer.config.schema import Config
 
 
@@ -87,7 +87,7 @@ class Wandb:
             project=config.trainer.project_name,
             name=config.trainer.experiment_name,
             dir=config.output_dir,
-            config=as_dict(config),
+            config=to_dict(config),
         )
 
     def log(self, metrics: Mapping[str, float], step: int) -> None:

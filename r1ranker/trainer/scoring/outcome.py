@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase  # brings torch, which processes of the reward do without
 
 RewardFunction = Callable[..., Any]
-MOST_SHOWN = 300
+MAX_SHOWN = 300
 """characters of what a reward gave or said"""
 
 
@@ -41,22 +41,22 @@ Outcome = dict[str, float] | Failure
 """of one response: `score` and the parts that the reward names, or why there are none"""
 
 
-def reward_function(config: RewardFunctionConfig) -> RewardFunction:
+def load_reward(config: RewardFunctionConfig) -> RewardFunction:
     """The user's own function where a path is given, else the built-in compute_score."""
     return get_reward(f"{config.path}:{config.name}" if config.path else config.name)
 
 
-def response_text(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], stopped: bool) -> str:
+def decode_response(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], stopped: bool) -> str:
     """The response as text, without the token that ended it; control tokens elsewhere stay visible."""
     return str(tokenizer.decode(list(token_ids[:-1] if stopped else token_ids), skip_special_tokens=False))
 
 
-def row_of(prompt: Prompt) -> str:
+def describe_row(prompt: Prompt) -> str:
     """How a prompt's row is named to the user."""
     return f"{prompt.data_source} row {prompt.extra_info.get('index')}"
 
 
-def breakdown(reward: RewardFunction, prompt: Prompt, text: str) -> Outcome:
+def score_response(reward: RewardFunction, prompt: Prompt, text: str) -> Outcome:
     """The reward of one response, or a Failure where the function fails or gives something that is no finite number.
 
     Raises UserError where the function does: for a row that no response could be scored on.
@@ -65,7 +65,7 @@ def breakdown(reward: RewardFunction, prompt: Prompt, text: str) -> Outcome:
         "think": prompt.answer_format.think,
         "answer_style": prompt.answer_format.answer_style,
     }
-    row, code = row_of(prompt), code_of(reward)
+    row, code = describe_row(prompt), find_definition(reward)
     try:
         result = reward(prompt.data_source, text, prompt.ground_truth, extra_info)
         parts = dict(result) if isinstance(result, Mapping) else {"score": result}
@@ -75,7 +75,7 @@ def breakdown(reward: RewardFunction, prompt: Prompt, text: str) -> Outcome:
     except (Exception, SystemExit) as error:  # a reward that calls sys.exit() fails; it does not end the run
         trace = traceback.extract_tb(error.__traceback__)
         frames = [(frame.filename, frame.lineno or 0) for frame in trace if frame.filename != __file__]
-        return Failure(place_of(frames, code), row, f"{type(error).__name__}: {_short(str, error)}")
+        return Failure(find_place(frames, code), row, f"{type(error).__name__}: {_short(str, error)}")
     odd = [name for name, value in numbers.items() if not math.isfinite(value)]
     if "score" in numbers and not odd:
         return numbers
@@ -83,13 +83,13 @@ def breakdown(reward: RewardFunction, prompt: Prompt, text: str) -> Outcome:
     return Failure(":".join(map(str, code)), row, f"it gave {_short(repr, result)}; {wanted}")
 
 
-def code_of(reward: RewardFunction) -> tuple[str, int]:
+def find_definition(reward: RewardFunction) -> tuple[str, int]:
     """File and line where a reward function is defined, as well as that can be known."""
     code = getattr(inspect.unwrap(reward), "__code__", None)
     return (code.co_filename, code.co_firstlineno) if code is not None else (type(reward).__module__, 0)
 
 
-def place_of(frames: Sequence[tuple[str, int]], code: tuple[str, int]) -> str:
+def find_place(frames: Sequence[tuple[str, int]], code: tuple[str, int]) -> str:
     """file:line of the innermost of `frames` (outermost first) that is in the reward's own file, else of the innermost."""
     own = [frame for frame in frames if frame[0] == code[0]]
     return ":".join(map(str, (own or list(frames) or [code])[-1]))
@@ -98,12 +98,12 @@ def place_of(frames: Sequence[tuple[str, int]], code: tuple[str, int]) -> str:
 def _short(write: Callable[[Any], str], value: Any) -> str:
     """What a user's object says of itself, on one line; it may fail at that, too."""
     try:
-        return one_line(write(value)[: 10 * MOST_SHOWN])[:MOST_SHOWN]
+        return one_line(write(value)[: 10 * MAX_SHOWN])[:MAX_SHOWN]
     except Exception as error:
         return f"(and {type(error).__name__} when it was asked to say more)"
 
 
-def told(failures: Sequence[Failure], responses: int) -> list[str]:
+def report_failures(failures: Sequence[Failure], responses: int) -> list[str]:
     """A line for each place where rewards of a batch failed."""
     by_place: dict[str, list[Failure]] = {}
     for failure in failures:
@@ -111,7 +111,7 @@ def told(failures: Sequence[Failure], responses: int) -> list[str]:
     return [f"{own[0]} ({len(own)} of {responses} responses; left out of the batch)" for own in by_place.values()]
 
 
-def refuse_too_many(failures: Sequence[Failure], responses: int, most: float) -> None:
+def refuse_too_many_failures(failures: Sequence[Failure], responses: int, most: float) -> None:
     """Raise UserError where more than the share `most` of a batch's rewards failed."""
     if len(failures) > most * responses:
         raise UserError(

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from r1ranker.data.prompts import Prompt
 from r1ranker.trainer.config.schema import RewardFunctionConfig
-from r1ranker.trainer.scoring.outcome import Outcome, breakdown, code_of, reward_function
+from r1ranker.trainer.scoring.outcome import Outcome, find_definition, load_reward, score_response
 from r1ranker.trainer.scoring.process import RewardProcess
 
 
@@ -20,7 +20,7 @@ class RewardPool:
 
         `timeout`: seconds that a call may take in a process of its own.
         """
-        self._reward = reward_function(config)
+        self._reward = load_reward(config)
         self._config, self._timeout = config, timeout
         # a thread a process, which starts it, waits for it, and puts another in its place
         self._threads = ThreadPoolExecutor(num_workers, "reward") if num_workers else None
@@ -38,14 +38,14 @@ class RewardPool:
         if self._threads is not None:
             return self._threads.submit(self._compute, replace(prompt, token_ids=[], messages=[]), text)
         done: Future[Outcome] = Future()
-        done.set_result(breakdown(self._reward, prompt, text))
+        done.set_result(score_response(self._reward, prompt, text))
         return done
 
     def _compute(self, prompt: Prompt, text: str) -> Outcome:
         process: RewardProcess | None = getattr(self._own, "process", None)
         if process is None or not process.usable:
             process = self._own.process = self._started(process)
-        return process.compute(prompt, text, self._timeout, ":".join(map(str, code_of(self._reward))))
+        return process.compute(prompt, text, self._timeout, ":".join(map(str, find_definition(self._reward))))
 
     def _started(self, instead_of: RewardProcess | None) -> RewardProcess:
         process = RewardProcess(self._config, self._timeout)

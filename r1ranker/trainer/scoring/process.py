@@ -14,7 +14,15 @@ from types import FrameType
 from r1ranker.data.prompts import Prompt
 from r1ranker.errors import RunError, UserError
 from r1ranker.trainer.config.schema import RewardFunctionConfig
-from r1ranker.trainer.scoring.outcome import Failure, Outcome, breakdown, code_of, place_of, reward_function, row_of
+from r1ranker.trainer.scoring.outcome import (
+    Failure,
+    Outcome,
+    describe_row,
+    find_definition,
+    find_place,
+    load_reward,
+    score_response,
+)
 
 LOADING = 120.0
 """seconds that loading the reward may take at least"""
@@ -71,7 +79,7 @@ class RewardProcess:
 
     def compute(self, prompt: Prompt, text: str, timeout: float | None, place: str) -> Outcome:
         """The reward of a response. One that takes over `timeout` seconds, or dies, is a failure, told at `place` if nowhere better."""
-        row = row_of(prompt)
+        row = describe_row(prompt)
         with contextlib.suppress(OSError):  # it died: the answer says so
             self._connection.send((prompt, text))
         answer = self._answer(timeout)
@@ -133,11 +141,11 @@ def _serve(driver: connection.Connection, config: RewardFunctionConfig) -> None:
     os.setsid()  # a group of its own: what it starts is ended with it, and Ctrl-C is the driver's alone
     threading.Thread(target=_end_with_driver, daemon=True).start()
     try:
-        reward = reward_function(config)
+        reward = load_reward(config)
     except UserError as error:
         driver.send(error)
         return
-    signal.signal(signal.SIGUSR1, _say_where(driver, code_of(reward)))
+    signal.signal(signal.SIGUSR1, _say_where(driver, find_definition(reward)))
     driver.send({})  # loaded
     while True:
         try:
@@ -145,7 +153,7 @@ def _serve(driver: connection.Connection, config: RewardFunctionConfig) -> None:
         except EOFError:
             return
         try:
-            driver.send(breakdown(reward, prompt, text))
+            driver.send(score_response(reward, prompt, text))
         except UserError as error:
             driver.send(error)
 
@@ -156,7 +164,7 @@ def _say_where(driver: connection.Connection, code: tuple[str, int]) -> Callable
         while frame is not None:
             frames.append((frame.f_code.co_filename, frame.f_lineno))
             frame = frame.f_back
-        driver.send(_Hangs(place_of(frames[::-1], code)))
+        driver.send(_Hangs(find_place(frames[::-1], code)))
 
     return say
 

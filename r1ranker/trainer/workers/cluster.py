@@ -105,9 +105,9 @@ class RayWorkers:
             )
             self._actors.append(actor.options(scheduling_strategy=place).remote(config, rank))
 
-    def meet(self) -> str | None:
+    def find_address(self) -> str | None:
         """An address where the processes can meet; None for one alone."""
-        return self._get([self._actors[0].rendezvous.remote()], "rendezvous")[0] if self.size > 1 else None
+        return self._get([self._actors[0].find_address.remote()], "find_address")[0] if self.size > 1 else None
 
     def each(self, method: str, arguments: Sequence[Sequence[Any]]) -> list[Any]:
         return self._get(self.begin(method, arguments), method)
@@ -150,7 +150,7 @@ class RayWorkers:
                 try:
                     self._ray.get(done)
                 except self._ray.exceptions.RayTaskError as error:
-                    if broke_off(error.cause):  # because of one that was ended, which Ray may say a little later
+                    if is_lost(error.cause):  # because of one that was ended, which Ray may say a little later
                         self._raise_shortage(waiting)
                     raise
             return list(self._ray.get(references))
@@ -180,7 +180,7 @@ class RayWorkers:
             if isinstance(error.cause, UserError | RunError):
                 self._patience = min(self._timeout, AFTER_FAILURE)  # others may wait for it in a collective
                 raise type(error.cause)(str(error.cause)) from None
-            if isinstance(error.cause, self._ray.exceptions.RayError) or broke_off(error.cause):
+            if isinstance(error.cause, self._ray.exceptions.RayError) or is_lost(error.cause):
                 raise LostWorker(
                     f"{method}: a collective of the processes broke off ({_first_line(error.cause)})"
                 ) from None
@@ -208,7 +208,7 @@ _LOST = (
 """in gloo's words"""
 
 
-def broke_off(error: BaseException) -> bool:
+def is_lost(error: BaseException) -> bool:
     """Whether a process says that it lost the others in a collective, or waited too long for them or their weights."""
     text = str(error)
     lost = any(words in text for words in _LOST)
@@ -243,9 +243,9 @@ class RayCluster(RayWorkers):
                 self.rollout = self._apart = RayWorkers(
                     RolloutProcess, config, size, rollout.n_workers // size, "actor_rollout_ref.rollout.n_workers"
                 )
-            self.each("setup", [(self.meet(), total_steps)] * self.size)
+            self.each("setup", [(self.find_address(), total_steps)] * self.size)
             if self._apart is not None:
-                self._apart.each("setup", [(self._apart.meet(), self._apart.size)] * self._apart.size)
+                self._apart.each("setup", [(self._apart.find_address(), self._apart.size)] * self._apart.size)
                 self._queues = self._make_queues(self._apart.size)
                 self.sync_weights()  # engines start without weights
         except BaseException:
@@ -276,7 +276,7 @@ class RayCluster(RayWorkers):
 
 
 @contextmanager
-def ray_running(config: Config) -> Iterator[None]:
+def start_ray(config: Config) -> Iterator[None]:
     """Ray, where `config` asks for it; one that was not running is started and stopped."""
     if config.trainer.executor == "local":
         yield
@@ -307,12 +307,12 @@ def ray_running(config: Config) -> Iterator[None]:
 
 
 @contextmanager
-def started(config: Config, total_steps: int) -> Iterator[Cluster]:
+def start_cluster(config: Config, total_steps: int) -> Iterator[Cluster]:
     """The cluster that `config` asks for, closed at the end. A Ray that was not running is started and stopped."""
     if config.trainer.executor == "local":
         yield LocalCluster(config, total_steps)
         return
-    with ray_running(config):
+    with start_ray(config):
         cluster = RayCluster(config, total_steps)
         try:
             yield cluster

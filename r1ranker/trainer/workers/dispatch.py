@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from r1ranker.rollout.engine import Completion, Request, SamplingParams
-from r1ranker.trainer.batch.balance import Budget, arrange
-from r1ranker.trainer.batch.trajectory import Trajectory, deal
+from r1ranker.trainer.batch.balance import Budget, arrange_micro_batches
+from r1ranker.trainer.batch.trajectory import Trajectory, deal_by_load
 from r1ranker.trainer.workers.cluster import Cluster
 
 
@@ -19,7 +19,7 @@ def fill(
     cluster: Cluster, trajectories: Sequence[Trajectory], attribute: str, budget: Budget, method: str, *arguments: Any
 ) -> None:
     """Set `attribute` [L] of every trajectory to what `method` of the workers gives for it."""
-    arranged = arrange(trajectories, cluster.size, budget)
+    arranged = arrange_micro_batches(trajectories, cluster.size, budget)
     results = cluster.each(method, [(bins, *arguments) for bins in _bins(trajectories, arranged)])
     for hand, per_bin in zip(arranged, results, strict=True):
         for indices, arrays in zip(hand, per_bin, strict=True):
@@ -29,7 +29,7 @@ def fill(
 
 def update(cluster: Cluster, trajectories: Sequence[Trajectory], budget: Budget, method: str) -> dict[str, float]:
     """One optimizer step on a mini-batch; the workers' metrics brought together and divided by its tokens."""
-    arranged = arrange(trajectories, cluster.size, budget)
+    arranged = arrange_micro_batches(trajectories, cluster.size, budget)
     parts = cluster.each(method, [(bins,) for bins in _bins(trajectories, arranged)])
     tokens = max(
         1, sum(int((trajectory.weights > 0).sum()) for trajectory in trajectories if trajectory.weights is not None)
@@ -55,7 +55,7 @@ def stream(
     """
     workers = cluster.rollout
     lengths = [len(request.token_ids) for request in requests]
-    hands = [[i for i in hand if i >= 0] for hand in deal(lengths, workers.size // engine_size)]
+    hands = [[i for i in hand if i >= 0] for hand in deal_by_load(lengths, workers.size // engine_size)]
     arriving = workers.stream(
         "generate",
         [([requests[index] for index in hands[rank // engine_size]], params) for rank in range(workers.size)],

@@ -40,7 +40,7 @@ class Process:
         self.engine: Engine | None = None
         self._awake = False
 
-    def rendezvous(self) -> str:
+    def find_address(self) -> str:
         """An address on this process's machine where all can meet."""
         import ray
 
@@ -67,7 +67,7 @@ class Process:
         if self.device.type != "cpu":  # vLLM leaves one thread where nobody asked for a number
             os.environ.setdefault("OMP_NUM_THREADS", str(torch.get_num_threads()))
         seed_everything(self.config.trainer.seed)
-        join(address, self.rank, size, self.device, self.config.trainer.timeout)
+        join_process_group(address, self.rank, size, self.device, self.config.trainer.timeout)
 
     def _pick_device(self) -> torch.device:
         """The GPU that Ray gave this process, or the CPU where it gave none; raises UserError where torch does not agree."""
@@ -183,7 +183,7 @@ class RolloutProcess(Process):
                 yield name, as_tensor(weight.copy())  # Ray's own memory is read-only
 
 
-def join(address: str | None, rank: int, size: int, device: torch.device, timeout: float) -> None:
+def join_process_group(address: str | None, rank: int, size: int, device: torch.device, timeout: float) -> None:
     """Initialise the process group of `size` processes, whose collectives take `timeout` seconds at most; alone, an earlier one of this process is used again."""
     # vLLM reads its place among the processes from here; each process sees its own GPU as the first
     port = (address or "tcp://alone:0").rpartition(":")[2]

@@ -28,7 +28,7 @@ class StateSaver:
         """Begin to save the state of `step` as it is now; waits for the one before."""
         self.finish(cluster)
         try:
-            directory = states_on_disk.begin(self._states, step, driver)
+            directory = states_on_disk.begin_state(self._states, step, driver)
         except OSError as error:
             self._fail(step, f"{self._states}: {error.strerror}")
         else:
@@ -46,9 +46,11 @@ class StateSaver:
         failures = [part for part in parts if isinstance(part, str)]
         try:
             if not failures:
-                whole = states_on_disk.publish(directory, {name: one for part in parts for name, one in part.items()})
+                whole = states_on_disk.publish_state(
+                    directory, {name: one for part in parts for name, one in part.items()}
+                )
                 self.whole, self.failure = step, None
-                states_on_disk.prune(self._states, whole, self._keep)
+                states_on_disk.prune_states(self._states, whole, self._keep)
         except OSError as error:
             failures = [f"{self._states}: {error.strerror}"]
         if failures:
@@ -73,7 +75,7 @@ class StateSaver:
             (step, _), self._under_way = self._under_way, None
             self._fail(step, why)
 
-    def demand(self, cluster: Cluster) -> None:
+    def require_saved(self, cluster: Cluster) -> None:
         """Wait for the last state; raises RunError where it could not be saved."""
         self.finish(cluster)
         if self.failure is not None:

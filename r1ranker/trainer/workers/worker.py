@@ -16,13 +16,13 @@ from r1ranker.model.execution import Execution
 from r1ranker.model.export import write_model
 from r1ranker.model.fsdp import full_parameters, full_tensor
 from r1ranker.pretrained import load_tokenizer
-from r1ranker.trainer.checkpoint.export import write_about
-from r1ranker.trainer.checkpoint.shards import Learner, PartWriter, read_part, restore_part_random
+from r1ranker.trainer.checkpoint.export import write_ranker_settings
+from r1ranker.trainer.checkpoint.shards import Learner, PartWriter, read_part, restore_random_state
 from r1ranker.trainer.config.schema import FSDPConfig
 from r1ranker.trainer.learners.critic import Critic
 from r1ranker.trainer.learners.optimisation import Optimisation
 from r1ranker.trainer.learners.policy import Bins, Policy, PolicyLoss
-from r1ranker.trainer.memory.out_of_memory import explained
+from r1ranker.trainer.memory.out_of_memory import explain_out_of_memory
 from r1ranker.trainer.workers.process import Process
 
 
@@ -65,7 +65,7 @@ class Worker(Process):
             self.start_engine()
             self.sync_weights()  # it starts without
 
-    @explained
+    @explain_out_of_memory
     def logprobs(self, bins: Bins, of: Literal["policy", "reference"]) -> list[list[np.ndarray]]:
         """Log-probabilities [L] of each trajectory of each bin. Collective: every process has as many bins."""
         self.rest()
@@ -73,20 +73,20 @@ class Worker(Process):
         assert model is not None
         return model.logprobs(bins)
 
-    @explained
+    @explain_out_of_memory
     def values(self, bins: Bins) -> list[list[np.ndarray]]:
         """The critic's values [L] of each trajectory of each bin. Collective."""
         self.rest()
         assert self.critic is not None
         return self.critic.values(bins)
 
-    @explained
+    @explain_out_of_memory
     def update_policy(self, bins: Bins) -> dict[str, float]:
         """One optimizer step of the policy. Collective."""
         self.rest()
         return self.policy.update(bins, self.policy_loss, self.policy_optimisation) | self._waited()
 
-    @explained
+    @explain_out_of_memory
     def update_critic(self, bins: Bins) -> dict[str, float]:
         """One optimizer step of the critic. Collective."""
         self.rest()
@@ -97,7 +97,7 @@ class Worker(Process):
         """How long this training step has been held up so far by a state that was being written."""
         return {"perf/wait_for_state_s": sum(one.waited for _, one in self._learners().values())}
 
-    @explained
+    @explain_out_of_memory
     def losses(self, bins: Bins, of: Literal["policy", "critic"]) -> list[list[float]]:
         """Each trajectory's own part of the loss, of each bin. Collective."""
         self.rest()
@@ -155,7 +155,7 @@ class Worker(Process):
                 with atomic_path(Path(directory)) as temporary:
                     write_model(temporary, self.policy.language_model, weights, self.dtype)
                     self.tokenizer.save_pretrained(temporary)
-                    write_about(Path(temporary), about)
+                    write_ranker_settings(Path(temporary), about)
         finally:
             for _ in weights:  # whatever became of the writing, the others gather with us
                 pass
@@ -174,7 +174,7 @@ class Worker(Process):
 
     def restore_random(self, directory: str) -> None:
         """Put this process's random generators where they stood in a training state."""
-        restore_part_random(directory, self.rank)
+        restore_random_state(directory, self.rank)
 
     def _learners(self) -> dict[str, Learner]:
         """In the order in which a step updates them."""
@@ -186,7 +186,7 @@ class Worker(Process):
     def gradients(self, bins: Bins) -> dict[str, np.ndarray]:
         """Gradient of the policy's loss by parameter name, gathered, without a step. Collective; for checks."""
         self.rest()
-        self.policy.accumulate(bins, self.policy_loss)
+        self.policy.accumulate_gradients(bins, self.policy_loss)
         gathered = {
             name: full_tensor(parameter.grad, self.device)
             for name, parameter in self.policy.language_model.named_parameters()

@@ -18,12 +18,14 @@ from r1ranker.trainer.batch.trajectory import COLUMNS, Trajectory
 from r1ranker.trainer.config.schema import Config
 from r1ranker.trainer.learners.policy import PolicyLoss
 
-MOST_IN_A_ROW = 10
+MAX_IN_A_ROW = 10
 """bad steps after which the run ends: it learns nothing any more"""
 DIRECTORY = "bad_steps"
+_KEYS = {"sample_weight": "stands_for"}
+"""attributes that have another name in the file"""
 
 
-class NotFinite(Exception):
+class NonFiniteError(Exception):
     """Numbers of a step are not finite; nothing of them has reached the weights."""
 
     def __init__(self, what: str, trajectories: Sequence[Trajectory], offending: Sequence[Trajectory]) -> None:
@@ -32,21 +34,21 @@ class NotFinite(Exception):
         self.what, self.trajectories, self.offending = what, list(trajectories), list(offending)
 
 
-def refuse_not_finite(trajectories: Sequence[Trajectory], columns: Sequence[str]) -> None:
-    """Raise NotFinite where a token that is trained on has something in `columns` that is no finite number."""
+def refuse_non_finite(trajectories: Sequence[Trajectory], columns: Sequence[str]) -> None:
+    """Raise NonFiniteError where a token that is trained on has something in `columns` that is no finite number."""
     for column in columns:
-        offending = [one for one in trajectories if not_finite(one, column)]
+        offending = [one for one in trajectories if count_non_finite(one, column)]
         if offending:
-            raise NotFinite(f"{column} are not finite", trajectories, offending)
+            raise NonFiniteError(f"{column} are not finite", trajectories, offending)
 
 
-def not_finite(trajectory: Trajectory, column: str) -> int:
+def count_non_finite(trajectory: Trajectory, column: str) -> int:
     """Tokens trained on for which `column` holds no finite number."""
     array = getattr(trajectory, column)
     return 0 if array is None else int((~np.isfinite(array) & trajectory.valid).sum())
 
 
-class BadSteps:
+class NonFiniteSteps:
     """What is done about bad steps, as `trainer.on_bad_step` says."""
 
     def __init__(self, config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
@@ -54,11 +56,11 @@ class BadSteps:
         self.in_a_row = 0
         """bad steps up to now"""
 
-    def passed(self) -> None:
+    def reset(self) -> None:
         """A step was as it should be."""
         self.in_a_row = 0
 
-    def met(self, found: NotFinite, step: int) -> str:
+    def record(self, found: NonFiniteError, step: int) -> str:
         """Write the samples down; returns what is to be said. Raises RunError where the run is to end."""
         self.in_a_row += 1
         samples = found.offending or found.trajectories
@@ -74,11 +76,11 @@ class BadSteps:
         line = f"{found.what} ({whose}); no update was made of it, the samples are in {file}"
         if self._config.trainer.on_bad_step == "stop":
             raise RunError(f"{line}; trainer.on_bad_step is stop")
-        if self.in_a_row == MOST_IN_A_ROW:
-            raise RunError(f"{line}; {MOST_IN_A_ROW} steps in a row were such")
+        if self.in_a_row == MAX_IN_A_ROW:
+            raise RunError(f"{line}; {MAX_IN_A_ROW} steps in a row were such")
         return line
 
-    def _write(self, file: Path, found: NotFinite, samples: Sequence[Trajectory], step: int) -> None:
+    def _write(self, file: Path, found: NonFiniteError, samples: Sequence[Trajectory], step: int) -> None:
         config = self._config.actor_rollout_ref
         about = {
             "step": step,
@@ -95,7 +97,7 @@ class BadSteps:
             name: self._tokenizer.decode(ids, skip_special_tokens=False)
             for name, ids in (("prompt", trajectory.prompt_ids), ("response", trajectory.response_ids))
         }
-        fields = {name: _writable(value) for name, value in vars(trajectory).items()}
+        fields = {_KEYS.get(name, name): _writable(value) for name, value in vars(trajectory).items()}
         return texts | fields
 
 
@@ -114,7 +116,7 @@ def read_samples(lines: Sequence[dict[str, Any]]) -> list[Trajectory]:
 
 
 def _read(line: dict[str, Any]) -> Trajectory:
-    fields = {name: line[name] for name in Trajectory.__dataclass_fields__}
+    fields = {name: line[_KEYS.get(name, name)] for name in Trajectory.__dataclass_fields__}
     for name in COLUMNS:
         if fields[name] is not None:
             fields[name] = np.array(fields[name], dtype=np.float64)

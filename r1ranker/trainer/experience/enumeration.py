@@ -19,12 +19,12 @@ from r1ranker.rollout.engine import Completion
 from r1ranker.trainer.batch.balance import Budget
 from r1ranker.trainer.batch.trajectory import Trajectory
 from r1ranker.trainer.config.schema import Config
-from r1ranker.trainer.scoring.outcome import row_of
+from r1ranker.trainer.scoring.outcome import describe_row
 from r1ranker.trainer.workers.cluster import Cluster
 from r1ranker.trainer.workers.dispatch import fill
 
 
-def every_answer(
+def enumerate_answers(
     cluster: Cluster, config: Config, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]
 ) -> list[list[Completion]]:
     """Each prompt's answers in the order of its candidates, with the policy's log-probabilities.
@@ -34,7 +34,7 @@ def every_answer(
     trajectories = [
         trajectory
         for group, prompt in enumerate(prompts)
-        for trajectory in _answers(_constraint(tokenizer, prompt), prompt, group)
+        for trajectory in _enumerate_paths(_check_constraint(tokenizer, prompt), prompt, group)
     ]
     budget = Budget.of_role(config, config.actor_rollout_ref.rollout)
     fill(cluster, trajectories, "old_logprobs", budget, "logprobs", "policy")
@@ -47,22 +47,22 @@ def every_answer(
     return completions
 
 
-def probabilities(answers: Sequence[Completion]) -> np.ndarray:
+def answer_probabilities(answers: Sequence[Completion]) -> np.ndarray:
     """Of a prompt's answers [K], which are all there are: they sum to 1."""
     found = np.exp([sum(one.logprobs) for one in answers])
     return np.asarray(found / found.sum())
 
 
-def _constraint(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> PoolConstraint:
+def _check_constraint(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> PoolConstraint:
     if prompt.mode != "iterative" or prompt.answer_format.think:
         kind = "direct ranking" if prompt.mode == "direct" else "thoughts before answers"
         raise UserError(
-            f"{row_of(prompt)}: actor_rollout_ref.rollout.every_answer wants eliminations answered at once; found {kind}"
+            f"{describe_row(prompt)}: actor_rollout_ref.rollout.every_answer wants eliminations answered at once; found {kind}"
         )
     return build_constraint(tokenizer, prompt.candidates, prompt.mode, prompt.answer_format)
 
 
-def _answers(constraint: PoolConstraint, prompt: Prompt, group: int) -> list[Trajectory]:
+def _enumerate_paths(constraint: PoolConstraint, prompt: Prompt, group: int) -> list[Trajectory]:
     # what may follow each beginning; as ConstraintState has it, where one answer alone goes on no place is a choice any more
     following: dict[tuple[int, ...], list[int]] = {}
     for ids in constraint.last:
