@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from sklearn.metrics import ndcg_score
 from r1ranker.cli import app
 from r1ranker.data.files.parquet import read_training_rows
 from r1ranker.evaluation.runner import EvaluationOptions, run_evaluation
+from r1ranker.pretrained import SETTINGS_FILE
 from r1ranker.trainer.config.load import load_config
 from r1ranker.trainer.fit import fit
 
@@ -73,21 +75,26 @@ def ndcg(one: dict) -> float:
 
 
 def test_requests_are_ranked_from_the_shell_and_from_python(
-    tiny_model: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    actor = "checkpoints/quickstart/iterative/actor"
+    actor, model = "checkpoints/quickstart/iterative/actor", tmp_path / "actor"
+    shutil.copytree(tiny_model, model)
+    asked = {"strategy": "iterative", "answer_style": "name", "think": False, "constrain": "candidates"}
+    (model / SETTINGS_FILE).write_text(
+        json.dumps(asked | {"max_response_length": 64})
+    )  # as the quick start's actor has it
     (shell,) = (block for block in blocks("bash") if "r1ranker rank" in block)
     request, command = (shlex.split(part, comments=True) for part in shell.split("|"))
     assert (request[0], command[:2]) == ("echo", ["r1ranker", "rank"])
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(request[1].encode()), encoding="utf-8"))
-    app([tiny_model if word == actor else word for word in command[1:]], standalone_mode=False)
+    app([str(model) if word == actor else word for word in command[1:]], standalone_mode=False)
     line = json.loads(capsys.readouterr().out)
     candidates = json.loads(request[1])["candidates"]
     assert [candidates[index] for index in line["indices"]] == line["ranking"]
     python, _ = blocks("python")
     assert actor in python
     names: dict[str, Any] = {}
-    exec(python.replace(actor, tiny_model), names)
+    exec(python.replace(actor, str(model)), names)
     assert list(names["result"].ranking) == line["ranking"]
     assert len(names["result"].out_in_round) == len(candidates) - 1
 
