@@ -17,6 +17,7 @@ from r1ranker.trainer.config.schema import Config
 from r1ranker.trainer.loop import Run
 from r1ranker.trainer.memory.estimate import MemoryModel
 from r1ranker.trainer.memory.report import Device, print_memory
+from r1ranker.trainer.update import plan_updates
 
 WIDEST = 150
 """characters of the table: a narrow terminal breaks lines, where rich would cut figures off"""
@@ -78,28 +79,26 @@ def _work(run: Run) -> list[tuple[str, str]]:
     lengths = _lengths(run.loader.prompts)
     share = config.actor_rollout_ref.model.share_prompts
     group = (1 if share else n) * float(np.mean(lengths)) + n * (data.max_response_length - 1)
-    actor = config.actor_rollout_ref.actor
+    prompts = (
+        f"{data.train_batch_size:,} a step, of {np.mean(lengths):,.0f} tokens on average, {max(lengths):,} at most"
+    )
+    if len(lengths) < len(run.loader.prompts):
+        prompts += f" (by {len(lengths):,} of them)"
+    epoch = f"{run.loader.steps_per_epoch:,} an epoch of {len(run.loader.prompts):,} prompts"
+    responses = f"{data.train_batch_size * n:,} a step ({n} a prompt), of {data.max_response_length:,} tokens at most"
     lines = [
         ("algorithm", f"{config.algorithm.adv_estimator}, {config.trainer.total_epochs} epochs at most"),
-        ("steps", f"{run.total_steps:,} ({run.loader.steps_per_epoch:,} an epoch of {len(run.loader.prompts):,} prompts)"),
+        ("steps", f"{run.total_steps:,} ({epoch})"),
         ("validation", f"{len(run.validation):,} prompts each time"),
-        ("prompts", f"{data.train_batch_size:,} a step, of {np.mean(lengths):,.0f} tokens on average, {max(lengths):,} at most"),
-        ("responses", f"{data.train_batch_size * n:,} a step ({n} a prompt), of {data.max_response_length:,} tokens at most"),
+        ("prompts", prompts),
+        ("responses", responses),
         ("tokens", f"{data.train_batch_size * group:,.0f} a step at most in the rows of a pass"),
-    ]  # fmt: skip
-    if len(lengths) < len(run.loader.prompts):
-        lines[3] = ("prompts", f"{lines[3][1]} (by {len(lengths):,} of them)")
-    roles = [("actor", actor.ppo_mini_batch_size, actor.ppo_epochs, Budget.of_actor(config))]
-    if config.needs_critic:
-        critic = config.critic
-        size, epochs = critic.ppo_mini_batch_size or roles[0][1], critic.ppo_epochs or roles[0][2]
-        roles.append(("critic", size, epochs, Budget.of_critic(config)))
-    for name, size, epochs, budget in roles:
-        updates = data.train_batch_size // size * epochs
-        bins = _micro_batches(size, n, group, budget, config.world_size)
-        lines.append(
-            (f"{name}'s updates", f"{updates:,} a step, of {size:,} prompts; {bins:,} micro-batches a process in each at most")
-        )  # fmt: skip
+    ]
+    for plan in reversed(list(plan_updates(config))):
+        updates = data.train_batch_size // plan.mini_batch * plan.epochs
+        bins = _micro_batches(plan.mini_batch, n, group, plan.budget, config.world_size)
+        each = f"of {plan.mini_batch:,} prompts; {bins:,} micro-batches a process in each at most"
+        lines.append((f"{plan.model}'s updates", f"{updates:,} a step, {each}"))
     return lines
 
 

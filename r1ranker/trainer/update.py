@@ -19,8 +19,8 @@ from r1ranker.trainer.workers.cluster import Cluster
 
 
 @dataclass(frozen=True)
-class _Plan:
-    """How a model is updated."""
+class UpdatePlan:
+    """How a model is updated in a step."""
 
     model: Literal["actor", "critic"]
     mini_batch: int
@@ -28,6 +28,15 @@ class _Plan:
     epochs: int
     loss_agg_mode: str
     budget: Budget
+
+
+def plan_updates(config: Config) -> Iterator[UpdatePlan]:
+    """How the critic, where there is one, and then the actor are updated; what a critic's key leaves open is the actor's."""
+    actor, critic = config.actor_rollout_ref.actor, config.critic
+    if config.needs_critic:
+        size, epochs = critic.ppo_mini_batch_size or actor.ppo_mini_batch_size, critic.ppo_epochs or actor.ppo_epochs
+        yield UpdatePlan("critic", size, epochs, critic.loss_agg_mode, Budget.of_critic(config))
+    yield UpdatePlan("actor", actor.ppo_mini_batch_size, actor.ppo_epochs, actor.loss_agg_mode, Budget.of_actor(config))
 
 
 class Updater:
@@ -43,24 +52,16 @@ class Updater:
     ) -> dict[str, float]:
         """Update the critic, and the actor once its warm-up is over; raises NonFiniteError before an update that is not finite."""
         metrics: dict[str, float] = {}
-        for plan in self._plans(step):
+        for plan in plan_updates(self._config):
+            if plan.model == "actor" and step <= self._config.trainer.critic_warmup:
+                continue
             with timed(timing, f"update_{plan.model}"):
                 metrics |= self._run(cluster, trajectories, step, plan)
         return metrics
 
-    def _plans(self, step: int) -> Iterator[_Plan]:
-        actor, critic = self._config.actor_rollout_ref.actor, self._config.critic
-        if self._config.needs_critic:
-            size, epochs = (
-                critic.ppo_mini_batch_size or actor.ppo_mini_batch_size,
-                critic.ppo_epochs or actor.ppo_epochs,
-            )
-            yield _Plan("critic", size, epochs, critic.loss_agg_mode, Budget.of_critic(self._config))
-        if step > self._config.trainer.critic_warmup:
-            budget = Budget.of_actor(self._config)
-            yield _Plan("actor", actor.ppo_mini_batch_size, actor.ppo_epochs, actor.loss_agg_mode, budget)
-
-    def _run(self, cluster: Cluster, trajectories: Sequence[Trajectory], step: int, plan: _Plan) -> dict[str, float]:
+    def _run(
+        self, cluster: Cluster, trajectories: Sequence[Trajectory], step: int, plan: UpdatePlan
+    ) -> dict[str, float]:
         """Every epoch's mini-batches, whole groups dealt anew each time."""
         order = np.random.default_rng([self._config.trainer.seed, step])
         groups = sorted({trajectory.group_id for trajectory in trajectories})
@@ -80,7 +81,7 @@ class Updater:
             del metrics["rollout/logprob_diff"]
         return metrics
 
-    def _step(self, cluster: Cluster, batch: Sequence[Trajectory], plan: _Plan) -> dict[str, float]:
+    def _step(self, cluster: Cluster, batch: Sequence[Trajectory], plan: UpdatePlan) -> dict[str, float]:
         assign_loss_weights(batch, plan.loss_agg_mode)
         of = "policy" if plan.model == "actor" else "critic"
         if plan.model == "actor":

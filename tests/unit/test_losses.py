@@ -17,7 +17,7 @@ from r1ranker.trainer.algorithm.losses import (
     policy_loss,
     value_loss,
 )
-from r1ranker.trainer.config.choices import LOSS_AGG_MODES
+from r1ranker.trainer.config.schema import LOSS_AGG_MODES
 
 CLIP = ClipRange(low=0.2, high=0.28, dual=3.0)
 

@@ -28,7 +28,7 @@ from r1ranker.model.value import ValueModel
 from r1ranker.trainer.algorithm.estimation import assign_loss_weights
 from r1ranker.trainer.algorithm.losses import ClipRange, value_loss
 from r1ranker.trainer.batch.trajectory import Trajectory, pack
-from r1ranker.trainer.config.choices import LOSS_AGG_MODES
+from r1ranker.trainer.config.schema import LOSS_AGG_MODES
 from r1ranker.trainer.learners.policy import PolicyLoss
 
 VOCABULARY = 300

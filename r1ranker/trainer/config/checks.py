@@ -9,8 +9,15 @@ from r1ranker.device import DTYPES
 from r1ranker.errors import UserError, nearest
 from r1ranker.rollout.start import ENGINES
 from r1ranker.trainer.config.batch_checks import check_batch_sizes, fit_mini_batches
-from r1ranker.trainer.config.choices import BY_GROUP, CORRECTION_LEVELS, ESTIMATORS, KL_TYPES, LOSS_AGG_MODES
-from r1ranker.trainer.config.schema import Config, OptimConfig
+from r1ranker.trainer.config.schema import (
+    BY_GROUP,
+    CORRECTION_LEVELS,
+    ESTIMATORS,
+    KL_TYPES,
+    LOSS_AGG_MODES,
+    Config,
+    OptimConfig,
+)
 
 _KL_ALIASES = {"kl": "k1", "mse": "k2", "low_var_kl": "k3"}
 

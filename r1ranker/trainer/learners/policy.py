@@ -87,9 +87,15 @@ class Policy:
     ) -> tuple[Tensor, Tensor | None]:
         """Log-probabilities [R] and entropies [R] of the sampled tokens of a micro-batch on this device."""
         logprobs, entropy = self.module(
-            batch.predicting, batch.targets, batch.constrained, batch.allowed, self._temperature,
-            with_entropy, entropy_learns, **batch.model_inputs(),
-        )  # fmt: skip
+            batch.predicting,
+            batch.targets,
+            batch.constrained,
+            batch.allowed,
+            self._temperature,
+            with_entropy,
+            entropy_learns,
+            **batch.model_inputs(),
+        )
         return logprobs, entropy
 
     @torch.no_grad()

@@ -226,7 +226,7 @@ class MemoryModel:
             "backward pass": tokens * self.width * (2 * shape.intermediate + shape.hidden),
             "gathered layers": self._gathered(shape, backward=True),
             "copies in collectives": self._copied(shape),
-        }  # fmt: skip
+        }
 
     def _gathered(self, shape: ModelShape, backward: bool = False) -> int:
         """Whole parameters in the type computed with: those outside the blocks, one block, and with several processes the next.

@@ -40,9 +40,13 @@ class Worker(Process):
         actor = config.actor_rollout_ref.actor
         self.dtype = compute_dtype(self.device, model.dtype)
         execution = Execution(
-            world, _offload(actor.fsdp_config), model.enable_gradient_checkpointing, model.share_prompts,
-            model.use_torch_compile, model.dtype,
-        )  # fmt: skip
+            world,
+            _offload(actor.fsdp_config),
+            model.enable_gradient_checkpointing,
+            model.share_prompts,
+            model.use_torch_compile,
+            model.dtype,
+        )
         self.policy = Policy(path, self.device, rollout.temperature, execution)
         self.policy_optimisation = Optimisation(self.policy.module, actor.optim, total_steps, actor.grad_clip)
         self.policy_loss = PolicyLoss.from_config(actor)
