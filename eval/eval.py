@@ -6,8 +6,8 @@ python eval/eval.py --dataset Rec-Movie --model_path DIR [--data DIR] [--strateg
 import sys
 
 try:
-    from r1ranker.cli.app import run_command
     from r1ranker.cli.evaluation import evaluate
+    from r1ranker.cli.run import run_command
 except ModuleNotFoundError as missing:
     how = "run: pip install -e . (or bash scripts/setup.sh, then source .venv/bin/activate)"
     print(f"error: r1ranker is not installed ({missing}); {how}", file=sys.stderr)

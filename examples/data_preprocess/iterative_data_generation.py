@@ -6,8 +6,8 @@ python examples/data_preprocess/iterative_data_generation.py [--source PATH_OR_H
 import sys
 
 try:
-    from r1ranker.cli.app import run_command
     from r1ranker.cli.data import rows_command
+    from r1ranker.cli.run import run_command
 except ModuleNotFoundError as missing:
     how = "run: pip install -e . (or bash scripts/setup.sh, then source .venv/bin/activate)"
     print(f"error: r1ranker is not installed ({missing}); {how}", file=sys.stderr)

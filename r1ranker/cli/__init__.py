@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from r1ranker.cli.app import add_command, new_app, run_app
 from r1ranker.cli.data import prepare
 from r1ranker.cli.evaluation import compare, evaluate, experiment, report
 from r1ranker.cli.ranking import rank
+from r1ranker.cli.run import add_command, new_app, run_app
 from r1ranker.cli.training import export, init_model, replay, sft, train
 
 COMMANDS: dict[str, dict[str, Callable[..., None]]] = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Annotated, Literal
 
 import typer
@@ -36,3 +37,15 @@ AnswerStyle = Annotated[
 TopK = Annotated[int, typer.Option(help="stop when so few are left (0: rank all)", rich_help_panel=ELIMINATION)]
 Eliminate = Annotated[int, typer.Option(help="candidates that go out a round", rich_help_panel=ELIMINATION)]
 Votes = Annotated[int, typer.Option(help="answers sampled a round", rich_help_panel=ELIMINATION)]
+
+
+def one_of(names: Iterable[str]) -> Callable[[str], str]:
+    """A parser for an option that takes any of `names`, which are declared elsewhere."""
+    known = list(names)
+
+    def parse(value: str) -> str:
+        if value not in known:
+            raise typer.BadParameter(f"{value!r} is not one of {', '.join(map(repr, known))}.")
+        return value
+
+    return parse

@@ -4,12 +4,13 @@ python examples/data_preprocess/dataset/passage.py --source DIR [--local_dir dat
 """
 
 import sys
-from typing import Annotated, Literal
+from typing import Annotated
 
 try:
     from typer import Option
 
-    from r1ranker.cli.app import run_command
+    from r1ranker.cli.options import one_of
+    from r1ranker.cli.run import run_command
     from r1ranker.data.prepare import build_and_show
     from r1ranker.data.raw import LICENCES, passage_source
     from r1ranker.data.sources.passage import MOST_CHARACTERS, ROWS, SIZES, PassageSettings
@@ -21,9 +22,7 @@ except ModuleNotFoundError as missing:
 
 def build(
     source: Annotated[str, Option(help="directory with train*.parquet and test*.parquet")],
-    task: Annotated[
-        list[Literal["Passage-5", "Passage-7", "Passage-9"]] | None, Option(help="default: all three")
-    ] = None,
+    task: Annotated[list[str] | None, Option(parser=one_of(SIZES), help=f"{', '.join(SIZES)} (all)")] = None,
     local_dir: Annotated[str, Option(help="where to write")] = "data/bench",
     rows: Annotated[int, Option(help="iterative rows a task and split")] = ROWS,
     characters: Annotated[int, Option(help="of passage text")] = MOST_CHARACTERS,

@@ -4,14 +4,16 @@ python examples/data_preprocess/dataset/recommendation.py --task Rec-Movie --int
 """
 
 import sys
-from typing import Annotated, Literal
+from typing import Annotated
 
 try:
     from typer import Option
 
-    from r1ranker.cli.app import run_command
+    from r1ranker.cli.options import one_of
+    from r1ranker.cli.run import run_command
     from r1ranker.data.prepare import build_and_show, raw_settings
     from r1ranker.data.raw import LICENCES, recommendation_source
+    from r1ranker.data.sources.recommendation import ATOMIC
 except ModuleNotFoundError as missing:
     how = "run: pip install -e . (or bash scripts/setup.sh, then source .venv/bin/activate)"
     print(f"error: r1ranker is not installed ({missing}); {how}", file=sys.stderr)
@@ -19,7 +21,7 @@ except ModuleNotFoundError as missing:
 
 
 def build(
-    task: Annotated[Literal["Rec-Movie", "Rec-Music", "Rec-Game"], Option()],
+    task: Annotated[str, Option(parser=one_of(ATOMIC), help=", ".join(ATOMIC))],
     inter: Annotated[str, Option(help="user_id, item_id, rating, timestamp; tab-separated")],
     item: Annotated[str, Option(help="item_id, title; tab-separated")],
     local_dir: Annotated[str, Option(help="where to write")] = "data/bench",

@@ -4,12 +4,13 @@ python examples/data_preprocess/dataset/routing.py --router_data router_data.csv
 """
 
 import sys
-from typing import Annotated, Literal
+from typing import Annotated
 
 try:
     from typer import Option
 
-    from r1ranker.cli.app import run_command
+    from r1ranker.cli.options import one_of
+    from r1ranker.cli.run import run_command
     from r1ranker.data.prepare import build_and_show
     from r1ranker.data.raw import LICENCES, routing_source
     from r1ranker.data.sources.routing import OBJECTIVES
@@ -18,13 +19,11 @@ except ModuleNotFoundError as missing:
     print(f"error: r1ranker is not installed ({missing}); {how}", file=sys.stderr)
     sys.exit(2)
 
-Task = Literal["Router-Performance", "Router-Balance", "Router-Cost"]
-
 
 def build(
     router_data: Annotated[str, Option(help="task_id, query, effect, cost and optionally llm; or .csv.gz")],
     descriptions: Annotated[str | None, Option(help="JSON of LLM -> description")] = None,
-    task: Annotated[list[Task] | None, Option(help="default: all three")] = None,
+    task: Annotated[list[str] | None, Option(parser=one_of(OBJECTIVES), help=f"{', '.join(OBJECTIVES)} (all)")] = None,
     local_dir: Annotated[str, Option(help="where to write")] = "data/bench",
     test_share: float = 0.2,
     seed: int = 42,
