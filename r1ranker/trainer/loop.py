@@ -27,9 +27,8 @@ from r1ranker.trainer.experience.inputs import load_shared_tokenizer, load_split
 from r1ranker.trainer.experience.sampler import Sampler
 from r1ranker.trainer.experience.validation import validate
 from r1ranker.trainer.monitoring.metrics import policy_lag, step_metrics, timed
-from r1ranker.trainer.monitoring.non_finite import NonFiniteError, NonFiniteSteps, refuse_non_finite
+from r1ranker.trainer.monitoring.non_finite import NonFiniteSteps, refuse_non_finite
 from r1ranker.trainer.prepare import is_stale, prepare
-from r1ranker.trainer.scoring.outcome import report_failures
 from r1ranker.trainer.update import Updater
 from r1ranker.trainer.workers.cluster import Cluster, call_all
 
@@ -76,49 +75,45 @@ class Run:
         """One batch; returns its metrics."""
         timing: dict[str, float] = {}
         with timed(timing, "step"):
-            batch = self.sampler.next_batch(
-                cluster, step, self.updater.policy_version, step == self.total_steps, timing
-            )  # 1. and 2. prompts are dealt, and n responses to each are sampled
-            trajectories, metrics = batch.trajectories(timing)  # 3. rewards
-            for line in report_failures(batch.failures, len(trajectories) + len(batch.failures)):
-                self.say(f"step {step}: {line}")
-            metrics |= policy_lag(trajectories, self.updater.policy_version)
-            try:
-                metrics |= self.learn(cluster, trajectories, step, timing)  # 4. to 6.
-                self.bad_steps.reset()
-                is_bad = False
-            except NonFiniteError as found:
-                self.say(f"step {step}: {self.bad_steps.record(found, step)}")
-                is_bad = True
+            version, is_last = self.updater.policy_version, step == self.total_steps
+            # 1. and 2. deal prompts and sample n responses to each
+            batch = self.sampler.next_batch(cluster, step, version, is_last, timing)
+            # 3. rewards
+            trajectories, metrics = batch.trajectories(timing)
+            batch.report_failures(f"step {step}", self.say)
+            metrics |= policy_lag(trajectories, version)
+            with self.bad_steps.guard(step, self.say):
+                # 4. log-probabilities and values
+                prepare(cluster, self.config, trajectories, version, timing)
+                # 5. advantages
+                learned = self.estimate(trajectories, timing)
+                # 6. update critic and actor
+                metrics |= learned | self.updater.update(cluster, trajectories, step, timing)
             self.sampler.receive_ahead(timing)
+            # 7. the new weights to the engines
             with timed(timing, "sync_weights"):
-                cluster.sync_weights()  # 7. trainer -> engine
+                cluster.sync_weights()
             metrics |= self.end_step(cluster, step)
-        return step_metrics(  # 8. metrics
-            metrics, trajectories, self.config.data, timing, batch.elimination_tokens, cluster.size, is_bad
-        )
+        # 8. metrics; fit.py validates and saves
+        is_bad, spent = self.bad_steps.in_a_row > 0, batch.elimination_tokens
+        return step_metrics(metrics, trajectories, self.config.data, timing, spent, cluster.size, is_bad)
 
-    def learn(
-        self, cluster: Cluster, trajectories: list[Trajectory], step: int, timing: dict[str, float]
-    ) -> dict[str, float]:
-        """Prepare, estimate, update. Raises NonFiniteError, before the update in question, where a number is not."""
-        prepare(cluster, self.config, trajectories, self.updater.policy_version, timing)  # 4. log-probabilities, values
+    def estimate(self, trajectories: list[Trajectory], timing: dict[str, float]) -> dict[str, float]:
+        """Advantages on whole groups, and importance weights in them where algorithm.rollout_correction asks for these.
+
+        Raises NonFiniteError where a number is not finite, before or after.
+        """
         refuse_non_finite(trajectories, ("old_logprobs", "ref_logprobs", "values"))
-        with timed(timing, "adv"):
-            metrics = self.estimate(trajectories)  # 5. advantages
-        refuse_non_finite(trajectories, ("advantages", "returns"))
-        return metrics | self.updater.update(cluster, trajectories, step, timing)  # 6. update
-
-    def estimate(self, trajectories: list[Trajectory]) -> dict[str, float]:
-        """Advantages on whole groups, and importance weights in them where algorithm.rollout_correction asks for these."""
         every = self.config.actor_rollout_ref.rollout.every_answer
-        metrics = assign_advantages(trajectories, self.config.algorithm, self.kl_control, every)
         correction = self.config.algorithm.rollout_correction
-        if correction.rollout_is is not None:
-            metrics |= apply_importance_weights(trajectories, correction)
-            if self.config.on_policy and not is_stale(trajectories, self.updater.policy_version):
-                for trajectory in trajectories:
-                    trajectory.old_logprobs = None  # the ratio is 1, exactly
+        with timed(timing, "adv"):
+            metrics = assign_advantages(trajectories, self.config.algorithm, self.kl_control, every)
+            if correction.rollout_is is not None:
+                metrics |= apply_importance_weights(trajectories, correction)
+                if self.config.on_policy and not is_stale(trajectories, self.updater.policy_version):
+                    for trajectory in trajectories:
+                        trajectory.old_logprobs = None  # the ratio is 1, exactly
+        refuse_non_finite(trajectories, ("advantages", "returns"))
         return metrics
 
     def end_step(self, cluster: Cluster, step: int) -> dict[str, float]:

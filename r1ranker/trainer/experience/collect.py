@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import asdict
 from typing import Any
@@ -17,7 +17,13 @@ from r1ranker.trainer.batch.trajectory import Trajectory
 from r1ranker.trainer.config.schema import Config
 from r1ranker.trainer.experience.enumeration import answer_probabilities
 from r1ranker.trainer.monitoring.metrics import mean_reward_parts, timed
-from r1ranker.trainer.scoring.outcome import Failure, Outcome, decode_response, refuse_too_many_failures
+from r1ranker.trainer.scoring.outcome import (
+    Failure,
+    Outcome,
+    decode_response,
+    refuse_too_many_failures,
+    report_failures,
+)
 from r1ranker.trainer.scoring.pool import RewardPool
 
 
@@ -93,6 +99,11 @@ class SampledBatch:
         self.failures = [outcome for outcome in outcomes if isinstance(outcome, Failure)]
         refuse_too_many_failures(self.failures, len(outcomes), self._max_failure_rate)
         return outcomes
+
+    def report_failures(self, where: str, say: Callable[[str], None]) -> None:
+        """Have `say` take a line for each place where rewards failed, once all are computed."""
+        for line in report_failures(self.failures, sum(map(len, self._pending))):
+            say(f"{where}: {line}")
 
     def trajectories(self, timing: dict[str, float]) -> tuple[list[Trajectory], dict[str, float]]:
         """Scored trajectories, whose group is the prompt's place in the batch, and the means of their rewards' parts.

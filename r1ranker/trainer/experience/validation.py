@@ -9,7 +9,7 @@ from r1ranker.rollout.engine import SamplingParams
 from r1ranker.trainer.experience.collect import build_requests
 from r1ranker.trainer.experience.sampler import Sampler
 from r1ranker.trainer.monitoring.metrics import timed, validation_metrics
-from r1ranker.trainer.scoring.outcome import Outcome, report_failures
+from r1ranker.trainer.scoring.outcome import Outcome
 from r1ranker.trainer.workers.cluster import Cluster
 
 
@@ -31,7 +31,6 @@ def validate(
             batch = sampler.send(cluster, prompts[chosen], requests[chosen], params, policy_version)
             batch.receive({})
             outcomes += batch.outcomes({})
-            for line in report_failures(batch.failures, len(requests[chosen])):
-                say(f"validation: {line}")
+            batch.report_failures("validation", say)
     metrics = validation_metrics([prompt.task for prompt in prompts], outcomes)
     return metrics | {"timing_s/testing": timing["testing"]}

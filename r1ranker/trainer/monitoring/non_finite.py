@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,16 @@ class NonFiniteSteps:
         self._config, self._tokenizer = config, tokenizer
         self.in_a_row = 0
         """bad steps up to now"""
+
+    @contextmanager
+    def guard(self, step: int, say: Callable[[str], None]) -> Iterator[None]:
+        """What is inside ends where a number of `step` is not finite; `say` takes the line. Raises RunError where the run is to end."""
+        try:
+            yield
+        except NonFiniteError as found:
+            say(f"step {step}: {self.record(found, step)}")
+        else:
+            self.reset()
 
     def reset(self) -> None:
         """A step was as it should be."""
