@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import SharedRay
 from runs import train
+from shared_ray import SharedRay
 
 from r1ranker.errors import RunError, UserError
 from r1ranker.trainer.batch.trajectory import Trajectory
