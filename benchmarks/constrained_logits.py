@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from r1ranker.model import policy_model
-from r1ranker.model.execution import Execution
+from r1ranker.model.execution import ExecutionOptions
 from r1ranker.model.logprobs import token_logprobs
 from r1ranker.trainer.algorithm.losses import ClipRange
 from r1ranker.trainer.batch.balance import Budget, arrange_micro_batches
@@ -35,7 +35,7 @@ PROMPTS, SAMPLES, CANDIDATES, PROMPT_TOKENS = 32, 8, 20, 120
 
 def whole_vocabulary(
     model: policy_model.PolicyModel, predicting: Tensor, targets: Tensor, constrained: Tensor, allowed: Tensor,
-    temperature: float, with_entropy: bool, entropy_learns: bool, **inputs: Any,
+    temperature: float, with_entropy: bool, entropy_requires_grad: bool, **inputs: Any,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """As PolicyModel.forward, of tokens that are all constrained: every logit of a place, in the same chunks."""
     states = model.language_model.base_model(use_cache=False, **inputs).last_hidden_state[0][predicting]
@@ -45,7 +45,7 @@ def whole_vocabulary(
     def of(start: int, states: Tensor) -> Any:
         own, every = slice(start, start + rows), torch.arange(len(states))
         return token_logprobs(
-            head(states), targets[own], temperature, every, allowed[own], with_entropy, entropy_learns
+            head(states), targets[own], temperature, every, allowed[own], with_entropy, entropy_requires_grad
         )
 
     parts: list[tuple[Tensor, Tensor]] = [
@@ -85,7 +85,7 @@ def main() -> None:
     for vocabulary in options.vocabularies:
         with tempfile.TemporaryDirectory() as directory:
             build(directory, 64, 2, vocabulary)
-            sides = [Policy(directory, torch.device("cpu"), 1.0, Execution()) for _ in range(2)]
+            sides = [Policy(directory, torch.device("cpu"), 1.0, ExecutionOptions()) for _ in range(2)]
         sides[0].module.forward = partial(whole_vocabulary, sides[0].module)  # type: ignore[method-assign]
         trajectories = rankings(vocabulary)
         (bins,) = arrange_micro_batches(trajectories, 1, Budget(65536))

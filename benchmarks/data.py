@@ -60,14 +60,14 @@ def build_with_pandas(source: str, output: str, model: str) -> int:
     """The same eight files by DataFrame.apply."""
     import pandas as pd
 
-    from r1ranker.data.files.parquet import training_row
-    from r1ranker.data.sources.ranking_bench import CONFIGS, bench_row
+    from r1ranker.data.files.parquet import example_to_row
+    from r1ranker.data.sources.ranking_bench import CONFIGS, example_to_bench_row
     from r1ranker.data.sources.user_files import OWN
+    from r1ranker.tasks.custom import default_task, ensure_registered
     from r1ranker.tasks.example import RankingExample
-    from r1ranker.tasks.own import default_task, know
-    from r1ranker.tasks.pools import sub_pools
+    from r1ranker.tasks.pools import sample_sub_pools
 
-    know(default_task(OWN, by_history=False))
+    ensure_registered(default_task(OWN, by_history=False))
     frame = pd.read_json(source, lines=True)
     test = set(frame.sample(frac=0.2, random_state=42).index)
     rng = random.Random(42)
@@ -81,12 +81,12 @@ def build_with_pandas(source: str, output: str, model: str) -> int:
     for config in CONFIGS:
         pools = examples.apply(
             lambda one, config=config: (
-                [one] if config == "direct" else [one.with_pool(pool) for pool in sub_pools(one, rng)]
+                [one] if config == "direct" else [one.with_pool(pool) for pool in sample_sub_pools(one, rng)]
             )
         ).explode()
         for name, word in (
-            (f"bench/{config}", lambda one, config=config: bench_row(one, config)),
-            (f"{config}_ranking", lambda one, config=config: training_row(one, config, "", 0)),
+            (f"bench/{config}", lambda one, config=config: example_to_bench_row(one, config)),
+            (f"{config}_ranking", lambda one, config=config: example_to_row(one, config, "", 0)),
         ):
             rows = pools.apply(word)
             for split, chosen in (("train", rows[~rows.index.isin(test)]), ("test", rows[rows.index.isin(test)])):

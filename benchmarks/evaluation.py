@@ -21,7 +21,7 @@ import torch
 from transformers import GenerationConfig, Qwen2Config, Qwen2ForCausalLM
 
 from r1ranker.model.init import save_hf, train_tokenizer
-from r1ranker.ranking.decode import Question, Reply
+from r1ranker.ranking.conversation import Question, Reply
 from r1ranker.ranking.ranker import Ranker
 from r1ranker.rollout.engine import Completion, Request, SamplingParams
 from r1ranker.tasks.example import RankingExample
@@ -42,13 +42,13 @@ class Talkative(Ranker):
 
     typical = 60
 
-    def _word(self, question: Question) -> tuple[Request, SamplingParams]:
-        request, params = super()._word(question)
+    def _to_request(self, question: Question) -> tuple[Request, SamplingParams]:
+        request, params = super()._to_request(question)
         length = round(random.Random(request.seed).lognormvariate(math.log(self.typical), 0.9))
         return request, replace(params, max_tokens=min(max(4, length), LONGEST))
 
-    def _hear(self, question: Question, request: Request, completions: Sequence[Completion]) -> list[Reply]:
-        (reply,) = super()._hear(question, request, completions)
+    def _to_replies(self, question: Question, request: Request, completions: Sequence[Completion]) -> list[Reply]:
+        (reply,) = super()._to_replies(question, request, completions)
         names = question.example.candidates
         place = zlib.crc32(repr(completions[0].token_ids).encode()) % len(names)
         return [replace(reply, text=f"</think><answer>{names[place]}</answer>")]

@@ -8,7 +8,7 @@ import re
 import subprocess
 import sys
 
-from fault_runs import ROOT, Ground, Row, figures, last_step
+from fault_runs import ROOT, Row, Workspace, figures, last_step
 
 POISON = """
 import numpy as np
@@ -35,7 +35,7 @@ GROUPS, SAMPLES = 4, 8
 """of a step"""
 
 
-def bad_numbers(ground: Ground, times: int, chance: random.Random) -> list[Row]:
+def bad_numbers(ground: Workspace, times: int, chance: random.Random) -> list[Row]:
     """One sample of one step has a number that is not finite, or that becomes so in the loss."""
     good = injected = replayed = 0
     for column, value in (
@@ -65,7 +65,7 @@ def bad_numbers(ground: Ground, times: int, chance: random.Random) -> list[Row]:
     ]  # fmt: skip
 
 
-def rewards(ground: Ground, times: int, chance: random.Random) -> list[Row]:
+def rewards(ground: Workspace, times: int, chance: random.Random) -> list[Row]:
     """A reward of one's own that raises, hangs or dies."""
     rows: list[Row] = []
     share = 4

@@ -29,7 +29,7 @@ TRACEBACK = "Traceback (most recent call last)"
 
 
 @dataclass
-class Done:
+class FinishedRun:
     """A run that has ended."""
 
     code: int
@@ -54,7 +54,7 @@ class Row:
     lost: str
 
 
-class Ground:
+class Workspace:
     """A directory with data and a model, in which runs are made."""
 
     def __init__(self, directory: Path) -> None:
@@ -86,22 +86,22 @@ class Ground:
             *SMALL, *more,
         ]  # fmt: skip
 
-    def start(self, output: Path, *more: str, code: str = "") -> Started:
+    def start(self, output: Path, *more: str, code: str = "") -> RunningProcess:
         """`r1ranker train` under way; `code` runs before it in the same process."""
         log = output.with_suffix(".log")
         call = f"{code}\nfrom r1ranker.cli import main\nmain()"
         command = [sys.executable, "-c", call, "train", "--config-name", "quickstart", *self.overrides(output, *more)]
         with log.open("wb") as written:
             process = subprocess.Popen(command, stdout=written, stderr=subprocess.STDOUT, env=_environment(), cwd=ROOT)
-        return Started(process, output, log)
+        return RunningProcess(process, output, log)
 
-    def run(self, output: Path, *more: str, code: str = "") -> Done:
+    def run(self, output: Path, *more: str, code: str = "") -> FinishedRun:
         """`r1ranker train` to its end."""
         return self.start(output, *more, code=code).end()
 
 
 @dataclass
-class Started:
+class RunningProcess:
     """A run under way."""
 
     process: subprocess.Popen[bytes]
@@ -112,7 +112,7 @@ class Started:
         """Wait until a step's line is there."""
         self._until(lambda: last_step(self.output) >= step)
 
-    def says(self, words: str) -> float:
+    def wait_for_output(self, words: str) -> float:
         """Seconds until it says something."""
         begun = time.monotonic()
         self._until(lambda: words in " ".join(self.log.read_text(errors="replace").split()))
@@ -141,10 +141,10 @@ class Started:
                 found.append(int(path.name))
         return sorted(found)
 
-    def end(self) -> Done:
+    def end(self) -> FinishedRun:
         """Wait for its end."""
         code = self.process.wait(LIMIT)
-        return Done(code, " ".join(self.log.read_text(errors="replace").split()))
+        return FinishedRun(code, " ".join(self.log.read_text(errors="replace").split()))
 
 
 def last_step(output: Path) -> int:
@@ -153,7 +153,7 @@ def last_step(output: Path) -> int:
     return int(max(steps, default=0))
 
 
-def same(found: Path, expected: Path) -> bool:
+def runs_match(found: Path, expected: Path) -> bool:
     """Whether two runs have the same metrics but for clocks, each step once, and the same actor bit for bit."""
     own, other = (load_file(place / "actor" / "model.safetensors") for place in (found, expected))
     weights = own.keys() == other.keys() and all(np.array_equal(own[name], other[name]) for name in own)

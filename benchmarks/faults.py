@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from fault_numbers import bad_numbers, fuzz, rewards
-from fault_runs import WITH_RAY, Ground, Row, copied, killed_run, last_step, same
+from fault_runs import WITH_RAY, Row, Workspace, copied, killed_run, last_step, runs_match
 
 from r1ranker.experiments.tables import markdown_table
 
@@ -27,7 +27,7 @@ KILLS = 24
 NOBODY = 65534
 
 
-def kills(ground: Ground, times: int, chance: random.Random) -> list[Row]:
+def kills(ground: Workspace, times: int, chance: random.Random) -> list[Row]:
     """kill -9 at any moment."""
     more = (
         "algorithm.use_kl_in_reward=true", "algorithm.kl_ctrl.type=adaptive", "trainer.critic_warmup=1",
@@ -42,7 +42,7 @@ def kills(ground: Ground, times: int, chance: random.Random) -> list[Row]:
         spec = {"overrides": ground.overrides(output, *more), "output": str(output), "log": f"{output}.log"}
         seen = killed_run(spec | {"kills": KILLS, "seed": chance.randrange(1000)})
         injected += seen["kills"]
-        whole += seen["kills"] if seen["code"] == 0 and same(output, alone) else 0
+        whole += seen["kills"] if seen["code"] == 0 and runs_match(output, alone) else 0
         in_a_save += seen["in a save"]
         redone += seen["redone"]
     row = Row(
@@ -52,7 +52,7 @@ def kills(ground: Ground, times: int, chance: random.Random) -> list[Row]:
     return [row]
 
 
-def signals(ground: Ground, times: int, chance: random.Random) -> list[Row]:
+def signals(ground: Workspace, times: int, chance: random.Random) -> list[Row]:
     """SIGTERM and Ctrl-C, of which the second is the same as SIGINT."""
     rows = []
     for number, code in ((signal.SIGTERM, 143), (signal.SIGINT, 130)):
@@ -67,7 +67,9 @@ def signals(ground: Ground, times: int, chance: random.Random) -> list[Row]:
             left = last_step(output)
             saved = (output / "state" / f"step_{left}").is_dir()
             again = ground.run(output)
-            good += done.code == code and saved and done.in_a_line and again.code == 0 and same(output, ground.alone)
+            good += (
+                done.code == code and saved and done.in_a_line and again.code == 0 and runs_match(output, ground.alone)
+            )
         name = number.name if number != signal.SIGINT else "SIGINT (Ctrl-C)"
         rows.append(
             Row(
@@ -91,7 +93,7 @@ def _truncate(file: Path, chance: random.Random) -> None:
     os.truncate(file, chance.randrange(file.stat().st_size))
 
 
-def damage(ground: Ground, times: int, chance: random.Random) -> list[Row]:
+def damage(ground: Workspace, times: int, chance: random.Random) -> list[Row]:
     """Of the newest state, one file."""
     half = ground.place("half")
     ground.run(half, "trainer.total_training_steps=5")
@@ -110,7 +112,7 @@ def damage(ground: Ground, times: int, chance: random.Random) -> list[Row]:
                 done = ground.run(output)
                 named = f"{output}/state/step_5" in done.text and "going on from step_4" in done.text
                 injected += 1
-                good += done.code == 0 and named and same(output, ground.alone)
+                good += done.code == 0 and named and runs_match(output, ground.alone)
         rows.append(
             Row(what, "named, the state before it taken, same end", injected, good, "1 step a time, done again")
         )
@@ -126,7 +128,7 @@ def damage(ground: Ground, times: int, chance: random.Random) -> list[Row]:
     return rows
 
 
-def disk(ground: Ground, times: int, chance: random.Random) -> list[Row]:
+def disk(ground: Workspace, times: int, chance: random.Random) -> list[Row]:
     """A file system that fills up: the states' own, and that of all that the run writes."""
     rows = []
     for what, inner in (("disk full, of the states alone", "state"), ("disk full, of the whole run's directory", "")):
@@ -144,7 +146,7 @@ def disk(ground: Ground, times: int, chance: random.Random) -> list[Row]:
                 subprocess.run(["mount", "-o", "remount,size=100m", str(mount)], check=True)
                 again = ground.run(output, "trainer.max_actor_ckpt_to_keep=3")
                 said = full.code in (1, 2) and full.in_a_line and "No space left" in full.text
-                good += said and again.code == 0 and same(output, ground.alone)
+                good += said and again.code == 0 and runs_match(output, ground.alone)
                 injected += 1
             finally:
                 subprocess.run(["umount", str(mount)], check=True)
@@ -160,7 +162,7 @@ def disk(ground: Ground, times: int, chance: random.Random) -> list[Row]:
     return rows
 
 
-def permissions(ground: Ground, times: int, chance: random.Random) -> list[Row]:
+def permissions(ground: Workspace, times: int, chance: random.Random) -> list[Row]:
     """Another user without rights: to write states, and to read the newest."""
     if os.geteuid():
         return [Row("directory of another user", "could not be tested: takes root's rights", 0, 0, "")]
@@ -196,7 +198,7 @@ def permissions(ground: Ground, times: int, chance: random.Random) -> list[Row]:
     ]  # fmt: skip
 
 
-def lost_processes(ground: Ground, times: int, chance: random.Random) -> list[Row]:
+def lost_processes(ground: Workspace, times: int, chance: random.Random) -> list[Row]:
     """Processes of Ray's that are killed, or stop answering."""
     rows: list[Row] = []
     apart = (*WITH_RAY[:1], "actor_rollout_ref.rollout.placement=separate")
@@ -221,9 +223,9 @@ def lost_processes(ground: Ground, times: int, chance: random.Random) -> list[Ro
             run.after_step(chance.randint(1, 3))
             time.sleep(chance.random())
             os.kill(chance.choice(run.processes(title)), number)
-            noticed.append(run.says("starting the processes again (1 of 3)"))
+            noticed.append(run.wait_for_output("starting the processes again (1 of 3)"))
             done = run.end()
-            good += done.code == 0 and done.in_a_line and same(output, alone)
+            good += done.code == 0 and done.in_a_line and runs_match(output, alone)
         lost = f"the step under way; noticed after {min(noticed):.1f} to {max(noticed):.1f} s"
         rows.append(Row(what, "processes started again, same end, bit for bit", 2 * times, good, lost))
     output = ground.place("ray_given_up")
@@ -253,7 +255,7 @@ def main() -> int:
     options = parser.parse_args()
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="r1ranker-faults-") as directory:
-        ground = Ground(Path(directory))
+        ground = Workspace(Path(directory))
         for name in options.only:
             begun = time.monotonic()
             found = FAULTS[name](ground, options.times, random.Random(f"{name} {options.seed}"))

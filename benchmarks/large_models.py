@@ -110,8 +110,8 @@ def load(directory: str, way: str, rank: int, processes: int, store: str) -> dic
     import torch.distributed as dist
 
     from r1ranker.model.attention import PACKED
-    from r1ranker.model.execution import Execution
-    from r1ranker.model.fsdp import full_parameters, shard
+    from r1ranker.model.execution import ExecutionOptions
+    from r1ranker.model.fsdp import gather_parameters, shard
     from r1ranker.model.loading import load_causal_lm
     from r1ranker.model.policy_model import PolicyModel
 
@@ -120,13 +120,13 @@ def load(directory: str, way: str, rank: int, processes: int, store: str) -> dic
     before, began = _resident("VmRSS"), time.perf_counter()
     Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
     if way == "by rows":
-        module = Execution(processes).load(directory, device, PolicyModel)
+        module = ExecutionOptions(processes).load(directory, device, PolicyModel)
     else:
         module = PolicyModel(load_causal_lm(directory, torch.float32, PACKED))
         shard(module, module.layers, device, processes, False, torch.float32)
     taken, seconds = _resident("VmHWM") - before, time.perf_counter() - began
     digest = hashlib.sha256()
-    for name, weight in full_parameters(module.language_model, device):
+    for name, weight in gather_parameters(module.language_model, device):
         digest.update(name.encode())
         if rank == 0:
             digest.update(weight.numpy().data)

@@ -24,11 +24,11 @@ from typing import Any
 
 import pylcs
 
-from r1ranker.data.prompts import Prompt
+from r1ranker.data.prompt_store import Prompt
 from r1ranker.rewards import compute_score
 from r1ranker.rewards.parts import direct_task_score, format_score, iterative_task_score, tags_score
 from r1ranker.rollout.engine import Completion
-from r1ranker.tasks.answers import with_prefill
+from r1ranker.tasks.answers import prepend_prefill
 from r1ranker.tasks.prompts import AnswerFormat
 from r1ranker.trainer.config.schema import RewardFunctionConfig
 from r1ranker.trainer.experience.collect import SampledBatch
@@ -112,7 +112,7 @@ def calls_of(mode: str, prompts: int, rng: random.Random) -> list[Call]:
 
 def by_subsequence(data_source: str, response: str, truth: dict[str, Any]) -> float:
     """The score where each line means the candidate with the longest common subsequence."""
-    completion = with_prefill(response, think=True)
+    completion = prepend_prefill(response, think=True)
     pool: list[str] = truth["candidate_text"]
     positive = pool.index(truth["gt"])
     blocks = re.findall(r"<answer>(.*?)</answer>", completion, re.DOTALL)

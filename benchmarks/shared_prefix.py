@@ -19,7 +19,7 @@ from statistics import median
 import torch
 from common import Peak, build, groups
 
-from r1ranker.model.execution import Execution
+from r1ranker.model.execution import ExecutionOptions
 from r1ranker.trainer.algorithm.losses import ClipRange
 from r1ranker.trainer.batch.balance import Budget, arrange_micro_batches
 from r1ranker.trainer.config.schema import TrainerConfig
@@ -35,7 +35,7 @@ class Side:
     """An update pass over some groups, with or without sharing."""
 
     def __init__(self, directory: str, share: bool, max_tokens: int) -> None:
-        self.policy = Policy(directory, torch.device("cpu"), 1.0, Execution(share_prompts=share))
+        self.policy = Policy(directory, torch.device("cpu"), 1.0, ExecutionOptions(share_prompts=share))
         self.loss = PolicyLoss(ClipRange(), kl_coef=0.04)
         self.budget = Budget(max_tokens, share_prompts=share)
 

@@ -20,7 +20,7 @@ import torch
 from task import SHAPES, Bench, build, config_of
 
 from r1ranker.model.policy_model import PolicyModel
-from r1ranker.rollout.hf_batch import Batch
+from r1ranker.rollout.hf_batch import ContinuousBatch
 from r1ranker.trainer.learners import policy as policy_module
 from r1ranker.trainer.learners.optimisation import Optimisation
 from r1ranker.trainer.learners.policy import Policy
@@ -29,8 +29,8 @@ from r1ranker.trainer.workers import dispatch
 from r1ranker.trainer.workers.cluster import start_cluster
 
 INNER: dict[str, tuple[Any, str]] = {
-    "generation: let in and prefilled": (Batch, "_admit"),
-    "generation: tokens decoded": (Batch, "_decode"),
+    "generation: let in and prefilled": (ContinuousBatch, "_admit"),
+    "generation: tokens decoded": (ContinuousBatch, "_decode"),
     "passes: arranged over micro-batches": (dispatch, "arrange_micro_batches"),
     "passes: packed": (policy_module, "pack"),
     "passes: forward": (PolicyModel, "forward"),

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 
-from r1ranker.data.files.parquet import training_row, write_rows
+from r1ranker.data.files.parquet import example_to_row, write_rows
 from r1ranker.data.tokenise import encode_chat
 from r1ranker.model.init import LABELS, TAGS, save_hf, train_tokenizer
 from r1ranker.rewards import register
@@ -100,7 +100,7 @@ def build(directory: str, shape: Shape, seed: int) -> Bench:
     for index, length in enumerate(lengths):
         messages = [{"role": "user", "content": _worded(tokenizer, words, length, rng)}]
         example = RankingExample("Rec-Movie", ("a", "b"), "a")
-        rows.append(training_row(example, "direct", "train", index) | {"prompt": messages})
+        rows.append(example_to_row(example, "direct", "train", index) | {"prompt": messages})
         ids = encode_chat(tokenizer, messages)
         prompts.append(str(tokenizer.decode(ids)))
         assert tokenizer(text=prompts[-1])["input_ids"] == ids

@@ -32,13 +32,13 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     temporary = holder / target.name
     try:
         yield temporary
-        flush(temporary)
+        fsync_path(temporary)
         if not (target.is_dir() and temporary.is_dir() and _exchange(temporary, target)):
             if target.is_dir() and temporary.is_dir():
                 # where the system cannot exchange two directories, the old one is moved aside first
                 target.rename(holder / "replaced")
             os.replace(temporary, target)
-        flush_directory(target.parent)
+        fsync_directory(target.parent)
     except OSError as error:
         raise UserError(f"{target}: cannot be written ({error.strerror})") from error
     finally:
@@ -64,7 +64,7 @@ def clear_leftovers(directory: Path, names: Iterable[str]) -> None:
 
 
 @contextmanager
-def locked(directory: Path) -> Iterator[None]:
+def lock_directory(directory: Path) -> Iterator[None]:
     """Have `directory` to oneself, made where it is not there; raises UserError where another process has it."""
     made = [parent for parent in (directory, *directory.parents) if not parent.exists()]
     try:
@@ -92,14 +92,14 @@ def _remove_empty(directories: list[Path]) -> None:
             return
 
 
-def flush(path: Path) -> None:
+def fsync_path(path: Path) -> None:
     """Have the disk take what was written to a file, or to all files of a directory."""
     for file in [path] if path.is_file() else [inner for inner in path.rglob("*") if inner.is_file()]:
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
 
 
-def flush_directory(directory: Path) -> None:
+def fsync_directory(directory: Path) -> None:
     """Have the disk take which names a directory holds."""
     handle = os.open(directory, os.O_RDONLY)
     try:

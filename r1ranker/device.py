@@ -126,7 +126,7 @@ def peak_memory_gib(device: torch.device) -> float:
     return torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else 0.0
 
 
-def beside_queued_work(devices: Iterable[torch.device]) -> AbstractContextManager[Any]:
+def side_stream(devices: Iterable[torch.device]) -> AbstractContextManager[Any]:
     """A block for another thread, whose work on the GPU among `devices` runs beside what is queued there from now on.
 
     What has been queued so far is done first. Without a GPU among them it does nothing.

@@ -20,7 +20,7 @@ class RunError(Exception):
     """A run that could not go on for a cause outside the input: one line, no traceback, exit code 1."""
 
 
-class LostWorker(RunError):
+class WorkerLostError(RunError):
     """A process of a run died or no longer answers; started again, it can go on from the last state."""
 
 
@@ -28,13 +28,13 @@ class Terminated(SystemExit):
     """A signal asked this process to end; nothing on the way may take it for an error of its own."""
 
 
-def nearest(name: str, known: Iterable[str], least: float = 0.5) -> str:
+def suggest(name: str, known: Iterable[str], least: float = 0.5) -> str:
     """` (did you mean 'x'?)` for the known name closest to `name`, or an empty string where none is `least` alike."""
     matches = get_close_matches(name, sorted(known), n=1, cutoff=least)
     return f" (did you mean {matches[0]!r}?)" if matches else ""
 
 
-def at_least(name: str, value: int, least: int) -> None:
+def check_at_least(name: str, value: int, least: int) -> None:
     """Raise UserError where an option's number is below `least`."""
     if value < least:
         raise UserError(f"{name}: found {value}; at least {least} is wanted")

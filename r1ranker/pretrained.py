@@ -15,7 +15,7 @@ _TOKENIZER_FILES = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "m
 """any of these sets holds a vocabulary"""
 SETTINGS_FILE = "r1ranker.json"
 """beside the weights of a trained ranker: how it is to be asked"""
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME = "model.safetensors", "model.safetensors.index.json"
 """files of weights: all in one, or the list of several"""
 
 
@@ -30,7 +30,7 @@ def check_model_directory(path: str) -> None:
         return
     if not (directory / "config.json").is_file():
         raise UserError(f"{path}: no config.json in this directory; a Hugging Face model directory is wanted")
-    if not any((directory / name).is_file() for name in (SINGLE, INDEX)):
+    if not any((directory / name).is_file() for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
         raise UserError(f"{path}: no model.safetensors in this directory; weights in safetensors are wanted")
     if not any(all((directory / name).is_file() for name in names) for names in _TOKENIZER_FILES):
         raise UserError(f"{path}: model directory without tokenizer (tokenizer.json); one is wanted beside the weights")
@@ -53,7 +53,7 @@ def first_line(error: BaseException) -> str:
     return str(error).strip().split("\n")[0][:300]
 
 
-def quiet() -> None:
+def silence_transformers() -> None:
     """No loading bars and no advice on stderr: our own progress is shown instead."""
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     transformers_logging.set_verbosity_error()

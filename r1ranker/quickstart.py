@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 
@@ -15,83 +16,123 @@ from r1ranker.tasks.prompts import Mode
 TASKS = ("Rec-Movie", "Rec-Music", "Rec-Game", "Router-Performance", "Router-Balance", "Router-Cost")
 MODES: tuple[Mode, ...] = ("iterative", "direct")
 RANKERS = {"iterative": "IRanker", "direct": "DRanker"}
+BASELINE = "most frequent label"
+"""what a trained ranker has to beat: it knows the training labels, and nothing of the request"""
+
+Report = dict[str, Any]
 
 
 def main() -> None:
     """Run it; see --help."""
     parser = argparse.ArgumentParser(prog="scripts/quickstart.sh", description=__doc__)
-    parser.add_argument("--steps", type=int, default=80, help="GRPO steps of each ranker (%(default)s)")
+    parser.add_argument("--steps", type=int, help="GRPO steps of each ranker (as in configs/quickstart_*.yaml)")
     parser.add_argument("--sft_steps", type=int, default=40, help="steps of the cold start (%(default)s)")
     parser.add_argument("--size", type=int, default=200, help="direct training rows a task (%(default)s)")
     parser.add_argument("--output", default="checkpoints/quickstart", help="where everything goes (%(default)s)")
     options = parser.parse_args()
     for name in ("steps", "sft_steps", "size"):
-        if getattr(options, name) < 1:
-            raise UserError(f"--{name}: found {getattr(options, name)}; at least 1 is wanted")
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name}: found {value}; at least 1 is wanted")
     run(Path(options.output), options.steps, options.sft_steps, options.size)
 
 
-def run(output: Path, steps: int, sft_steps: int, size: int) -> None:
-    """Everything, under `output`; prints one table at the end."""
-    from r1ranker.evaluation.runner import EvaluationOptions, run_evaluation
+def run(output: Path, steps: int | None, sft_steps: int, size: int) -> None:
+    """Everything, under `output`; prints one table at the end and writes a report. `steps` None: as the configs say."""
     from r1ranker.evaluation.table import compare_table
-    from r1ranker.model.init import init_model
-    from r1ranker.trainer.config.load import load_config
-    from r1ranker.trainer.fit import fit
-    from r1ranker.trainer.sft import SFTSettings, fine_tune
+    from r1ranker.report import write_report
 
     console = Console()
     began = time.perf_counter()
-    data, base, bench = output / "data", output / "base", str(output / "data" / "bench")
-
     console.rule("1. built-in data")
-    prepare(PrepareOptions("toy", str(data), think=False, size=size, tasks=TASKS, cold_start=True))
+    prepare(PrepareOptions("toy", str(output / "data"), think=False, size=size, tasks=TASKS, cold_start=True))
     console.rule("2. a tiny base model with a cold start: it learns how to answer, not what")
-    training = [str(data / f"{mode}_ranking" / "train.parquet") for mode in MODES]
-    parameters = init_model(str(output / "untrained"), training, vocab_size=600, title_tokens=True)
-    cold_start = [str(data / f"{mode}_ranking" / "sft.parquet") for mode in MODES]
-    losses = fine_tune(str(output / "untrained"), cold_start, str(base), SFTSettings(steps=sft_steps))
-    console.print(f"{parameters:,} parameters; cold start: loss {losses[0]:.2f} -> {losses[-1]:.2f}", highlight=False)
-
+    build_base(output, sft_steps, console)
     actors = {}
-    for place, mode in enumerate(MODES):
-        console.rule(f"{3 + place}. {RANKERS[mode]} by GRPO")
-        overrides = [
-            f"data.train_files={training[place]}",
-            f"data.val_files={data / f'{mode}_ranking' / 'test.parquet'}",
-            f"actor_rollout_ref.model.path={base}",
-            f"trainer.total_training_steps={steps}",
-            f"trainer.experiment_name={mode}",
-            f"trainer.default_local_dir={output / mode}",
-            "trainer.resume_mode=disable",  # the model it begins with is made anew as well
-        ]
-        actors[mode] = fit(load_config("quickstart", overrides))
-
+    for place, mode in enumerate(MODES, 3):
+        console.rule(f"{place}. {RANKERS[mode]} by GRPO")
+        actors[mode] = train(output, mode, steps)
     console.rule("5. evaluation on unseen requests")
-    reports = []
-    for mode in MODES:
-        for label, model in ((f"{RANKERS[mode]}, before", str(base)), (f"{RANKERS[mode]}, after", actors[mode])):
-            reports.append(
-                (
-                    label,
-                    run_evaluation(
-                        ",".join(TASKS),
-                        model,
-                        EvaluationOptions(
-                            data=bench,
-                            strategy=mode,
-                            think=False,
-                            constrain="candidates",
-                            output_dir=str(output / "eval"),
-                        ),
-                        show=False,
-                    )[0],
-                )
-            )
-    console.print(compare_table(reports))
+    reports = evaluate(output, actors)
+    console.print(compare_table(list(reports.items())))
+    console.print(in_words(reports), highlight=False)
+    page = output / "report.html"
+    write_report([*(str(output / mode) for mode in MODES), str(output / "eval")], str(page))
     for mode in MODES:
         console.print(f"{RANKERS[mode]}: {actors[mode]}", highlight=False)
+    console.print(f"report, for a browser: {page}", highlight=False)
     console.print(f"{time.perf_counter() - began:.0f} s in all", highlight=False)
+
+
+def build_base(output: Path, sft_steps: int, console: Console) -> None:
+    """`output`/base: a model of random weights that was fine-tuned on random answers of the right form."""
+    from r1ranker.model.init import init_model
+    from r1ranker.trainer.sft import SFTSettings, fine_tune
+
+    rows = [output / "data" / f"{mode}_ranking" for mode in MODES]
+    untrained, base = str(output / "untrained"), str(output / "base")
+    training = [str(directory / "train.parquet") for directory in rows]
+    parameters = init_model(untrained, training, vocab_size=600, title_tokens=True, title_words=True)
+    cold_start = [str(directory / "sft.parquet") for directory in rows]
+    losses = fine_tune(untrained, cold_start, base, SFTSettings(steps=sft_steps))
+    console.print(f"{parameters:,} parameters; cold start: loss {losses[0]:.2f} -> {losses[-1]:.2f}", highlight=False)
+
+
+def train(output: Path, mode: Mode, steps: int | None) -> str:
+    """Train a ranker by configs/quickstart_`mode`.yaml; returns the actor's directory."""
+    from r1ranker.trainer.config.load import load_config
+    from r1ranker.trainer.fit import fit
+
+    rows = output / "data" / f"{mode}_ranking"
+    overrides = [
+        f"data.train_files={rows / 'train.parquet'}",
+        f"data.val_files={rows / 'test.parquet'}",
+        f"actor_rollout_ref.model.path={output / 'base'}",
+        f"trainer.default_local_dir={output / mode}",
+        "trainer.resume_mode=disable",  # the model it begins with is made anew as well
+        *([] if steps is None else [f"trainer.total_training_steps={steps}"]),
+    ]
+    return fit(load_config(f"quickstart_{mode}", overrides))
+
+
+def evaluate(output: Path, actors: dict[Mode, str]) -> dict[str, Report]:
+    """Each ranker before and after training on the test rows: label -> content of its result file."""
+    from r1ranker.evaluation.runner import EvaluationOptions, run_evaluation
+
+    reports = {}
+    for mode, actor in actors.items():
+        options = EvaluationOptions(
+            data=str(output / "data" / "bench"),
+            strategy=mode,
+            think=False,
+            constrain="candidates",
+            output_dir=str(output / "eval"),
+        )
+        for when, model in (("before", str(output / "base")), ("after", actor)):
+            (reports[f"{RANKERS[mode]}, {when}"],) = run_evaluation(",".join(TASKS), model, options, show=False)
+    return reports
+
+
+def in_words(reports: dict[str, Report]) -> str:
+    """What the table shows: what each ranker learnt, and whether its interval is above the baseline's."""
+    from r1ranker.evaluation.table import format_interval
+
+    baseline = next(iter(reports.values()))["pooled"]["baselines"][BASELINE]["mrr"]
+    lines = [
+        f"What is right depends on the request, so the {BASELINE} does not solve it: MRR {format_interval(baseline)}."
+    ]
+    for ranker in RANKERS.values():
+        before, after = (reports[f"{ranker}, {when}"]["pooled"]["metrics"]["mrr"] for when in ("before", "after"))
+        if after["low"] > baseline["high"]:
+            place = "its interval is above the baseline's"
+        elif after["low"] > baseline["mean"]:
+            place = "its interval is above the baseline's mean"
+        else:
+            place = "that is not above the baseline: train for more steps"
+        lines.append(
+            f"{ranker} learnt from rewards alone: {100 * before['mean']:.1f} -> {format_interval(after)}; {place}."
+        )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

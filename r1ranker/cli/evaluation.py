@@ -71,7 +71,7 @@ def evaluate(
     Every ranking is kept in a JSON file.
     """
     from r1ranker.evaluation.runner import EvaluationOptions, run_evaluation
-    from r1ranker.ranking.decode import EliminationSettings
+    from r1ranker.ranking.conversation import EliminationSettings
 
     options = EvaluationOptions(
         data=data,

@@ -24,7 +24,7 @@ from r1ranker.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from r1ranker.ranking.decode import RankingResult
+    from r1ranker.ranking.conversation import RankingResult
     from r1ranker.tasks.example import RankingExample
 
 
@@ -56,7 +56,7 @@ def rank(
     from r1ranker.atomic import atomic_path
     from r1ranker.data.prepare import know_own_task
     from r1ranker.data.sources.user_files import read_requests
-    from r1ranker.ranking.decode import EliminationSettings
+    from r1ranker.ranking.conversation import EliminationSettings
     from r1ranker.ranking.ranker import Ranker, check_ranges
 
     elimination = EliminationSettings(eliminate=eliminate, votes=votes, top_k=top_k)

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from r1ranker.cli.options import TrainingFiles
-from r1ranker.errors import UserError, at_least
+from r1ranker.errors import UserError, check_at_least
 
 TOKENIZER = "Tokenizer"
 
@@ -74,8 +74,8 @@ def sft(
     """
     from r1ranker.trainer.sft import SFTSettings, fine_tune
 
-    at_least("--steps", steps, 1)
-    at_least("--batch-size", batch_size, 1)
+    check_at_least("--steps", steps, 1)
+    check_at_least("--batch-size", batch_size, 1)
     if seed < 0 or not 0 < lr < float("inf"):
         raise UserError(f"--seed {seed}, --lr {lr}: a seed of at least 0 and a learning rate over 0 are wanted")
     settings = SFTSettings(

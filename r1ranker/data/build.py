@@ -9,18 +9,18 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from r1ranker.data.files.dataset_writer import About, DataSetWriter
+from r1ranker.data.files.dataset_writer import DataSetInfo, DataSetWriter
 from r1ranker.data.files.manifest import digest
 from r1ranker.data.files.statistics import RowStatistics
 from r1ranker.data.files.tally import Tally
-from r1ranker.data.sources.ranking_bench import CONFIGS, bench_row, bench_schema
-from r1ranker.data.sources.sourced import SPLITS, Source, Split
+from r1ranker.data.sources.ranking_bench import CONFIGS, bench_schema, example_to_bench_row
+from r1ranker.data.sources.source_example import SPLITS, Source, Split
 from r1ranker.errors import UserError
 from r1ranker.tasks.answers import normalise
 from r1ranker.tasks.example import RankingExample
-from r1ranker.tasks.pools import sub_pools
+from r1ranker.tasks.pools import sample_sub_pools
 from r1ranker.tasks.prompts import Mode
-from r1ranker.tasks.text import shown
+from r1ranker.tasks.text import sanitise
 
 TEST_SHARE = 0.2
 """of the users or queries; the published value"""
@@ -39,7 +39,7 @@ class _Plan:
 def build_bench(
     sources: Mapping[str, Source],
     directory: Path,
-    about: About,
+    about: DataSetInfo,
     test_share: float = TEST_SHARE,
     pool_sizes: range | None = None,
     test_rows: int = 0,
@@ -50,7 +50,7 @@ def build_bench(
 
     `sources`: by group. Within a group, examples that share a key, or a query or history that reads alike, go to one side: the one that
     the source names, else `test_share` of them to the test side, drawn by the seed. Every source is read twice, so that
-    no more than digests are held. The iterative rows of an example, and of each of `more` of it on the training side, are
+    no more than digests are held. The iterative rows of an example, and of each of `variants` of it on the training side, are
     one sub-pool of each size, or of each of `pool_sizes`. Of the test rows of a key at most `test_rows` are written, evenly
     spread over them (0: all). A row names its key by a digest, `subject`. `on_row` hears of every row and its wording; `commit` is for DataSetWriter.
     """
@@ -74,7 +74,7 @@ def build_bench(
                 example = sourced.example
                 if split == "test" and not sourced.graded_tests:
                     example = replace(example, grades=())
-                counts = out.tally.of(example.task)
+                counts = out.tally.for_task(example.task)
                 request = _request(example)
                 own = digest([sourced.key, example.task])
                 met[own] += 1
@@ -90,15 +90,15 @@ def build_bench(
                 seen.add(request)
                 rng = random.Random(f"{about.seed} {request}")
                 subject = f"{digest([group, sourced.key]):016x}"
-                for one in (example, *(sourced.more if split == "train" else ())):
+                for one in (example, *(sourced.variants if split == "train" else ())):
                     whole = replace(one, subject=subject)
                     for config, row in _rows(_with_grades(whole) if graded else whole, rng, pool_sizes):
-                        written = bench_row(row, config)
+                        written = example_to_bench_row(row, config)
                         writers[config, split].add(written)
                         on_row(config, split, row, written["problem"])
                         counts.written[f"{config} {split}"] += 1
                         place = row.candidates.index(row.positive)
-                        out.statistics[config].of(row.task).add(len(row.candidates), place)
+                        out.statistics[config].for_task(row.task).add(len(row.candidates), place)
         for (config, split), writer in writers.items():
             if not writer.count:
                 raise UserError(f"{directory}: no {config} {split} row is left; see the counts: {_why(out.tally)}")
@@ -153,7 +153,7 @@ def _rows(
 ) -> Iterator[tuple[Mode, RankingExample]]:
     """The example itself for direct ranking, and one of each of its sub-pools for iterative ranking."""
     yield "direct", example
-    for pool in sub_pools(example, rng, pool_sizes):
+    for pool in sample_sub_pools(example, rng, pool_sizes):
         yield "iterative", example.with_pool(pool)
 
 
@@ -172,7 +172,7 @@ def _request(example: RankingExample) -> int:
     """What makes two examples the same one, as they are shown: a history with its positive; a query with its candidates."""
     pool = () if example.history else (*sorted(example.candidates), *example.texts)
     positive = (example.positive,) if example.history else ()
-    return digest([example.task, *map(shown, _said(example)), "", *map(shown, (*positive, *pool))])
+    return digest([example.task, *map(sanitise, _said(example)), "", *map(sanitise, (*positive, *pool))])
 
 
 def _why(tally: Tally) -> str:

@@ -11,30 +11,29 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from r1ranker.data.files.card import About, print_tables
+from r1ranker.data.files.card import DataSetInfo, print_tables
 from r1ranker.data.files.dataset_writer import DataSetWriter, command_line
 from r1ranker.data.files.manifest import digest
-from r1ranker.data.files.parquet import RowWriter, training_row, training_schema
+from r1ranker.data.files.parquet import RowWriter, example_to_row, training_schema
 from r1ranker.data.files.statistics import RowStatistics
 from r1ranker.data.sft import SFT_SCHEMA, cold_start_row
 from r1ranker.data.sources.ranking_bench import read_ranking_bench
-from r1ranker.data.sources.sourced import SPLITS, Split
-from r1ranker.data.sources.toy import write_toy
+from r1ranker.data.sources.source_example import SPLITS, Split
+from r1ranker.data.sources.toy import TOY, write_toy
 from r1ranker.data.tokenise import encode_chats
 from r1ranker.errors import UserError
 from r1ranker.tasks.answers import normalise
 from r1ranker.tasks.catalog import TASK_NAMES
 from r1ranker.tasks.example import RankingExample
 from r1ranker.tasks.prompts import AnswerFormat, Mode
-from r1ranker.tasks.text import shown
+from r1ranker.tasks.text import sanitise
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 HUB_ID = "ulab-ai/Ranking-bench"
-TOY = "toy"
 SFT = "sft"
-AT_ONCE = 512
+TOKENISE_BATCH_SIZE = 512
 """prompts tokenised at once"""
 MOST_TOKENS = 1400
 """of a prompt; the published data.max_prompt_length"""
@@ -54,14 +53,14 @@ class TrainingOptions:
     most_tokens: int = MOST_TOKENS
 
 
-class TrainingRows:
+class TrainingRowsWriter:
     """train.parquet and test.parquet of a directory on their way to disk, with their card and manifest."""
 
     def __init__(
         self, local_dir: str, mode: Mode, source: str, options: TrainingOptions, commit: ExitStack | None = None
     ) -> None:
         title = f"{mode.capitalize()} ranking: training rows"
-        about = About(title, [f"made from {source}"], options.cold_start_seed or 0, command_line())
+        about = DataSetInfo(title, [f"made from {source}"], options.cold_start_seed or 0, command_line())
         self.out = DataSetWriter(Path(local_dir), about, commit)
         self._mode, self._options = mode, options
         self._statistics = RowStatistics(most_tokens=options.most_tokens)
@@ -70,7 +69,7 @@ class TrainingRows:
         self._rng = random.Random(options.cold_start_seed or 0)
         self._waiting: list[dict[str, Any]] = []
 
-    def __enter__(self) -> TrainingRows:
+    def __enter__(self) -> TrainingRowsWriter:
         self._stack.enter_context(self.out)
         self.out.statistics[self._mode] = self._statistics
         return self
@@ -85,15 +84,15 @@ class TrainingRows:
         writer = self._file(split, bool(example.grades))
         answer_format = self._options.answer_format
         problem = named if answer_format.answer_style == "name" else None
-        row = training_row(example, self._mode, split, writer.count, answer_format, problem)
+        row = example_to_row(example, self._mode, split, writer.count, answer_format, problem)
         writer.add(row)
         if split == "train" and self._options.cold_start_seed is not None:
             self._file(SFT).add(cold_start_row(row, self._rng, self._options.teacher))
-        self.out.tally.of(example.task).written[split] += 1
-        self._statistics.of(example.task).add(len(example.candidates), example.candidates.index(example.positive))
+        self.out.tally.for_task(example.task).written[split] += 1
+        self._statistics.for_task(example.task).add(len(example.candidates), example.candidates.index(example.positive))
         if self._options.tokenizer is not None:
             self._waiting.append(row)
-            if len(self._waiting) == AT_ONCE:
+            if len(self._waiting) == TOKENISE_BATCH_SIZE:
                 self._measure()
 
     def _file(self, name: str, graded: bool = False) -> RowWriter:
@@ -107,11 +106,11 @@ class TrainingRows:
             return
         found = encode_chats(self._options.tokenizer, [row["prompt"] for row in self._waiting])
         for row, ids in zip(self._waiting, found, strict=True):
-            self._statistics.of(row["extra_info"]["task_name"]).tokens.append(len(ids))
+            self._statistics.for_task(row["extra_info"]["task_name"]).tokens.append(len(ids))
         self._waiting = []
 
 
-def generate(
+def generate_training_rows(
     source: str,
     local_dir: str,
     mode: Mode,
@@ -126,11 +125,11 @@ def generate(
     """
     next(_examples(source, mode, "train", tasks))  # what is wrong with it is said first
     tested: set[int] = set()
-    with TrainingRows(local_dir, mode, source, options or TrainingOptions(), commit) as rows:
+    with TrainingRowsWriter(local_dir, mode, source, options or TrainingOptions(), commit) as rows:
         for split in reversed(SPLITS):  # what is tested has to be known before the training rows
             seen: set[int] = set()
             for example in _examples(source, mode, split, tasks):
-                noted = rows.out.tally.of(example.task).noted
+                noted = rows.out.tally.for_task(example.task).noted
                 row, request = _row(example), _request(example)
                 noted["rows that stand there twice"] += row in seen
                 seen.add(row)
@@ -150,7 +149,7 @@ def _said(example: RankingExample) -> tuple[str, ...]:
 
 def _row(example: RankingExample) -> int:
     """What makes two rows the same one, as they are shown."""
-    return digest(map(shown, (*_said(example), *example.candidates, *example.texts)))
+    return digest(map(sanitise, (*_said(example), *example.candidates, *example.texts)))
 
 
 def _request(example: RankingExample) -> int:
@@ -169,12 +168,12 @@ def _examples(source: str, mode: Mode, split: Split, tasks: Sequence[str] | None
         raise UserError(f"{source}: no {split} rows of the tasks {', '.join(tasks or TASK_NAMES)}")
 
 
-def show(out: DataSetWriter, statistics: bool = True) -> None:
+def print_data_set(out: DataSetWriter, statistics: bool = True) -> None:
     """Print the counts of a data set, and the statistics of its rows."""
     print_tables(str(out.directory), out.tally, out.statistics if statistics else {})
 
 
-def checked_format(answer_style: str, think: bool) -> AnswerFormat:
+def parse_answer_format(answer_style: str, think: bool) -> AnswerFormat:
     """The answer format, or UserError for a style that there is not."""
     if answer_style not in ("name", "label"):
         raise UserError(f"--answer-style: found {answer_style!r}; name or label is wanted")
@@ -183,10 +182,10 @@ def checked_format(answer_style: str, think: bool) -> AnswerFormat:
 
 def generate_and_show(source: str, local_dir: str, mode: Mode, answer_style: str, think: bool) -> None:
     """Write the training rows of one mode, from a data set or from the built-in world, and print their counts."""
-    options = TrainingOptions(checked_format(answer_style, think))
+    options = TrainingOptions(parse_answer_format(answer_style, think))
     if source != TOY:
-        show(generate(source, local_dir, mode, options))
+        print_data_set(generate_training_rows(source, local_dir, mode, options))
         return
     with tempfile.TemporaryDirectory() as directory:
         write_toy(directory)
-        show(generate(directory, local_dir, mode, options))
+        print_data_set(generate_training_rows(directory, local_dir, mode, options))

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from r1ranker.data.prompts import Prompt, PromptStore
-from r1ranker.data.token_cache import tokenised
-from r1ranker.errors import UserError, nearest
+from r1ranker.data.prompt_store import Prompt, PromptStore
+from r1ranker.data.token_cache import load_tokenised
+from r1ranker.errors import UserError, suggest
 
 
 def load_prompts(
@@ -28,7 +28,7 @@ def load_prompts(
     files in `cache_dir`, made once for each content and tokenizer, and are read where they are asked for. Raises
     UserError for files that cannot be used, for a prompt over the limit where `filter_overlong` is off, and where none is left.
     """
-    found = [tokenised(path, tokenizer, answer_style, think, cache_dir) for path in files]
+    found = [load_tokenised(path, tokenizer, answer_style, think, cache_dir) for path in files]
     lengths = [file.lengths for file in found]
     if not filter_overlong:
         for path, each in zip(files, lengths, strict=True):
@@ -48,11 +48,11 @@ def load_prompts(
     return PromptStore(found, kept), len(every) - len(kept)
 
 
-def spread_over_tasks(prompts: Sequence[Prompt], most: int) -> Sequence[Prompt]:
+def subsample_by_task(prompts: Sequence[Prompt], most: int) -> Sequence[Prompt]:
     """At most `most` prompts (-1: all), taken in turn from each task, evenly over its rows."""
     if most < 0 or len(prompts) <= most:
         return prompts
-    names, codes, _ = labels_of(prompts)
+    names, codes, _ = task_codes(prompts)
     chosen: list[Prompt] = []
     for code in range(len(names)):
         rows = np.flatnonzero(codes == code)
@@ -62,7 +62,7 @@ def spread_over_tasks(prompts: Sequence[Prompt], most: int) -> Sequence[Prompt]:
     return chosen
 
 
-def labels_of(prompts: Sequence[Prompt]) -> tuple[list[str], np.ndarray, np.ndarray]:
+def task_codes(prompts: Sequence[Prompt]) -> tuple[list[str], np.ndarray, np.ndarray]:
     """(task names, of each prompt the index of its task, of each prompt its pool's size)."""
     if isinstance(prompts, PromptStore):
         return prompts.task_names, prompts.task_codes, prompts.pool_sizes
@@ -112,11 +112,11 @@ class PromptLoader:
         self._rows = len(self.prompts)
         if not weights:
             return []
-        names, codes, _ = labels_of(self.prompts)
+        names, codes, _ = task_codes(self.prompts)
         for name, weight in weights.items():
             if name not in names:
                 raise UserError(
-                    f"data.task_weights: no rows of {name!r}{nearest(name, names)}; there are {', '.join(names)}"
+                    f"data.task_weights: no rows of {name!r}{suggest(name, names)}; there are {', '.join(names)}"
                 )
             if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 <= weight <= MOST_WEIGHT:
                 raise UserError(
@@ -163,10 +163,10 @@ class PromptLoader:
         elif self._shares:
             rows = np.sort(rows)
         if self._curriculum and self.epoch == 0:
-            rows = rows[np.argsort(labels_of(self.prompts)[2][rows], kind="stable")]
+            rows = rows[np.argsort(task_codes(self.prompts)[2][rows], kind="stable")]
         return rows
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         """Where the loader stands, and what its order hangs on; as JSON takes it."""
         return {"epoch": self.epoch, "position": self.position, "dealing": self._dealing()}
 
@@ -180,7 +180,7 @@ class PromptLoader:
             "data.curriculum": self._curriculum,
         }
 
-    def restore(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from where `state` was taken; raises UserError where rows would be dealt in another order now."""
         before = state["dealing"]
         for key, value in self._dealing().items():

@@ -12,13 +12,13 @@ from r1ranker.data.build import TEST_SHARE
 from r1ranker.data.generate import HUB_ID, MOST_TOKENS, TOY
 from r1ranker.data.raw import is_raw
 from r1ranker.data.sources.passage import SIZES
-from r1ranker.data.sources.recommendation import ATOMIC
+from r1ranker.data.sources.recommendation import RECBOLE_DATA_SETS
 from r1ranker.data.sources.routing import OBJECTIVES
 from r1ranker.data.sources.trec import TrecFiles
 from r1ranker.data.sources.user_files import SUFFIXES, is_user_file
-from r1ranker.errors import UserError, at_least
+from r1ranker.errors import UserError, check_at_least
 from r1ranker.tasks.catalog import get_task
-from r1ranker.tasks.own import know_tasks_of
+from r1ranker.tasks.custom import register_tasks_of
 
 TREC = "trec"
 Kind = Literal["toy", "layout", "raw", "own", "trec"]
@@ -112,7 +112,7 @@ def kind_of_source(options: PrepareOptions) -> Kind:
         return "raw"
     raise UserError(
         f"{source}: neither Ranking-bench's layout (direct/train.parquet, ...) nor a raw source "
-        f"({', '.join(f'{name}.inter' for name in ATOMIC.values())}, router_data.csv, train*.parquet) is there"
+        f"({', '.join(f'{name}.inter' for name in RECBOLE_DATA_SETS.values())}, router_data.csv, train*.parquet) is there"
     )
 
 
@@ -128,8 +128,8 @@ def check_options(options: PrepareOptions, kind: Kind) -> None:
         ("--test-rows", options.test_rows, 0),
         ("--max-prompt-length", options.max_prompt_length, 1),
     ):
-        at_least(name, value, least)
-    pool_sizes(options.pool_sizes)
+        check_at_least(name, value, least)
+    parse_pool_sizes(options.pool_sizes)
     changed = {one.name for one in fields(options) if getattr(options, one.name) != one.default}
     for field, (name, kinds) in _USES.items():
         if field in changed and kind not in kinds:
@@ -141,7 +141,7 @@ def check_options(options: PrepareOptions, kind: Kind) -> None:
     if "max_prompt_length" in changed and options.tokenizer is None:
         raise UserError("--max-prompt-length: of no use without --tokenizer")
     if kind == "layout" and Path(options.source).is_dir():
-        know_tasks_of(Path(options.source))
+        register_tasks_of(Path(options.source))
     if kind in ("toy", "layout", "raw"):
         for task in options.tasks or ():
             get_task(task)
@@ -149,7 +149,7 @@ def check_options(options: PrepareOptions, kind: Kind) -> None:
         _check_raw(changed, options.tasks)
 
 
-def pool_sizes(text: str) -> range | None:
+def parse_pool_sizes(text: str) -> range | None:
     """The sizes that LOW-HIGH means; None for all. Raises UserError."""
     if not text:
         return None
@@ -162,7 +162,7 @@ def pool_sizes(text: str) -> range | None:
 def _check_raw(changed: set[str], tasks: Sequence[str]) -> None:
     """Some options are of the recommendation tasks alone; passages come split."""
     for field in ("history", "candidates", "users", "positions", "pools", "recbole"):
-        if field in changed and not set(tasks) & set(ATOMIC):
+        if field in changed and not set(tasks) & set(RECBOLE_DATA_SETS):
             raise UserError(f"{_USES[field][0]}: of no use with {', '.join(tasks)}; a recommendation task has one")
     if "merits" in changed and not set(tasks) & set(OBJECTIVES):
         raise UserError(f"--merits: of no use with {', '.join(tasks)}; a routing task has them")

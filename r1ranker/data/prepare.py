@@ -8,36 +8,42 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from r1ranker.atomic import locked
+from r1ranker.atomic import lock_directory
 from r1ranker.data.build import TEST_SHARE, build_bench
-from r1ranker.data.files.card import About
+from r1ranker.data.files.card import DataSetInfo
 from r1ranker.data.files.dataset_writer import command_line
 from r1ranker.data.files.manifest import MANIFEST
 from r1ranker.data.files.tally import Tally
-from r1ranker.data.generate import TrainingOptions, TrainingRows, checked_format, generate, show
-from r1ranker.data.options import Kind, PrepareOptions, check_options, kind_of_source, pool_sizes
+from r1ranker.data.generate import (
+    TrainingOptions,
+    TrainingRowsWriter,
+    generate_training_rows,
+    parse_answer_format,
+    print_data_set,
+)
+from r1ranker.data.options import Kind, PrepareOptions, check_options, kind_of_source, parse_pool_sizes
 from r1ranker.data.raw import RawSettings, raw_sources
 from r1ranker.data.sources.passage import PassageSettings
 from r1ranker.data.sources.ranking_bench import CONFIGS, read_ranking_bench
 from r1ranker.data.sources.recommendation import RecommendationSettings
 from r1ranker.data.sources.routing import OBJECTIVES
-from r1ranker.data.sources.sourced import Source, Sourced, Split
+from r1ranker.data.sources.source_example import Source, SourceExample, Split
 from r1ranker.data.sources.toy import write_toy
 from r1ranker.data.sources.trec import TrecFiles, read_trec
 from r1ranker.data.sources.user_files import OWN, read_user_file
 from r1ranker.errors import UserError
 from r1ranker.tasks.catalog import TASK_NAMES, TASKS, get_task
-from r1ranker.tasks.example import RankingExample, label_counts
-from r1ranker.tasks.own import default_task, know, read_task
+from r1ranker.tasks.custom import default_task, ensure_registered, read_task
+from r1ranker.tasks.example import RankingExample, count_positives
 from r1ranker.tasks.prompts import Mode
 
-__all__ = ["PrepareOptions", "build_and_show", "prepare", "raw_settings"]
+__all__ = ["PrepareOptions", "build_and_print", "prepare", "raw_settings"]
 
 
 def prepare(options: PrepareOptions) -> None:
     """Write `output`/direct_ranking and `output`/iterative_ranking, and `output`/bench in Ranking-bench's layout where the
     source is not in it already; prints what was read, left out and written."""
-    answer_format = checked_format(options.answer_style, options.think)
+    answer_format = parse_answer_format(options.answer_style, options.think)
     kind = kind_of_source(options)
     check_options(options, kind)
     tokenizer = None
@@ -51,7 +57,7 @@ def prepare(options: PrepareOptions) -> None:
         tokenizer=tokenizer,
         most_tokens=options.max_prompt_length,
     )
-    with locked(Path(options.output)):
+    with lock_directory(Path(options.output)):
         if kind in ("toy", "layout"):
             _generate(options, kind, training)
         else:
@@ -69,12 +75,15 @@ def _generate(options: PrepareOptions, kind: Kind, training: TrainingOptions) ->
             f"{bench}: holds another data set than {source}; another --output is wanted, or {bench} deleted"
         )
     if options.teacher:
-        teacher = label_counts(example for _, example in read_ranking_bench(source, "direct", "train"))
+        teacher = count_positives(example for _, example in read_ranking_bench(source, "direct", "train"))
         training = replace(training, teacher=teacher)
     with ExitStack() as commit:
-        made = [generate(source, _directory(options, mode), mode, training, options.tasks, commit) for mode in CONFIGS]
+        made = [
+            generate_training_rows(source, _directory(options, mode), mode, training, options.tasks, commit)
+            for mode in CONFIGS
+        ]
     for out in made:
-        show(out)
+        print_data_set(out)
 
 
 def _directory(options: PrepareOptions, mode: Mode) -> str:
@@ -102,11 +111,13 @@ def _sources(options: PrepareOptions, kind: Kind) -> tuple[dict[str, Source], li
 def _build(found: tuple[dict[str, Source], list[str]], options: PrepareOptions, training: TrainingOptions) -> None:
     """Layout and training rows in one go; they take their places together."""
     sources, lines = found
-    about = About("A data set in Ranking-bench's layout", lines, options.seed, command_line())
+    about = DataSetInfo("A data set in Ranking-bench's layout", lines, options.seed, command_line())
     bench = Path(options.output) / "bench"
     with ExitStack() as commit, ExitStack() as writing:
         rows = {
-            mode: writing.enter_context(TrainingRows(_directory(options, mode), mode, str(bench), training, commit))
+            mode: writing.enter_context(
+                TrainingRowsWriter(_directory(options, mode), mode, str(bench), training, commit)
+            )
             for mode in CONFIGS
         }
 
@@ -114,11 +125,18 @@ def _build(found: tuple[dict[str, Source], list[str]], options: PrepareOptions, 
             rows[config].add(split, example, problem)
 
         built = build_bench(
-            sources, bench, about, options.test_share, pool_sizes(options.pool_sizes), options.test_rows, on_row, commit
+            sources,
+            bench,
+            about,
+            options.test_share,
+            parse_pool_sizes(options.pool_sizes),
+            options.test_rows,
+            on_row,
+            commit,
         )
-    show(built)
+    print_data_set(built)
     for mode in CONFIGS:
-        show(rows[mode].out, statistics=training.tokenizer is not None)
+        print_data_set(rows[mode].out, statistics=training.tokenizer is not None)
 
 
 def raw_settings(
@@ -165,18 +183,18 @@ def _check_recommendation(option: str, task: str, tasks: Sequence[str] | None) -
         raise UserError(f"{option}: {task} is not among the tasks named, {', '.join(tasks)}")
 
 
-def build_and_show(
+def build_and_print(
     sources: dict[str, Source], directory: str, lines: Sequence[str], seed: int, test_share: float = TEST_SHARE
 ) -> None:
     """Build a data set in the benchmark's layout and print its counts; what examples/data_preprocess/dataset runs."""
-    about = About("A data set in Ranking-bench's layout", lines, seed, command_line())
-    show(build_bench(sources, Path(directory), about, test_share))
+    about = DataSetInfo("A data set in Ranking-bench's layout", lines, seed, command_line())
+    print_data_set(build_bench(sources, Path(directory), about, test_share))
 
 
 def _user_sources(options: PrepareOptions) -> tuple[dict[str, Source], list[str]]:
     task = _own_task(options)
 
-    def read(tally: Tally) -> Iterator[Sourced]:
+    def read(tally: Tally) -> Iterator[SourceExample]:
         return read_user_file(options.source, task, options.shuffle, options.seed, tally)
 
     return {"own": read}, [f"{Path(options.source).name}: one's own data, under one's own terms"]
@@ -185,12 +203,12 @@ def _user_sources(options: PrepareOptions) -> tuple[dict[str, Source], list[str]
 def _trec_sources(options: PrepareOptions, files: TrecFiles) -> tuple[dict[str, Source], list[str]]:
     task = _own_task(options) or OWN
     if task not in TASKS:
-        know(default_task(task, by_history=False))
+        ensure_registered(default_task(task, by_history=False))
     if TASKS[task].scenario == "recommendation" or task in OBJECTIVES:
         raise UserError(f"--task: found {task!r}; a task that ranks passages for a query is wanted")
 
-    def read(tally: Tally) -> Iterator[Sourced]:
-        return read_trec(files, task, options.candidates, options.shuffle, options.seed, tally.of(task))
+    def read(tally: Tally) -> Iterator[SourceExample]:
+        return read_trec(files, task, options.candidates, options.shuffle, options.seed, tally.for_task(task))
 
     names = [Path(path).name for path in (files.queries, files.collection, files.run, files.qrels)]
     return {"own": read}, [f"TREC files {', '.join(names)}, under their own terms"]
@@ -209,5 +227,5 @@ def know_own_task(name: str | None, template: str | None) -> str | None:
     if template is None:
         return name
     task = read_task(template, name)
-    know(task)
+    ensure_registered(task)
     return task.name

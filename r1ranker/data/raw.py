@@ -8,9 +8,9 @@ from pathlib import Path
 
 from r1ranker.data.files.tally import Tally
 from r1ranker.data.sources.passage import SIZES, PassageSettings, passage_files, read_passages
-from r1ranker.data.sources.recommendation import ATOMIC, RecommendationSettings, read_recommendation
+from r1ranker.data.sources.recommendation import RECBOLE_DATA_SETS, RecommendationSettings, read_recommendation
 from r1ranker.data.sources.routing import OBJECTIVES, read_routing
-from r1ranker.data.sources.sourced import Source, Sourced
+from r1ranker.data.sources.source_example import Source, SourceExample
 from r1ranker.errors import UserError
 from r1ranker.tasks.catalog import TASK_NAMES
 
@@ -39,7 +39,7 @@ class RawSettings:
     merits: bool = False
     """routing: training rows have each LLM's merit as its grade"""
 
-    def of(self, task: str) -> RecommendationSettings:
+    def for_task(self, task: str) -> RecommendationSettings:
         """Those of a recommendation task."""
         return replace(self.recommendation, history=self.histories.get(task, self.recommendation.history))
 
@@ -54,11 +54,11 @@ def raw_sources(
     wanted = list(tasks or TASK_NAMES)
     sources: dict[str, Source] = {}
     lines = []
-    for task in (name for name in wanted if name in ATOMIC):
-        name = settings.recbole.get(task, ATOMIC[task])
-        inter, item = atomic_files(directory, task, name)
-        sources[task] = recommendation_source(task, inter, item, settings.of(task))
-        terms = LICENCES[task] if name == ATOMIC[task] else "Under its own terms"
+    for task in (name for name in wanted if name in RECBOLE_DATA_SETS):
+        name = settings.recbole.get(task, RECBOLE_DATA_SETS[task])
+        inter, item = find_recbole_files(directory, task, name)
+        sources[task] = recommendation_source(task, inter, item, settings.for_task(task))
+        terms = LICENCES[task] if name == RECBOLE_DATA_SETS[task] else "Under its own terms"
         lines.append(f"{task}: {name}.inter, {name}.item. {terms}")
     if any(name in OBJECTIVES for name in wanted):
         file = _find(directory, ROUTER, "Router")
@@ -73,7 +73,7 @@ def raw_sources(
     return sources, lines
 
 
-def atomic_files(directory: str, task: str, name: str | None = None) -> tuple[str, str]:
+def find_recbole_files(directory: str, task: str, name: str | None = None) -> tuple[str, str]:
     """The .inter and .item file of a recommendation task, anywhere under `directory`; raises UserError naming a missing one.
 
     `name`: of the RecBole data set, the published one where it is None. `directory` may also be a .inter file itself,
@@ -81,7 +81,7 @@ def atomic_files(directory: str, task: str, name: str | None = None) -> tuple[st
     """
     if directory.endswith(".inter") and Path(directory).is_file():
         return directory, str(Path(directory).with_suffix(".item"))
-    name = name or ATOMIC[task]
+    name = name or RECBOLE_DATA_SETS[task]
     files = [_found(directory, [f"{name}.{suffix}"]) for suffix in ("inter", "item")]
     if None in files:
         missing = f"{name}.{'inter' if files[0] is None else 'item'}"
@@ -102,8 +102,8 @@ def is_raw(directory: str) -> bool:
 def recommendation_source(task: str, inter: str, item: str, settings: RecommendationSettings) -> Source:
     """The users of RecBole's atomic files."""
 
-    def read(tally: Tally) -> Iterator[Sourced]:
-        yield from read_recommendation(task, inter, item, settings, tally.of(task))
+    def read(tally: Tally) -> Iterator[SourceExample]:
+        yield from read_recommendation(task, inter, item, settings, tally.for_task(task))
 
     return read
 
@@ -113,11 +113,11 @@ def routing_source(
 ) -> Source:
     """The queries of router_data.csv, for those of the three objectives that are among `tasks`."""
 
-    def read(tally: Tally) -> Iterator[Sourced]:
+    def read(tally: Tally) -> Iterator[SourceExample]:
         counted = Tally()
         for query, example in read_routing(file, descriptions, seed, counted, merits):
             if example.task in tasks:
-                yield Sourced(query, example, graded_tests=False)
+                yield SourceExample(query, example, graded_tests=False)
         _add(tally, counted, tasks)
 
     return read
@@ -126,11 +126,11 @@ def routing_source(
 def passage_source(directory: str, settings: PassageSettings, tasks: Sequence[str]) -> Source:
     """The rows of MS MARCO's parquet files, for those of the three sizes that are among `tasks`."""
 
-    def read(tally: Tally) -> Iterator[Sourced]:
+    def read(tally: Tally) -> Iterator[SourceExample]:
         counted = Tally()
         for query, split, example in read_passages(passage_files(directory), settings, counted):
             if example.task in tasks:
-                yield Sourced(query, example, split)
+                yield SourceExample(query, example, split)
         _add(tally, counted, tasks)
 
     return read
@@ -139,7 +139,7 @@ def passage_source(directory: str, settings: PassageSettings, tasks: Sequence[st
 def _add(tally: Tally, counted: Tally, tasks: Sequence[str]) -> None:
     for name, counts in counted.tasks.items():
         if name in tasks:
-            own = tally.of(name)
+            own = tally.for_task(name)
             own.read.update(counts.read)
             own.left_out.update(counts.left_out)
             own.noted.update(counts.noted)

@@ -10,9 +10,9 @@ from typing import Any
 import pyarrow as pa
 
 from r1ranker.data.files.parquet import check_messages, row_format, row_mode
-from r1ranker.data.files.table import read_table
+from r1ranker.data.files.parquet_reader import read_table
 from r1ranker.errors import UserError
-from r1ranker.tasks.text import shown
+from r1ranker.tasks.text import sanitise
 
 SFT_SCHEMA = pa.schema(
     [
@@ -31,13 +31,13 @@ def cold_start_row(
 ) -> dict[str, Any]:
     """The (prompt, completion) row of a training row: a short thought where there is one, then a random valid answer.
 
-    With a teacher, which is `label_counts` of training rows, the answer is by these, of equals the one that is listed first
+    With a teacher, which is `count_positives` of training rows, the answer is by these, of equals the one that is listed first
     before, and the thought names the candidates that decide it.
     """
     answer_format, direct = row_format(row), row_mode(row) == "direct"
     names = [str(name) for name in row["reward_model"]["ground_truth"]["candidate_text"]]
     labels = answer_format.answer_style == "label"
-    written = [f"[{place}]" if labels else shown(name) for place, name in enumerate(names, start=1)]
+    written = [f"[{place}]" if labels else sanitise(name) for place, name in enumerate(names, start=1)]
     if teacher is None:
         rng.shuffle(written)
         thought = f" There are {len(names)} candidates. I compare them with what is asked."

@@ -19,22 +19,30 @@ import pyarrow as pa
 from transformers import PreTrainedTokenizerBase
 
 import r1ranker.tasks
-from r1ranker.atomic import flush
-from r1ranker.data.files.manifest import checksum, verify
-from r1ranker.data.files.parquet import read_training_rows, reworded, row_format
-from r1ranker.data.files.table import open_parquet
-from r1ranker.data.prompts import INDEX, INDEX_FILE, ROWS, ROWS_FILE, TOGETHER, TokenisedFile, tokenised_row
+from r1ranker.atomic import fsync_path
+from r1ranker.data.files.manifest import checksum, verify_checksum
+from r1ranker.data.files.parquet import read_training_rows, reword_row, row_format
+from r1ranker.data.files.parquet_reader import open_parquet
+from r1ranker.data.prompt_store import (
+    INDEX_FILE,
+    INDEX_SCHEMA,
+    ROW_SCHEMA,
+    ROWS_FILE,
+    ROWS_PER_BATCH,
+    TokenisedFile,
+    tokenised_row,
+)
 from r1ranker.data.tokenise import encode_chats
 from r1ranker.errors import UserError
-from r1ranker.tasks.own import TASKS_FILE, know_tasks_of
+from r1ranker.tasks.custom import TASKS_FILE, register_tasks_of
 from r1ranker.tasks.prompts import AnswerFormat
 
 BATCH = 1024
-"""rows tokenised at once; a multiple of TOGETHER"""
+"""rows tokenised at once; a multiple of ROWS_PER_BATCH"""
 _ROLES = ("system", "user", "assistant")
 
 
-def tokenised(
+def load_tokenised(
     path: str,
     tokenizer: PreTrainedTokenizerBase,
     answer_style: str | None,
@@ -46,8 +54,8 @@ def tokenised(
     Raises UserError naming file and row for whatever cannot be used; then nothing is kept.
     """
     open_parquet(path).close()
-    verify(Path(path))
-    know_tasks_of(Path(path).parent)
+    verify_checksum(Path(path))
+    register_tasks_of(Path(path).parent)
     directory = Path(cache_dir or os.environ.get("R1RANKER_CACHE") or Path.home() / ".cache" / "r1ranker")
     name = _key(path, tokenizer, answer_style, think)
     found = _open(directory / name)
@@ -86,7 +94,7 @@ def _write(
         with tempfile.TemporaryDirectory(prefix=f".{target.name}.", dir=target.parent) as holder:
             temporary = Path(holder) / target.name
             _fill(temporary, path, tokenizer, answer_style, think)
-            flush(temporary)
+            fsync_path(temporary)
             while (found := _open(target)) is None:
                 try:
                     temporary.rename(target)
@@ -107,13 +115,15 @@ def _fill(
     with (
         pa.OSFile(str(directory / ROWS_FILE), "wb") as rows_file,
         pa.OSFile(str(directory / INDEX_FILE), "wb") as index_file,
-        pa.ipc.new_file(rows_file, ROWS) as rows_out,
-        pa.ipc.new_file(index_file, INDEX) as index_out,
+        pa.ipc.new_file(rows_file, ROW_SCHEMA) as rows_out,
+        pa.ipc.new_file(index_file, INDEX_SCHEMA) as index_out,
     ):
         for rows in _rows(path, tokenizer, answer_style, think):
-            for start in range(0, len(rows), TOGETHER):
-                rows_out.write_batch(pa.RecordBatch.from_pylist(rows[start : start + TOGETHER], schema=ROWS))
-            index_out.write_batch(pa.RecordBatch.from_pylist(rows, schema=INDEX))
+            for start in range(0, len(rows), ROWS_PER_BATCH):
+                rows_out.write_batch(
+                    pa.RecordBatch.from_pylist(rows[start : start + ROWS_PER_BATCH], schema=ROW_SCHEMA)
+                )
+            index_out.write_batch(pa.RecordBatch.from_pylist(rows, schema=INDEX_SCHEMA))
 
 
 def _rows(
@@ -127,7 +137,7 @@ def _rows(
             wanted = AnswerFormat(answer_style or own.answer_style, own.think if think is None else think)  # type: ignore[arg-type]
             formats.append(wanted)
             if wanted != own:
-                batch[place] = reworded(row, wanted)
+                batch[place] = reword_row(row, wanted)
         ids = encode_chats(tokenizer, [row["prompt"] for row in batch])
         yield [tokenised_row(*parts) for parts in zip(batch, ids, formats, strict=True)]
 

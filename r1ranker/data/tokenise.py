@@ -70,7 +70,7 @@ def _template(tokenizer: PreTrainedTokenizerBase, roles: Sequence[str]) -> list[
     return parts
 
 
-def plain_ids(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
     """Token ids of `text` with control tokens taken apart into ordinary characters."""
     return _batch(tokenizer, [text])[0]
 

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
-from r1ranker.ranking.decode import RankingResult
+from r1ranker.ranking.conversation import RankingResult
 from r1ranker.ranking.metrics import Subjects, expected_metrics, summarise
 from r1ranker.tasks.example import RankingExample
 
@@ -66,7 +66,7 @@ def strict_metrics_of(record: Record, cutoffs: Sequence[int]) -> Metrics:
     return dict.fromkeys(metrics, 0.0) if record["fallbacks"] else metrics
 
 
-def figures(systems: Mapping[str, Sequence[Metrics]], records: Sequence[Record], seed: int) -> dict[str, Any]:
+def summarise_systems(systems: Mapping[str, Sequence[Metrics]], records: Sequence[Record], seed: int) -> dict[str, Any]:
     """Means with intervals of the model, repaired and strict, and of the baselines; and what the answers cost.
 
     `systems` holds the metrics of each query, of 'model', 'strict' and the baselines.

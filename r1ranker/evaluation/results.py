@@ -41,7 +41,7 @@ def result_files(directory: Path) -> list[Path]:
     return [path for path in sorted(directory.glob("*.json")) if not path.name.endswith(TIMING)]
 
 
-def measured_again(result: dict[str, Any], cutoffs: Sequence[int]) -> dict[str, list[Metrics]]:
+def recompute_metrics(result: dict[str, Any], cutoffs: Sequence[int]) -> dict[str, list[Metrics]]:
     """Task -> metrics of each query at `cutoffs`, from the rankings alone."""
     return {
         task: [metrics_of(record, cutoffs) for record in figures["rankings"]]
@@ -73,7 +73,7 @@ def randomisation_test(
     return float(found.pvalue)
 
 
-def compare(
+def compare_results(
     first: dict[str, Any], second: dict[str, Any], metric: str = "mrr", seed: int = 0
 ) -> dict[str, dict[str, float]]:
     """For each task in both, and 'pooled' over them: queries, both means, and p. Raises UserError where queries differ."""

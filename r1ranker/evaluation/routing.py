@@ -10,13 +10,13 @@ import numpy as np
 
 from r1ranker.data.files.tally import Tally
 from r1ranker.data.sources.routing import OBJECTIVES, RoutingQuery, best_llm, merits_of, read_queries
-from r1ranker.errors import UserError, nearest, note
+from r1ranker.errors import UserError, note, suggest
 from r1ranker.evaluation.baselines.neighbours import NearestQueries
-from r1ranker.evaluation.baselines.scored import ScoredOrder
+from r1ranker.evaluation.baselines.scoring import ScoringBaseline
 from r1ranker.evaluation.records import Metrics, Record
 from r1ranker.ranking.metrics import summarise
 from r1ranker.tasks.example import RankingExample
-from r1ranker.tasks.text import shown
+from r1ranker.tasks.text import sanitise
 
 NEIGHBOURS = 40
 """of the router by the neighbours' merits: a mean of 0/1 scores needs more of them than a vote does"""
@@ -32,11 +32,11 @@ class RouterTable:
         self.path = path
         self._queries: dict[str, RoutingQuery] = {}
         for one in read_queries(path, Tally(), dollars=True):
-            self._queries.setdefault(shown(one.query), one)  # the data set keeps the first of those that read alike
+            self._queries.setdefault(sanitise(one.query), one)  # the data set keeps the first of those that read alike
 
-    def of(self, example: RankingExample) -> RoutingQuery:
+    def lookup(self, example: RankingExample) -> RoutingQuery:
         """What the LLMs of a row's pool did with its query."""
-        whole = self._queries[shown(example.query)]
+        whole = self._queries[sanitise(example.query)]
         places = [whole.llms.index(name) for name in example.candidates]
         effects, costs, dollars = (
             tuple(column[place] for place in places) if column else ()
@@ -51,7 +51,7 @@ class RouterTable:
             raise UserError(f"--router_data: found {', '.join(test)}; one of {', '.join(OBJECTIVES)} is wanted with it")
         tested = [example for task in tasks for example in test[task]]
         for which, rows in (("test", tested), ("training", [example for example in train if example.task in tasks])):
-            queries = dict.fromkeys(shown(example.query) for example in rows)
+            queries = dict.fromkeys(sanitise(example.query) for example in rows)
             missing = [query for query in queries if query not in self._queries]
             if missing:
                 raise UserError(
@@ -59,22 +59,22 @@ class RouterTable:
                     f"{missing[0][:_SHOWN_OF_A_QUERY]!r}; the file that the rows were made from is wanted"
                 )
             for example in rows:
-                known = self._queries[shown(example.query)].llms
+                known = self._queries[sanitise(example.query)].llms
                 for name in example.candidates:
                     if name not in known:
                         raise UserError(
-                            f"{self.path}: no row of the LLM {name!r}{nearest(name, known)}; it is a candidate"
+                            f"{self.path}: no row of the LLM {name!r}{suggest(name, known)}; it is a candidate"
                         )
         others = sum(not self._is_best(example) for example in tested)
         if others:
             note(f"{self.path}: {others:,} of {len(tested):,} test rows have a positive that is not its best LLM")
 
     def _is_best(self, example: RankingExample) -> bool:
-        merits = merits_of(self.of(example), *OBJECTIVES[example.task])
+        merits = merits_of(self.lookup(example), *OBJECTIVES[example.task])
         return max(merits) - merits[example.candidates.index(example.positive)] < 1e-9
 
 
-class FixedLLM(ScoredOrder):
+class FixedLLM(ScoringBaseline):
     """The same order of LLMs for every query: by their means over training queries. Its first is the single LLM to use."""
 
     def __init__(self, name: str, values: Sequence[Mapping[str, float]]) -> None:
@@ -100,7 +100,7 @@ class NearestMerits(NearestQueries):
         super().__init__(rows, NEIGHBOURS)
 
 
-def routing_baselines(training: Sequence[RankingExample], task: str, table: RouterTable) -> list[ScoredOrder]:
+def routing_baselines(training: Sequence[RankingExample], task: str, table: RouterTable) -> list[ScoringBaseline]:
     """Routers fitted on what LLMs did with the training queries of a task: nearest neighbours, best single and cheapest LLM.
 
     Raises UserError where there is no row of the task.
@@ -108,7 +108,7 @@ def routing_baselines(training: Sequence[RankingExample], task: str, table: Rout
     rows = [example for example in training if example.task == task]
     if not rows:
         raise UserError(f"{task}: no training rows; at least one is wanted to choose the best single LLM on")
-    queries = [table.of(example) for example in rows]
+    queries = [table.lookup(example) for example in rows]
     merits = [merits_of(query, *OBJECTIVES[task]) for query in queries]
     return [
         NearestMerits(rows, merits),
@@ -122,7 +122,7 @@ def routing_baselines(training: Sequence[RankingExample], task: str, table: Rout
     ]
 
 
-def first_of(record: Record) -> list[str]:
+def top_candidates(record: Record) -> list[str]:
     """What a record's ranking puts first: one candidate, or those at its top that were not told apart."""
     return record["ranking"][: max(1, record["unordered"])]
 
@@ -143,7 +143,7 @@ def routing_figures(
     the best LLM of each query, the cheaper of equals.
     """
     task = examples[0].task
-    queries = [table.of(example) for example in examples]
+    queries = [table.lookup(example) for example in examples]
     oracle = [[best_llm(query, *OBJECTIVES[task])[0]] for query in queries]
     systems = {
         name: [_worth(query, names, task) for query, names in zip(queries, choices, strict=True)]
@@ -176,7 +176,7 @@ def _worth(query: RoutingQuery, names: Sequence[str], task: str) -> Metrics:
     return worth | ({"usd_per_1000_queries": 1000 * mean(query.dollars)} if query.dollars else {})
 
 
-def with_outcomes(record: Record, query: RoutingQuery) -> Record:
+def add_outcomes(record: Record, query: RoutingQuery) -> Record:
     """The record with each candidate's effect, cost and dollars, so that its worth can be computed again from the file."""
     columns = {"effect": query.effects, "cost": query.costs} | ({"cost_usd": query.dollars} if query.dollars else {})
     return record | {

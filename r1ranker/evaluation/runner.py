@@ -15,44 +15,50 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from r1ranker.atomic import atomic_path
+from r1ranker.data.files.manifest import source_of
 from r1ranker.data.generate import HUB_ID
-from r1ranker.data.raw import atomic_files
+from r1ranker.data.raw import find_recbole_files
 from r1ranker.data.sources.ranking_bench import read_ranking_bench
-from r1ranker.data.sources.recommendation import ATOMIC
+from r1ranker.data.sources.recommendation import RECBOLE_DATA_SETS
 from r1ranker.data.sources.routing import OBJECTIVES
-from r1ranker.errors import UserError, at_least
+from r1ranker.errors import UserError, check_at_least
 from r1ranker.evaluation.baselines.collaborative import Popularity
-from r1ranker.evaluation.baselines.orders import MostFrequentLabel, as_given, baselines_for, random_order
-from r1ranker.evaluation.baselines.scored import ScoredOrder
+from r1ranker.evaluation.baselines.orders import (
+    MostFrequentLabel,
+    fit_baselines,
+    given_order_metrics,
+    random_order_metrics,
+)
+from r1ranker.evaluation.baselines.scoring import ScoringBaseline
 from r1ranker.evaluation.journal import Journal
-from r1ranker.evaluation.records import Metrics, Record, figures, metrics_of, record_of, strict_metrics_of
+from r1ranker.evaluation.records import Metrics, Record, metrics_of, record_of, strict_metrics_of, summarise_systems
 from r1ranker.evaluation.results import FORMAT, TIMING, write_trec
 from r1ranker.evaluation.routing import (
     FixedLLM,
     RouterTable,
-    first_of,
+    add_outcomes,
     routing_baselines,
     routing_figures,
-    with_outcomes,
+    top_candidates,
 )
 from r1ranker.evaluation.table import print_results
 from r1ranker.pretrained import check_model_directory
-from r1ranker.ranking.decode import EliminationSettings
+from r1ranker.ranking.conversation import EliminationSettings
 from r1ranker.ranking.ranker import Ranker, RankerSettings, check_ranges
 from r1ranker.tasks.catalog import TASK_NAMES, get_task
+from r1ranker.tasks.custom import register_tasks_of
 from r1ranker.tasks.example import RankingExample
-from r1ranker.tasks.own import know_tasks_of
 from r1ranker.tasks.prompts import AnswerStyle, Mode
 
 ALL = "all"
 
 
-def tasks_of(dataset: str, data: str) -> list[str]:
+def resolve_tasks(dataset: str, data: str) -> list[str]:
     """The task of that name, several with commas between them, or for `all` the nine, or those of one's own data.
 
     Raises UserError listing them.
     """
-    own = know_tasks_of(Path(data)) if Path(data).is_dir() else []
+    own = register_tasks_of(Path(data)) if Path(data).is_dir() else []
     if dataset == ALL:
         return own or list(TASK_NAMES)
     return [get_task(name.strip()).name for name in dataset.split(",")]
@@ -100,7 +106,7 @@ class EvaluationOptions:
     def check(self) -> None:
         """Raise UserError for values out of range."""
         if self.limit is not None:
-            at_least("--limit", self.limit, 1)
+            check_at_least("--limit", self.limit, 1)
         check_ranges(self.seed, self.elimination)
 
 
@@ -140,7 +146,8 @@ def evaluate(
     with Journal(file.with_suffix(".part.jsonl"), about | {"files": _state(model_path), "rows": _digest(test)}) as kept:
         timing = _rank(model_path, settings, test, options, kept)
         records = {task: [kept.done[task, row] for row in range(len(rows))] for task, rows in test.items()}
-    report = {"format": FORMAT, **about, **_measured(test, train, records, options, router)}
+    known = {"source": source_of(Path(options.data))}
+    report = {"format": FORMAT, **about, **known, **_measured(test, train, records, options, router)}
     _write(file, report)
     _write(file.with_suffix(TIMING), timing)
     kept.path.unlink()
@@ -196,18 +203,18 @@ def _measured(
         measured[task] = {
             "model": [metrics_of(record, cutoffs) for record in records[task]],
             "strict": [strict_metrics_of(record, cutoffs) for record in records[task]],
-            "random": [random_order(example, cutoffs) for example in examples],
-            "order as given": [as_given(example, cutoffs) for example in examples],
+            "random": [random_order_metrics(example, cutoffs) for example in examples],
+            "order as given": [given_order_metrics(example, cutoffs) for example in examples],
             "most frequent label": [most_frequent(example, cutoffs) for example in examples],
         }
         fitted = _fitted(task, examples, train, options, router)
         for baseline in fitted:
             measured[task][baseline.name] = [baseline(example, cutoffs) for example in examples]
-        tasks[task] = figures(measured[task], records[task], options.seed)
+        tasks[task] = summarise_systems(measured[task], records[task], options.seed)
         if router is not None and task in OBJECTIVES:
             tasks[task]["routing"] = _routing(examples, records[task], [most_frequent, *fitted], router, options.seed)
         tasks[task]["rankings"] = [
-            record if router is None or task not in OBJECTIVES else with_outcomes(record, router.of(example))
+            record if router is None or task not in OBJECTIVES else add_outcomes(record, router.lookup(example))
             for example, record in zip(examples, records[task], strict=True)
         ]
     shared = set.intersection(*(set(systems["model"][0]) for systems in measured.values()))
@@ -219,7 +226,7 @@ def _measured(
                 {m: v for m, v in query.items() if m in shared} for query in systems[name]
             )
     every = [record for task in test for record in records[task]]
-    return {"tasks": tasks, "pooled": figures(pooled, every, options.seed)}
+    return {"tasks": tasks, "pooled": summarise_systems(pooled, every, options.seed)}
 
 
 def _fitted(
@@ -228,11 +235,11 @@ def _fitted(
     train: Sequence[RankingExample],
     options: EvaluationOptions,
     router: RouterTable | None,
-) -> list[ScoredOrder]:
+) -> list[ScoringBaseline]:
     """The baselines beside those that every table has."""
-    fitted = baselines_for(train, task) if options.baselines else []
-    if options.baselines and options.interactions is not None and task in ATOMIC:
-        fitted.append(Popularity.of_interactions(*atomic_files(options.interactions, task), examples))
+    fitted = fit_baselines(train, task) if options.baselines else []
+    if options.baselines and options.interactions is not None and task in RECBOLE_DATA_SETS:
+        fitted.append(Popularity.of_interactions(*find_recbole_files(options.interactions, task), examples))
     if router is not None and task in OBJECTIVES:
         fitted += routing_baselines(train, task, router)
     return fitted
@@ -241,16 +248,16 @@ def _fitted(
 def _routing(
     examples: Sequence[RankingExample],
     records: Sequence[Record],
-    baselines: Sequence[ScoredOrder],
+    baselines: Sequence[ScoringBaseline],
     router: RouterTable,
     seed: int,
 ) -> dict[str, Any]:
     """What the first choices of the model and of the baselines were worth."""
     first: dict[str, Sequence[Sequence[str]]] = {
-        "model": [first_of(record) for record in records],
+        "model": [top_candidates(record) for record in records],
         "random": [example.candidates for example in examples],
         "order as given": [example.candidates[:1] for example in examples],
-        **{baseline.name: [baseline.blocks(example)[0] for example in examples] for baseline in baselines},
+        **{baseline.name: [baseline.rank_with_ties(example)[0] for example in examples] for baseline in baselines},
     }
     fixed = [baseline for baseline in baselines if isinstance(baseline, FixedLLM)]
     return routing_figures(examples, first, fixed, router, seed)
@@ -285,7 +292,7 @@ def _digest(test: dict[str, list[RankingExample]]) -> str:
 def _file_name(dataset: str, tasks: Sequence[str], model_path: str, settings: RankerSettings, limit: int | None) -> str:
     """Task, model and strategy, and whatever else was asked for that is not the model's own way."""
     path = Path(model_path.rstrip("/"))
-    own = RankerSettings.of_model(model_path)
+    own = RankerSettings.from_pretrained(model_path)
     parts = [
         dataset if len(tasks) == 1 or dataset == ALL else f"{len(tasks)}-tasks",
         path.parent.name if path.name == "actor" else path.name,
@@ -324,7 +331,7 @@ def run_evaluation(
     options = options or EvaluationOptions()
     options.check()
     models = [models] if isinstance(models, str) else list(models)
-    tasks = tasks_of(dataset, options.data)
+    tasks = resolve_tasks(dataset, options.data)
     test = examples_by_task(options.data, tasks, "test", options.limit)
     train = [example for examples in examples_by_task(options.data, tasks, "train").values() for example in examples]
     router = None
@@ -333,7 +340,7 @@ def run_evaluation(
         router.check(test, train)
     for model in models:
         check_model_directory(model)
-        RankerSettings.of_model(model)
+        RankerSettings.from_pretrained(model)
     try:  # before the work is done, not after it
         Path(options.output_dir).mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -9,7 +9,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from r1ranker.evaluation.results import compare
+from r1ranker.evaluation.results import compare_results
 
 WIDEST = 130
 """characters of a table"""
@@ -27,7 +27,7 @@ def print_results(reports: Sequence[dict[str, Any]], files: Sequence[str]) -> No
     if len(reports[0]["tasks"]) > 1 or len(reports) > 1:
         console.print(compare_table(list(zip(labels, reports, strict=True))))
     for label, report in list(zip(labels, reports, strict=True))[1:]:
-        found = list(compare(reports[0], report).values())[-1]
+        found = list(compare_results(reports[0], report).values())[-1]
         console.print(
             f"{label} against {labels[0]}, MRR over all queries: p = {found['p']:.4f} (paired randomisation test)"
         )
@@ -83,9 +83,9 @@ def _routing_table(task: str, labels: Sequence[str], results: Sequence[dict[str,
         if name != "model"
     ]
     for name, metrics, worth in [*models, *baselines]:
-        usd = [with_interval(worth["usd_per_1000_queries"], 1, 2)] if dollars else []
+        usd = [format_interval(worth["usd_per_1000_queries"], 1, 2)] if dollars else []
         mrr = f"{100 * metrics['mrr']['mean']:.1f}" if metrics else ""
-        intervals = [with_interval(worth[metric]) for metric in ("quality", "merit", "gain")]
+        intervals = [format_interval(worth[metric]) for metric in ("quality", "merit", "gain")]
         table.add_row(name, mrr, intervals[0], *usd, f"{100 * worth['cost']['mean']:.1f}", *intervals[1:])
     return table
 
@@ -111,10 +111,10 @@ def _labels(reports: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _cell(metric: dict[str, float], name: str) -> str:
-    return with_interval(metric) if name == "mrr" else f"{100 * metric['mean']:.1f}"
+    return format_interval(metric) if name == "mrr" else f"{100 * metric['mean']:.1f}"
 
 
-def with_interval(metric: dict[str, float], scale: int = 100, decimals: int = 1) -> str:
+def format_interval(metric: dict[str, float], scale: int = 100, decimals: int = 1) -> str:
     """`mean [low, high]`, scaled."""
     mean, low, high = (f"{scale * metric[name]:.{decimals}f}" for name in ("mean", "low", "high"))
     return f"{mean} [{low}, {high}]"
@@ -125,10 +125,10 @@ def compare_table(reports: Sequence[tuple[str, dict[str, Any]]], metrics: Sequen
     table = _table("mean over all test queries, x 100, with 95% bootstrap intervals", [*metrics, "valid answers"])
     for label, report in reports:
         pooled = report["pooled"]
-        cells = [with_interval(pooled["metrics"][metric]) for metric in metrics]
+        cells = [format_interval(pooled["metrics"][metric]) for metric in metrics]
         table.add_row(label, *cells, f"{100 * pooled['valid_answer_rate']:.1f}%")
     for name, baseline in reports[0][1]["pooled"]["baselines"].items():
-        table.add_row(name, *(with_interval(baseline[metric]) for metric in metrics), "")
+        table.add_row(name, *(format_interval(baseline[metric]) for metric in metrics), "")
     return table
 
 
@@ -136,7 +136,7 @@ def print_comparison(first: dict[str, Any], second: dict[str, Any], metric: str 
     """Two results side by side, with p."""
     labels = _labels([first, second])
     table = _table(f"{metric} x 100, paired randomisation test", ["queries", *labels, "difference", "p"])
-    for task, row in compare(first, second, metric, seed).items():
+    for task, row in compare_results(first, second, metric, seed).items():
         means = [100 * row["first"], 100 * row["second"]]
         table.add_row(
             task,

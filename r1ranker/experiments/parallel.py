@@ -20,7 +20,7 @@ THREADS = "OMP_NUM_THREADS"
 
 
 @dataclass(frozen=True)
-class Unit:
+class Job:
     """A call that is made in a process of its own; what it says goes to the end of the file `log`."""
 
     work: Callable[..., None]
@@ -28,7 +28,7 @@ class Unit:
     log: Path
 
 
-def side_by_side(units: Mapping[str, Unit], jobs: int, console: Console) -> None:
+def run_parallel(units: Mapping[str, Job], jobs: int, console: Console) -> None:
     """Make the calls, `jobs` of them at a time. One that fails or is killed leaves the others as they are.
 
     After all have ended raises UserError where all that failed had bad input, else RunError. What interrupts this
@@ -65,7 +65,7 @@ def side_by_side(units: Mapping[str, Unit], jobs: int, console: Console) -> None
         raise (UserError if codes == {EXIT_BAD_INPUT} else RunError)("; ".join(failed))
 
 
-def _apart(unit: Unit) -> None:
+def _apart(unit: Job) -> None:
     unit.log.parent.mkdir(parents=True, exist_ok=True)
     sys.stdout = sys.stderr = unit.log.open("a", encoding="utf-8", buffering=1)
     exit_on_user_error(lambda: unit.work(*unit.arguments))

@@ -13,17 +13,17 @@ from rich.console import Console
 from r1ranker.data.generate import TOY
 from r1ranker.data.options import PrepareOptions
 from r1ranker.data.prepare import prepare
-from r1ranker.experiments.parallel import Unit, side_by_side
+from r1ranker.experiments.parallel import Job, run_parallel
 from r1ranker.experiments.spec import Arm, Experiment, Harness, keep_experiment
 from r1ranker.experiments.summary import (
-    Measured,
+    ArmResult,
     baselines_of,
     read_metrics,
     summarise_experiment,
     training_costs,
 )
 from r1ranker.experiments.tables import print_summary, write_summary
-from r1ranker.ranking.decode import EliminationSettings
+from r1ranker.ranking.conversation import EliminationSettings
 
 if TYPE_CHECKING:
     from r1ranker.trainer.config.schema import Config
@@ -47,21 +47,21 @@ def run_experiment(experiment: Experiment, output: Path, jobs: int = 1) -> dict[
             for label in experiment.arms:
                 _before(experiment, label, seed, bench, output)
         units = {
-            f"{labels[0]}, seed {seed}": Unit(
+            f"{labels[0]}, seed {seed}": Job(
                 measure_arms, (experiment, bench, labels, seed, output), output / f"seed_{seed}" / f"{labels[0]}.log"
             )
             for seed in experiment.seeds
             for labels in _families(experiment)
         }
-        side_by_side(units, jobs, console)
+        run_parallel(units, jobs, console)
     rows = _rows(experiment, bench)
-    measured: dict[str, Measured] = {}
+    measured: dict[str, ArmResult] = {}
     for seed in experiment.seeds:
         for label, arm in experiment.arms.items():
             before, after, curve = measure_arm(experiment, rows, label, seed, output, console)
             if before is not None:
-                measured.setdefault(f"{label}, before", Measured(label, "before")).reports.append(before)
-            found = measured.setdefault(f"{label}, after", Measured(label, "after"))
+                measured.setdefault(f"{label}, before", ArmResult(label, "before")).reports.append(before)
+            found = measured.setdefault(f"{label}, after", ArmResult(label, "after"))
             found.reports.append(after)
             if arm.trained_as is None:
                 found.runs.append(output / f"seed_{seed}" / label)
@@ -78,7 +78,7 @@ def run_experiment(experiment: Experiment, output: Path, jobs: int = 1) -> dict[
 
 
 @dataclass
-class Rows:
+class EvaluationRows:
     """What everything is measured on, task by task, and the table that routing rows were made from."""
 
     bench: str
@@ -86,28 +86,30 @@ class Rows:
     train: dict[str, list[Any]]
     router: Any
 
-    def of(self, tasks: Sequence[str]) -> Rows:
+    def select_tasks(self, tasks: Sequence[str]) -> EvaluationRows:
         """Those of some tasks."""
         return replace(
             self, test={task: self.test[task] for task in tasks}, train={task: self.train[task] for task in tasks}
         )
 
-    def fewer(self, limit: int) -> Rows:
+    def subsample(self, limit: int) -> EvaluationRows:
         """At most `limit` test rows of a task, for points of a curve."""
-        return replace(self, test={task: spread(rows, limit) for task, rows in self.test.items()}, router=None)
+        return replace(
+            self, test={task: subsample_evenly(rows, limit) for task, rows in self.test.items()}, router=None
+        )
 
 
-def _rows(experiment: Experiment, bench: str) -> Rows:
+def _rows(experiment: Experiment, bench: str) -> EvaluationRows:
     from r1ranker.evaluation.runner import examples_by_task
 
     found = examples_by_task(bench, experiment.data.tasks, "test")
-    test = {task: spread(rows, experiment.data.limit) for task, rows in found.items()}
+    test = {task: subsample_evenly(rows, experiment.data.limit) for task, rows in found.items()}
     train = examples_by_task(bench, experiment.data.tasks, "train")
-    return Rows(bench, test, train, _router(experiment, test, train))
+    return EvaluationRows(bench, test, train, _router(experiment, test, train))
 
 
 def measure_arm(
-    experiment: Experiment, rows: Rows, label: str, seed: int, output: Path, console: Console
+    experiment: Experiment, rows: EvaluationRows, label: str, seed: int, output: Path, console: Console
 ) -> tuple[Report | None, Report, list[dict[str, float]] | None]:
     """Train an arm and measure it: before training where that is wanted, after it, and at its states where a curve is.
 
@@ -115,16 +117,16 @@ def measure_arm(
     """
     arm, here = experiment.arms[label], output / f"seed_{seed}"
     base, actor, config = _models(experiment, label, seed, rows.bench, output, console)
-    own = rows.of(arm.test or experiment.data.tasks)
+    own = rows.select_tasks(arm.test or experiment.data.tasks)
 
-    def report(when: str, model: str, asked: Rows = own) -> Report:
+    def report(when: str, model: str, asked: EvaluationRows = own) -> Report:
         return _evaluate(experiment, arm, model, config, asked, here / "eval" / label / when, seed)
 
     before = report("before", base) if experiment.untrained and arm.trained_as is None else None
     after = report("after", actor)
     if arm.trained_as is not None or experiment.curve is None:
         return before, after, None
-    fewer, lines, points = own.fewer(experiment.curve), read_metrics(here / label), []
+    fewer, lines, points = own.subsample(experiment.curve), read_metrics(here / label), []
     for step, model in _states(here, label, base):
         found = report(f"step_{step}", model, fewer)
         costs = training_costs([line for line in lines if line["step"] <= step])
@@ -153,7 +155,7 @@ def _trained(experiment: Experiment, label: str) -> str:
     return label if other is None else _trained(experiment, other)
 
 
-def spread(rows: list[Any], limit: int | None) -> list[Any]:
+def subsample_evenly(rows: list[Any], limit: int | None) -> list[Any]:
     """At most `limit` rows, evenly spread: the rows of a user stand together."""
     if limit is None or len(rows) <= limit:
         return rows
@@ -273,7 +275,7 @@ def _base(experiment: Experiment, untrained: str, rows: Path, here: Path, seed: 
 
 
 def _evaluate(
-    experiment: Experiment, arm: Arm, model: str, config: Config, rows: Rows, directory: Path, seed: int
+    experiment: Experiment, arm: Arm, model: str, config: Config, rows: EvaluationRows, directory: Path, seed: int
 ) -> Report:
     """A model's result under the form of answers of its training: free or constrained, with thoughts or without."""
     from r1ranker.evaluation.results import read_result, result_files
@@ -326,7 +328,7 @@ def _router(experiment: Experiment, test: dict[str, list[Any]], train: dict[str,
 
 
 def _ask_harness(
-    spec: Harness, measured: dict[str, Measured], experiment: Experiment, output: Path, console: Console
+    spec: Harness, measured: dict[str, ArmResult], experiment: Experiment, output: Path, console: Console
 ) -> None:
     """Scores of each model of the first seed, by its label."""
     from r1ranker.evaluation.harness import harness_table, run_harness

@@ -9,8 +9,8 @@ from typing import Any
 
 from r1ranker.atomic import atomic_path
 from r1ranker.data.options import PrepareOptions
-from r1ranker.errors import UserError, nearest
-from r1ranker.ranking.decode import EliminationSettings
+from r1ranker.errors import UserError, suggest
+from r1ranker.ranking.conversation import EliminationSettings
 from r1ranker.tasks.catalog import TASK_NAMES
 
 BUILT_IN = Path(__file__).parents[2] / "configs" / "experiments"
@@ -145,7 +145,7 @@ def load_experiment(name: str, overrides: Sequence[str] = ()) -> Experiment:
     known_options = set(PrepareOptions.__dataclass_fields__) - {"source", "output", "tasks", "size", "think"}
     for name in merged.data.options:
         if name not in known_options:
-            raise UserError(f"{file.name}: data.options: no {name!r}{nearest(name, known_options)} of prepare's")
+            raise UserError(f"{file.name}: data.options: no {name!r}{suggest(name, known_options)} of prepare's")
     for label, arm in merged.arms.items():
         _check_arm(f"{file.name}: arms.{label}", label, arm, merged)
     return merged

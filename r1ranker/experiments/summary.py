@@ -11,7 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from r1ranker.evaluation.baselines.orders import MostFrequentLabel, as_given, baselines_for, random_order
+from r1ranker.evaluation.baselines.orders import (
+    MostFrequentLabel,
+    fit_baselines,
+    given_order_metrics,
+    random_order_metrics,
+)
 from r1ranker.evaluation.records import metrics_of, subject_of, subjects_of
 from r1ranker.evaluation.results import randomisation_test
 from r1ranker.evaluation.routing import BEST_SINGLE, NearestMerits
@@ -26,7 +31,7 @@ Values = dict[str, dict[str, list[float]]]
 
 
 @dataclass
-class Measured:
+class ArmResult:
     """An arm before or after training."""
 
     label: str
@@ -47,10 +52,10 @@ def baselines_of(
     for task, examples in test.items():
         cutoffs = get_task(task).cutoffs
         systems: dict[str, Any] = {
-            "random": random_order,
-            "order as given": as_given,
+            "random": random_order_metrics,
+            "order as given": given_order_metrics,
             "most frequent label": MostFrequentLabel(train[task]),
-            **{one.name: one for one in baselines_for(train[task], task)},
+            **{one.name: one for one in fit_baselines(train[task], task)},
         }
         for name, system in systems.items():
             queries = [system(example, cutoffs) for example in examples]
@@ -63,7 +68,7 @@ def baselines_of(
 
 def summarise_experiment(
     title: str,
-    measured: Sequence[Measured],
+    measured: Sequence[ArmResult],
     baselines: Mapping[str, Values],
     test: Mapping[str, Sequence[RankingExample]],
     course: int | None = None,
@@ -137,7 +142,7 @@ def _figures(values: Values, subjects: Mapping[str, Subjects]) -> dict[str, Any]
     return {"all": together, "mrr by task": by_task}
 
 
-def _costs(one: Measured) -> dict[str, Any]:
+def _costs(one: ArmResult) -> dict[str, Any]:
     """Each seed's MRR, and the means over seeds of valid answers, calls and tokens a query, and of training."""
     keys = ("valid_answer_rate", "calls_per_query", "prompt_tokens_per_query", "response_tokens_per_query")
     costs: dict[str, Any] = {key: float(np.mean([report["pooled"][key] for report in one.reports])) for key in keys}
@@ -187,7 +192,7 @@ def course_of(runs: Sequence[Path], parts: int) -> list[dict[str, Any]]:
     return found
 
 
-def routing_of(measured: Sequence[Measured]) -> dict[str, dict[str, dict[str, Any]]]:
+def routing_of(measured: Sequence[ArmResult]) -> dict[str, dict[str, dict[str, Any]]]:
     """task -> system -> what its first choices were worth; of rankers the mean over seeds, with each seed's gain, and paired
     tests of the merit against the nearest queries' choice and the best single LLM's."""
     found: dict[str, dict[str, dict[str, Any]]] = {}

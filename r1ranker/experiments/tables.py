@@ -13,7 +13,7 @@ from rich.markdown import Markdown
 
 from r1ranker.atomic import atomic_path
 from r1ranker.evaluation.routing import BEST_SINGLE, NearestMerits
-from r1ranker.evaluation.table import with_interval
+from r1ranker.evaluation.table import format_interval
 from r1ranker.experiments.summary import COURSE, METRICS, mean_curve
 
 SUMMARY, TABLES = "summary.json", "summary.md"
@@ -60,7 +60,7 @@ def _all_table(summary: Mapping[str, Any]) -> str:
 def _task_table(summary: Mapping[str, Any]) -> str:
     tasks = list(summary["queries"])
     rows = [
-        [name, *(with_interval(one["mrr by task"][task]) if task in one["mrr by task"] else "" for task in tasks)]
+        [name, *(format_interval(one["mrr by task"][task]) if task in one["mrr by task"] else "" for task in tasks)]
         for name, one in {**summary["rankers"], **summary["baselines"]}.items()
     ]
     return markdown_table(["MRR", *tasks], rows)
@@ -128,11 +128,11 @@ def markdown_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _cells(figures: Mapping[str, Any]) -> list[str]:
-    return [with_interval(figures[metric]) if metric in figures else "" for metric in METRICS]
+    return [format_interval(figures[metric]) if metric in figures else "" for metric in METRICS]
 
 
 def _worth(worth: Mapping[str, Any], key: str) -> str:
-    return with_interval(worth[key]) if "low" in worth[key] else f"{100 * worth[key]['mean']:.1f}"
+    return format_interval(worth[key]) if "low" in worth[key] else f"{100 * worth[key]['mean']:.1f}"
 
 
 def _dollars(worth: Mapping[str, Any]) -> str:

@@ -38,18 +38,20 @@ def packed_attention(
     **_: Any,
 ) -> tuple[Tensor, None]:
     """Attention of query [1, H, T, D] over key and value [1, G, T, D] as the segments of `layout` lie; returns [1, T, H, D]."""
-    refuse_partial(attention_mask, dropout, sliding_window, s_aux, layout.longest, "actor_rollout_ref.model.path: ")
+    check_full_attention(
+        attention_mask, dropout, sliding_window, s_aux, layout.max_seqlen_k, "actor_rollout_ref.model.path: "
+    )
     kernel = _flash_kernel() if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) else None
     if kernel is not None:
         q, k, v = (tensor[0].transpose(0, 1) for tensor in (query, key, value))
         return kernel(q, k, v, layout, scaling)[None], None
-    if layout.shares and not query.is_cuda:
+    if layout.has_prefixes and not query.is_cuda:
         out: Tensor = PrefixAttention.apply(query, key, value, layout, scaling)
         return out.transpose(1, 2), None
-    return by_segment(query, key, value, layout, scaling).transpose(1, 2), None
+    return segmented_attention(query, key, value, layout, scaling).transpose(1, 2), None
 
 
-def refuse_partial(
+def check_full_attention(
     attention_mask: Tensor | None,
     dropout: float,
     sliding_window: int | None,
@@ -70,7 +72,7 @@ def refuse_partial(
         )
 
 
-def by_segment(query: Tensor, key: Tensor, value: Tensor, layout: RowLayout, scale: float | None) -> Tensor:
+def segmented_attention(query: Tensor, key: Tensor, value: Tensor, layout: RowLayout, scale: float | None) -> Tensor:
     """The same [1, H, T, D] by torch's public attention alone, with a copy of a prompt's keys for each of its segments."""
     parts = []
     for (start, end), prefix in zip(layout.spans, layout.prefixes, strict=True):
@@ -108,10 +110,10 @@ def _flash_kernel() -> Callable[[Tensor, Tensor, Tensor, RowLayout, float | None
                 q,
                 keys,
                 values,
-                layout.query_bounds,
-                layout.key_bounds,
-                layout.longest_query,
-                layout.longest,
+                layout.cu_seqlens_q,
+                layout.cu_seqlens_k,
+                layout.max_seqlen_q,
+                layout.max_seqlen_k,
                 scale=scale,
                 window_size=(-1, 0),
                 enable_gqa=q.shape[1] != k.shape[1],
@@ -124,10 +126,10 @@ def _flash_kernel() -> Callable[[Tensor, Tensor, Tensor, RowLayout, float | None
         return flash_attn_varlen_func(
             q,
             *_keys(k, v, layout),
-            layout.query_bounds,
-            layout.key_bounds,
-            layout.longest_query,
-            layout.longest,
+            layout.cu_seqlens_q,
+            layout.cu_seqlens_k,
+            layout.max_seqlen_q,
+            layout.max_seqlen_k,
             softmax_scale=scale,
             causal=True,
         )
@@ -137,7 +139,7 @@ def _flash_kernel() -> Callable[[Tensor, Tensor, Tensor, RowLayout, float | None
 
 def _keys(key: Tensor, value: Tensor, layout: RowLayout) -> tuple[Tensor, Tensor]:
     """Keys and values of every segment, a prompt's once for each that continues it: few bytes beside the activations."""
-    return (key[layout.key_places], value[layout.key_places]) if layout.shares else (key, value)
+    return (key[layout.key_indices], value[layout.key_indices]) if layout.has_prefixes else (key, value)
 
 
 def register_packed() -> None:

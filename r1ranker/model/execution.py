@@ -14,14 +14,20 @@ from r1ranker.device import compute_dtype
 from r1ranker.errors import note
 from r1ranker.model.attention import PACKED
 from r1ranker.model.fsdp import shard
-from r1ranker.model.loading import checkpoint_activations, compile_blocks, empty_causal_lm, load_causal_lm, moved
+from r1ranker.model.loading import (
+    checkpoint_activations,
+    compile_blocks,
+    init_empty_causal_lm,
+    load_causal_lm,
+    move_to_device,
+)
 from r1ranker.model.weights import locate_weights, match_parameters, materialise, read_weights
 
 Module = TypeVar("Module", bound=nn.Module)
 
 
 @dataclass(frozen=True)
-class Execution:
+class ExecutionOptions:
     """Options of a model in the trainer."""
 
     world_size: int = 1
@@ -47,11 +53,11 @@ class Execution:
         computed = compute_dtype(device, self.dtype)
         resting = computed if self.frozen else torch.float32
         rests_on = torch.device("cpu") if self.offload else device
-        model = empty_causal_lm(path, resting, PACKED)
+        model = init_empty_causal_lm(path, resting, PACKED)
         sources = match_parameters(model, locate_weights(path), path)
         if sources is None:
             note(f"{path}: its weights have to be converted, so every process reads all of them")
-            model = moved(load_causal_lm(path, resting, PACKED), rests_on)
+            model = move_to_device(load_causal_lm(path, resting, PACKED), rests_on)
         if self.checkpointing:
             checkpoint_activations(model)
         if self.compiled:

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from r1ranker.pretrained import INDEX, SINGLE
+from r1ranker.pretrained import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 FILE_BYTES = 2**29
 """of a weight file; a larger tensor has one of its own"""
@@ -64,7 +64,7 @@ def _write_weights(directory: Path, arriving: Iterable[tuple[str, Tensor]], dtyp
 def _name_files(directory: Path, files: list[list[str]]) -> None:
     """Give the files the names that transformers looks for: one alone, or several with an index."""
     if len(files) == 1:
-        _numbered(directory, 0).rename(directory / SINGLE)
+        _numbered(directory, 0).rename(directory / SAFE_WEIGHTS_NAME)
         return
     places: dict[str, str] = {}
     total = 0
@@ -74,7 +74,7 @@ def _name_files(directory: Path, files: list[list[str]]) -> None:
         total += file.stat().st_size
         places |= dict.fromkeys(names, name)
     index = {"metadata": {"total_size": total}, "weight_map": places}
-    (directory / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    (directory / SAFE_WEIGHTS_INDEX_NAME).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def _numbered(directory: Path, number: int) -> Path:

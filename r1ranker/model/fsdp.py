@@ -39,7 +39,7 @@ def reshard(model: nn.Module) -> None:
     model.reshard()
 
 
-def full_parameters(
+def gather_parameters(
     model: nn.Module, device: torch.device, dtype: torch.dtype | None = None
 ) -> Iterator[tuple[str, Tensor]]:
     """Each parameter with its name, gathered whole on `device`, one at a time. Every process has to take part.
@@ -58,7 +58,7 @@ def full_tensor(tensor: Tensor, device: torch.device, dtype: torch.dtype | None 
     return tensor.to(device, dtype).full_tensor()  # type: ignore[attr-defined]
 
 
-def local_rows(tensor: Tensor) -> tuple[Tensor, int]:
+def local_shard(tensor: Tensor) -> tuple[Tensor, int]:
     """(this process's rows of a tensor sharded by them, the first of them); of a plain tensor all."""
     if not isinstance(tensor, DTensor):
         return tensor, 0

@@ -16,8 +16,8 @@ from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config,
 from r1ranker.atomic import atomic_path
 from r1ranker.data.files.parquet import read_training_rows
 from r1ranker.errors import UserError
-from r1ranker.pretrained import quiet
-from r1ranker.tasks.text import shown
+from r1ranker.pretrained import silence_transformers
+from r1ranker.tasks.text import sanitise
 
 CONTROL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
@@ -174,7 +174,7 @@ def train_tokenizer(
 
 def save_hf(directory: str, model: Any, tokenizer: Any) -> None:
     """Write a Hugging Face directory (config, safetensors, tokenizer), whole or not at all."""
-    quiet()
+    silence_transformers()
     with atomic_path(Path(directory)) as temporary:
         model.save_pretrained(temporary, safe_serialization=True)
         tokenizer.save_pretrained(temporary)
@@ -190,7 +190,7 @@ def _names(rows: Iterable[dict[str, Any]]) -> set[str]:
     """Names of candidates, and of items in histories, as they are shown in prompts."""
     names: set[str] = set()
     for row in rows:
-        names.update(shown(name) for name in row["reward_model"]["ground_truth"]["candidate_text"])
+        names.update(sanitise(name) for name in row["reward_model"]["ground_truth"]["candidate_text"])
         user_turn = next(message["content"] for message in row["prompt"] if message["role"] == "user")
         if str(row["extra_info"]["task_name"]).startswith("Rec-"):
             names.update(re.findall(r"^- (.+)$", user_turn, flags=re.MULTILINE))

@@ -23,7 +23,7 @@ class RowLayout:
     """where the tensors are wanted; None: on the CPU"""
 
     @classmethod
-    def of(cls, lengths: Sequence[int], prefixes: Sequence[int] | None = None) -> RowLayout:
+    def from_lengths(cls, lengths: Sequence[int], prefixes: Sequence[int] | None = None) -> RowLayout:
         """Segments of these lengths; without `prefixes` each is a sequence by itself."""
         return cls(tuple(accumulate(lengths, initial=0)), tuple(prefixes or [-1] * len(lengths)))
 
@@ -32,7 +32,7 @@ class RowLayout:
         return RowLayout(self.bounds, self.prefixes, device)
 
     @cached_property
-    def shares(self) -> bool:
+    def has_prefixes(self) -> bool:
         """Whether any segment continues another."""
         return any(prefix >= 0 for prefix in self.prefixes)
 
@@ -42,7 +42,7 @@ class RowLayout:
         return tuple(pairwise(self.bounds))
 
     @cached_property
-    def families(self) -> tuple[tuple[tuple[int, int], tuple[tuple[int, int], ...]], ...]:
+    def prefix_groups(self) -> tuple[tuple[tuple[int, int], tuple[tuple[int, int], ...]], ...]:
         """Each beginning with the segments that continue it, which follow it without a gap."""
         members: dict[int, list[tuple[int, int]]] = {}
         for segment, prefix in enumerate(self.prefixes):
@@ -64,27 +64,27 @@ class RowLayout:
         )
 
     @cached_property
-    def longest(self) -> int:
+    def max_seqlen_k(self) -> int:
         """Tokens that the longest sequence has with its prefix."""
         return max(self.lengths)
 
     @cached_property
-    def longest_query(self) -> int:
+    def max_seqlen_q(self) -> int:
         """Tokens of the longest segment."""
         return max(end - start for start, end in self.spans)
 
     @cached_property
-    def query_bounds(self) -> Tensor:
+    def cu_seqlens_q(self) -> Tensor:
         """`bounds` as int32 on the device."""
         return torch.tensor(self.bounds, dtype=torch.int32, device=self.device)
 
     @cached_property
-    def key_bounds(self) -> Tensor:
-        """[S + 1] int32: bounds of each segment's keys in `key_places`."""
+    def cu_seqlens_k(self) -> Tensor:
+        """[S + 1] int32: bounds of each segment's keys in `key_indices`."""
         return torch.tensor(list(accumulate(self.lengths, initial=0)), dtype=torch.int32, device=self.device)
 
     @cached_property
-    def key_places(self) -> Tensor:
+    def key_indices(self) -> Tensor:
         """Places in the row of the keys of every segment: those of its prefix, then its own."""
         places = []
         for (start, end), prefix in zip(self.spans, self.prefixes, strict=True):

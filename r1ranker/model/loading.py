@@ -18,7 +18,7 @@ from transformers import (
 
 from r1ranker.errors import UserError
 from r1ranker.model.attention import register_packed
-from r1ranker.pretrained import check_model_directory, first_line, quiet
+from r1ranker.pretrained import check_model_directory, first_line, silence_transformers
 
 
 def load_causal_lm(path: str, dtype: torch.dtype, attention: str) -> PreTrainedModel:
@@ -36,7 +36,7 @@ def load_causal_lm(path: str, dtype: torch.dtype, attention: str) -> PreTrainedM
     return _checked(model, path)
 
 
-def empty_causal_lm(path: str, dtype: torch.dtype, attention: str) -> PreTrainedModel:
+def init_empty_causal_lm(path: str, dtype: torch.dtype, attention: str) -> PreTrainedModel:
     """The same without its weights, which are on the meta device; buffers, which no file holds, are computed."""
     with _named_errors(path):
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
@@ -55,7 +55,7 @@ def _named_errors(path: str) -> Iterator[None]:
     """Check a model's directory; what is raised in loading it becomes a UserError."""
     check_model_directory(path)
     register_packed()
-    quiet()
+    silence_transformers()
     try:
         yield
     except (OSError, ValueError, KeyError, RuntimeError) as error:
@@ -102,7 +102,7 @@ def compile_blocks(model: PreTrainedModel) -> None:
                 part.compile(dynamic=True)
 
 
-def moved(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
+def move_to_device(model: PreTrainedModel, device: torch.device) -> PreTrainedModel:
     """The model on `device`."""
     torch.nn.Module.to(model, device)
     return model

@@ -15,14 +15,14 @@ def token_logprobs(
     constrained: Tensor,
     allowed: Tensor,
     with_entropy: bool,
-    entropy_learns: bool = True,
+    entropy_requires_grad: bool = True,
     reads: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probabilities [R] of `targets` [R] in the distributions of `logits` [R, V], and their entropies [R] in nats.
 
     Rows listed in `constrained` [C] are distributions over the ids in `allowed` [C, K] alone (padded with -1).
     With `reads` [R] target r is of the distribution of row reads[r] of logits [P, V]; all are constrained then.
-    Without `entropy_learns` the entropies carry no gradient, whose buffers would be three times those of the rest.
+    Without `entropy_requires_grad` the entropies carry no gradient, whose buffers would be three times those of the rest.
     """
     rows = len(targets)
     if rows == 0:  # still a function of the model, so that a process without work can take part in the backward pass
@@ -34,7 +34,7 @@ def token_logprobs(
     if len(constrained):
         scores = _scores_of(logits, constrained if reads is None else reads, allowed) / scale
         chosen = (allowed == targets[constrained][:, None]).float().argmax(dim=1)
-        of_tokens, of_rows = _from_scores(scores, chosen, with_entropy, entropy_learns)
+        of_tokens, of_rows = _from_scores(scores, chosen, with_entropy, entropy_requires_grad)
         logprobs = logprobs.index_put((constrained,), of_tokens)
         if entropy is not None and of_rows is not None:
             entropy = entropy.index_put((constrained,), of_rows)
@@ -45,7 +45,7 @@ def token_logprobs(
         scores = (logits if len(free) == rows else logits[free]).float()
         if scale != 1.0:
             scores = scores / scale
-        of_tokens, of_rows = _from_scores(scores, targets[free], with_entropy, entropy_learns)
+        of_tokens, of_rows = _from_scores(scores, targets[free], with_entropy, entropy_requires_grad)
         logprobs = logprobs.index_put((free,), of_tokens)
         if entropy is not None and of_rows is not None:
             entropy = entropy.index_put((free,), of_rows)
@@ -61,9 +61,9 @@ def _scores_of(logits: Tensor, rows: Tensor, allowed: Tensor) -> Tensor:
 
 
 def _from_scores(
-    scores: Tensor, chosen: Tensor, with_entropy: bool, entropy_learns: bool
+    scores: Tensor, chosen: Tensor, with_entropy: bool, entropy_requires_grad: bool
 ) -> tuple[Tensor, Tensor | None]:
-    if with_entropy and entropy_learns:
+    if with_entropy and entropy_requires_grad:
         normaliser = scores.logsumexp(dim=1)
         probabilities = (scores - normaliser[:, None]).exp()
         # -inf scores have probability 0 and no part in the expectation: 0 * -inf would be NaN

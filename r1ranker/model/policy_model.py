@@ -38,7 +38,7 @@ class PolicyModel(nn.Module):
         allowed: Tensor,
         temperature: float,
         with_entropy: bool,
-        entropy_learns: bool,
+        entropy_requires_grad: bool,
         **inputs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         """Log-probabilities [R] of `targets` [R] at the places `predicting` [R] of the row, and their entropies [R] if asked for.
@@ -66,7 +66,7 @@ class PolicyModel(nn.Module):
         def of_rows(states: Tensor, *chunk: Tensor, reads: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
             logits = self._scaled(head(states))
             return token_logprobs(
-                logits, chunk[0], temperature, chunk[1], chunk[2], with_entropy, entropy_learns, reads
+                logits, chunk[0], temperature, chunk[1], chunk[2], with_entropy, entropy_requires_grad, reads
             )
 
         rows = max(1, LOGITS_BYTES // (4 * width))

@@ -26,7 +26,7 @@ class PrefixAttention(torch.autograd.Function):
         heads = query.shape[1]
         out = torch.empty_like(query)
         joint = query.new_empty(query.shape[:3], dtype=torch.promote_types(query.dtype, torch.float32))
-        for (start, end), rest in layout.families:
+        for (start, end), rest in layout.prefix_groups:
             for first, last in ((start, end), *rest):
                 own = slice(first, last)
                 out[:, :, own], joint[:, :, own] = _forward(
@@ -57,7 +57,7 @@ class PrefixAttention(torch.autograd.Function):
         (gradient,) = gradients
         heads, groups = query.shape[1], key.shape[1]
         of_query, of_key, of_value = torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
-        for (start, end), rest in ctx.layout.families:
+        for (start, end), rest in ctx.layout.prefix_groups:
             for first, last in ((start, end), *rest):
                 own = slice(first, last)
                 to_query, to_key, to_value = _backward(

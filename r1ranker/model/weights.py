@@ -16,8 +16,8 @@ from transformers import PreTrainedModel
 from transformers.utils.hub import cached_file
 
 from r1ranker.errors import UserError
-from r1ranker.model.fsdp import local_rows
-from r1ranker.pretrained import INDEX, SINGLE
+from r1ranker.model.fsdp import local_shard
+from r1ranker.pretrained import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 READ_BYTES = 2**26
 """of a tensor that are read at once"""
@@ -33,13 +33,13 @@ def locate_weights(path: str) -> WeightFiles:
 
     Raises UserError where there are none, or one is missing or damaged.
     """
-    single = _file(path, SINGLE)
+    single = _file(path, SAFE_WEIGHTS_NAME)
     if single is not None:
         with _opened(path, single) as file:
             return dict.fromkeys(file.keys(), single)
-    index = _file(path, INDEX)
+    index = _file(path, SAFE_WEIGHTS_INDEX_NAME)
     if index is None:
-        raise UserError(f"{path}: no {SINGLE}; weights in safetensors are wanted")
+        raise UserError(f"{path}: no {SAFE_WEIGHTS_NAME}; weights in safetensors are wanted")
     try:
         places: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         names = {name: _file(path, name) for name in set(places.values())}
@@ -49,7 +49,7 @@ def locate_weights(path: str) -> WeightFiles:
     for tensor, name in places.items():
         file = names[name]
         if file is None:
-            raise UserError(f"{path}: no {name}, which {INDEX} names for {tensor}")
+            raise UserError(f"{path}: no {name}, which {SAFE_WEIGHTS_INDEX_NAME} names for {tensor}")
         found[tensor] = file
     return found
 
@@ -108,7 +108,7 @@ def read_weights(model: PreTrainedModel, sources: Sources, path: str) -> None:
         if parameter.is_meta:
             continue
         name, file = sources[names[0]]
-        rows, first = local_rows(parameter)
+        rows, first = local_shard(parameter)
         count = _rows_at_once(rows.shape)
         # opened for each tensor: what was read through a mapping counts as this process's until it is closed
         with _opened(path, file) as opened:
@@ -146,7 +146,9 @@ def _shapes(path: str, files: WeightFiles, names: Collection[str]) -> Iterator[t
                 try:
                     yield name, list(file.get_slice(name).get_shape())
                 except SafetensorError as error:
-                    raise UserError(f"{path}: {place.name} holds no {name}, which {INDEX} says it does") from error
+                    raise UserError(
+                        f"{path}: {place.name} holds no {name}, which {SAFE_WEIGHTS_INDEX_NAME} says it does"
+                    ) from error
 
 
 def _file(path: str, name: str) -> Path | None:

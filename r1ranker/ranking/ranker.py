@@ -12,10 +12,10 @@ from typing import Any, Literal
 from transformers import PreTrainedTokenizerBase
 
 from r1ranker.data.tokenise import encode_chat
-from r1ranker.errors import UserError, at_least
+from r1ranker.errors import UserError, check_at_least
 from r1ranker.pretrained import SETTINGS_FILE, check_model_directory
-from r1ranker.ranking.decode import EliminationSettings, Question, RankingResult, Reply, converse
-from r1ranker.ranking.schedule import run_all
+from r1ranker.ranking.conversation import EliminationSettings, Question, RankingResult, Reply, converse
+from r1ranker.ranking.schedule import run_conversations
 from r1ranker.rollout.constraint import build_constraint
 from r1ranker.rollout.engine import Completion, Engine, EngineSettings, Request, SamplingParams
 from r1ranker.rollout.start import start_engine
@@ -49,7 +49,7 @@ class RankerSettings:
     elimination: EliminationSettings = field(default_factory=EliminationSettings)
 
     @classmethod
-    def of_model(cls, directory: str) -> RankerSettings:
+    def from_pretrained(cls, directory: str) -> RankerSettings:
         """Those saved with the model; the published ones where there are none."""
         file = Path(directory) / SETTINGS_FILE
         if not file.is_file():
@@ -71,10 +71,10 @@ class RankerSettings:
 
 def check_ranges(seed: int, elimination: EliminationSettings) -> None:
     """Raise UserError, naming the option, for a seed or for settings of an elimination that are out of range."""
-    at_least("--seed", seed, 0)
-    at_least("--eliminate", elimination.eliminate, 1)
-    at_least("--votes", elimination.votes, 1)
-    at_least("--top_k", elimination.top_k, 0)
+    check_at_least("--seed", seed, 0)
+    check_at_least("--eliminate", elimination.eliminate, 1)
+    check_at_least("--votes", elimination.votes, 1)
+    check_at_least("--top_k", elimination.top_k, 0)
 
 
 class Ranker:
@@ -96,7 +96,7 @@ class Ranker:
         **changes: Any,
     ) -> RankerSettings:
         """The settings saved with a model, with what is not None in their place; `changes` are fields of RankerSettings."""
-        settings = RankerSettings.of_model(directory)
+        settings = RankerSettings.from_pretrained(directory)
         asked = settings.answer_format
         style = asked.answer_style if answer_style is None else answer_style
         changes["answer_format"] = AnswerFormat(style, asked.think if think is None else think)
@@ -163,19 +163,19 @@ class Ranker:
         return [results[place] for place in range(len(results))]
 
     def rank_stream(
-        self, examples: Iterable[RankingExample], waves: bool = False
+        self, examples: Iterable[RankingExample], lockstep: bool = False
     ) -> Iterator[tuple[int, RankingResult]]:
         """(place, result) of each example as soon as it is ranked; a query waits for no other one's answer.
 
-        `waves` holds the queries in step, for comparison.
+        `lockstep` holds the queries in step, for comparison.
         """
         settings = self.settings
         conversations = (
             converse(example, settings.strategy, settings.answer_format, settings.elimination) for example in examples
         )
-        return run_all(conversations, self.engine.session(), self._word, self._hear, waves)
+        return run_conversations(conversations, self.engine.session(), self._to_request, self._to_replies, lockstep)
 
-    def _word(self, question: Question) -> tuple[Request, SamplingParams]:
+    def _to_request(self, question: Question) -> tuple[Request, SamplingParams]:
         settings, example = self.settings, question.example
         problem = render_problem(example, question.mode, settings.answer_format.answer_style)
         token_ids = encode_chat(self.tokenizer, chat_messages(problem, settings.answer_format, question.mode))
@@ -183,13 +183,13 @@ class Ranker:
         if settings.constrain == "candidates":
             constraint = build_constraint(self.tokenizer, example.candidates, question.mode, settings.answer_format)
         # the same question draws the same stream, wherever it stands in the run
-        seed = zlib.crc32(problem.encode("utf-8", "surrogatepass"), settings.seed + question.again)
-        several = question.samples > 1 or question.again
+        seed = zlib.crc32(problem.encode("utf-8", "surrogatepass"), settings.seed + question.is_retry)
+        several = question.samples > 1 or question.is_retry
         temperature = settings.temperature or (1.0 if several else 0.0)
         params = SamplingParams(question.samples, temperature, settings.top_p, max_tokens=settings.max_tokens)
         return Request(token_ids, seed, constraint), params
 
-    def _hear(self, question: Question, request: Request, completions: Sequence[Completion]) -> list[Reply]:
+    def _to_replies(self, question: Question, request: Request, completions: Sequence[Completion]) -> list[Reply]:
         replies = []
         for number, completion in enumerate(completions):
             ids = completion.token_ids[:-1] if completion.finish_reason == "stop" else completion.token_ids

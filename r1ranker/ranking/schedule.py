@@ -4,22 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from r1ranker.ranking.decode import Conversation, Question, RankingResult, Reply
+from r1ranker.ranking.conversation import Conversation, Question, RankingResult, Reply
 from r1ranker.rollout.engine import Completion, Request, SamplingParams, Session
 
 MOST_OPEN = 512
 """conversations at once: enough to fill an engine's batch"""
 
-Word = Callable[[Question], tuple[Request, SamplingParams]]
-Hear = Callable[[Question, Request, Sequence[Completion]], list[Reply]]
+ToRequest = Callable[[Question], tuple[Request, SamplingParams]]
+ToReplies = Callable[[Question, Request, Sequence[Completion]], list[Reply]]
 
 
-def run_all(
-    conversations: Iterable[Conversation], session: Session, word: Word, hear: Hear, waves: bool = False
+def run_conversations(
+    conversations: Iterable[Conversation],
+    session: Session,
+    to_request: ToRequest,
+    to_replies: ToReplies,
+    lockstep: bool = False,
 ) -> Iterator[tuple[int, RankingResult]]:
     """(place, result) of each conversation as it ends.
 
-    `word` makes a question a request, `hear` makes its completions replies. With `waves` all open conversations are
+    `to_request` makes a question a request, `to_replies` makes its completions replies. With `lockstep` all open conversations are
     held in step, as a peer to measure against.
     """
     waiting = iter(enumerate(conversations))
@@ -30,7 +34,7 @@ def run_all(
             question = next(conversation) if replies is None else conversation.send(replies)
         except StopIteration as end:
             return end.value
-        request, params = word(question)
+        request, params = to_request(question)
         opened[place] = (conversation, question, request)
         session.add(place, request, params)
         return None
@@ -44,9 +48,9 @@ def run_all(
             elif (result := go_on(place, conversation, None)) is not None:
                 yield place, result
         finished = session.step()
-        while waves and len(finished) < len(opened):
+        while lockstep and len(finished) < len(opened):
             finished += session.step()
         for place, completions in finished:
             conversation, question, request = opened.pop(place)
-            if (result := go_on(place, conversation, hear(question, request, completions))) is not None:
+            if (result := go_on(place, conversation, to_replies(question, request, completions))) is not None:
                 yield place, result

@@ -31,7 +31,7 @@ class Entry(Generic[T]):
     detail: str
     """what sets it apart from others of that name: a result's strategy"""
     colour: str
-    of: T
+    source: T
 
     @property
     def label(self) -> str:
@@ -39,7 +39,7 @@ class Entry(Generic[T]):
         return f"{self.name} · {self.detail}" if self.detail else self.name
 
 
-def describe(runs: Sequence[Run], results: Sequence[Result]) -> tuple[list[Entry[Run]], list[Entry[Result]]]:
+def make_entries(runs: Sequence[Run], results: Sequence[Result]) -> tuple[list[Entry[Run]], list[Entry[Result]]]:
     """Entries; a run has the colour of the first result whose model has its name."""
     places = [str(run.file.resolve().parent) for run in runs]
     models = [result.model for result in results]
@@ -101,15 +101,15 @@ def _parts(path: str) -> list[str]:
     return (parts[:-1] if parts[-1:] == ["actor"] and len(parts) > 1 else parts) or [path]
 
 
-def tasks_of(runs: Sequence[Run], results: Sequence[Result]) -> dict[str, str]:
+def assign_task_ids(runs: Sequence[Run], results: Sequence[Result]) -> dict[str, str]:
     """Task -> its id in the report; the nine in the order of the catalogue, then those of one's own."""
     found = dict.fromkeys(task for result in results for task in result.tasks)
-    found |= dict.fromkeys(task for run in runs for row in run.rows for task in validated(row))
+    found |= dict.fromkeys(task for run in runs for row in run.rows for task in validation_rewards(row))
     order = [*(task for task in TASK_NAMES if task in found), *(task for task in found if task not in TASK_NAMES)]
     return {task: f"t{place}" for place, task in enumerate(order)}
 
 
-def validated(row: dict[str, float]) -> dict[str, float]:
+def validation_rewards(row: dict[str, float]) -> dict[str, float]:
     """Task -> mean validation reward in a row of metrics."""
     head, tail = "val-core/", "/reward/mean"
     return {

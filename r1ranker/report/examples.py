@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from r1ranker.report.entries import Entry
-from r1ranker.report.load import Ranked, Result
+from r1ranker.report.load import RankedQuery, Result
 from r1ranker.report.queries import KEPT, best_and_worst, grade_of, ranks_of_positive
 
 EACH = 3
@@ -46,7 +46,7 @@ def examples_of(results: Sequence[Entry[Result]], task: str, task_id: str) -> li
     """The best and the worst of each result on the task."""
     found = []
     for entry in results:
-        own = entry.of.tasks.get(task)
+        own = entry.source.tasks.get(task)
         if own is None:
             continue
         best, worst = best_and_worst(own.rankings, EACH)
@@ -55,7 +55,7 @@ def examples_of(results: Sequence[Entry[Result]], task: str, task_id: str) -> li
     return found
 
 
-def _example(ranked: Ranked, entry: Entry[Result], task_id: str, title: str) -> Example:
+def _example(ranked: RankedQuery, entry: Entry[Result], task_id: str, title: str) -> Example:
     eliminated = bool(ranked.out_in_round)
     rounds = tuple(_eliminations(ranked) if eliminated else _places(ranked))
     thoughts = tuple(map(_shortened, ranked.thoughts))
@@ -76,7 +76,7 @@ def _example(ranked: Ranked, entry: Entry[Result], task_id: str, title: str) -> 
     )
 
 
-def _rank(ranked: Ranked) -> str:
+def _rank(ranked: RankedQuery) -> str:
     ranks = ranks_of_positive(ranked)
     if not ranks:
         return "the positive is not in the ranking"
@@ -84,7 +84,7 @@ def _rank(ranked: Ranked) -> str:
     return f"positive at rank {place} of {len(ranked.ranking)}"
 
 
-def _eliminations(ranked: Ranked) -> Iterator[Round]:
+def _eliminations(ranked: RankedQuery) -> Iterator[Round]:
     out = ranked.out_in_round or {}
     for number in sorted(set(out.values())):
         names = [name for name in reversed(ranked.ranking) if out.get(name) == number]
@@ -92,14 +92,14 @@ def _eliminations(ranked: Ranked) -> Iterator[Round]:
     yield Round(KEPT, _graded(ranked, [name for name in ranked.ranking if name not in out]))
 
 
-def _places(ranked: Ranked) -> Iterator[Round]:
+def _places(ranked: RankedQuery) -> Iterator[Round]:
     if ranked.unordered > 1:
         yield Round(f"1 to {ranked.unordered}", _graded(ranked, ranked.ranking[: ranked.unordered]))
     for place in range(ranked.unordered if ranked.unordered > 1 else 0, len(ranked.ranking)):
         yield Round(str(place + 1), _graded(ranked, [ranked.ranking[place]]))
 
 
-def _graded(ranked: Ranked, names: Sequence[str]) -> tuple[tuple[str, float], ...]:
+def _graded(ranked: RankedQuery, names: Sequence[str]) -> tuple[tuple[str, float], ...]:
     return tuple((name, grade_of(ranked, name)) for name in names)
 
 

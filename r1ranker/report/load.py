@@ -44,7 +44,7 @@ Metrics = dict[str, Interval]
 
 
 @dataclass(frozen=True)
-class Ranked:
+class RankedQuery:
     """One query's ranking and how it came about; fields as in the result file, empty where it has none."""
 
     ranking: tuple[str, ...]
@@ -74,7 +74,7 @@ class TaskResult:
     baselines: dict[str, Metrics]
     costs: dict[str, float]
     """those of COSTS that the file has"""
-    rankings: tuple[Ranked, ...]
+    rankings: tuple[RankedQuery, ...]
     routing: dict[str, Metrics] = field(default_factory=dict)
     """system -> what the LLMs that it puts first are worth"""
     routing_note: str = ""
@@ -91,6 +91,8 @@ class Result:
     settings: dict[str, Any]
     tasks: dict[str, TaskResult]
     pooled: TaskResult | None
+    source: str = ""
+    """of the data, where the file names it"""
 
 
 def load_inputs(inputs: Sequence[str]) -> tuple[list[Run], list[Result]]:
@@ -182,6 +184,7 @@ def _load_result(file: Path, content: Any) -> Result:
         _mapping(content.get("settings", {}), f"{where}: settings", lambda value, _: value),
         _mapping(content["tasks"], f"{where}: tasks", _task_result),
         None if pooled is None else _task_result(pooled, f"{where}: pooled"),
+        _text(content.get("source") or "", f"{where}: source"),
     )
 
 
@@ -225,7 +228,7 @@ def _interval(value: Any, where: str) -> Interval:
     return Interval(mean, **{name: _number(end, f"{where}.{name}") for name, end in ends.items() if end is not None})
 
 
-def _ranked(value: Any, where: str) -> Ranked:
+def _ranked(value: Any, where: str) -> RankedQuery:
     fields = _mapping(value, where, lambda inner, _: inner)
 
     def texts(name: str) -> tuple[str, ...]:
@@ -234,7 +237,7 @@ def _ranked(value: Any, where: str) -> Ranked:
     ranking = texts("ranking")
     if not ranking:
         raise UserError(f"{where}.ranking: found none; candidates, best first, are wanted")
-    return Ranked(
+    return RankedQuery(
         ranking,
         _text(fields.get("positive") or "", f"{where}.positive"),
         _text(fields.get("query") or "", f"{where}.query"),

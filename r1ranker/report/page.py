@@ -17,11 +17,11 @@ from markupsafe import Markup
 
 from r1ranker.atomic import atomic_path
 from r1ranker.errors import UserError
-from r1ranker.report.entries import ALL_TASKS, Entry, describe, tasks_of
+from r1ranker.report.entries import ALL_TASKS, Entry, assign_task_ids, make_entries
 from r1ranker.report.examples import examples_of
 from r1ranker.report.figure import Figure, Section
 from r1ranker.report.load import Result, Run, load_inputs
-from r1ranker.report.paper import MODELS, PAPER, origin, paper_mrr
+from r1ranker.report.paper import MODELS, PAPER, origin, paper_beside
 from r1ranker.report.result_figures import (
     comparison_section,
     pool_size_section,
@@ -29,7 +29,7 @@ from r1ranker.report.result_figures import (
     round_section,
     without_rankings,
 )
-from r1ranker.report.systems import Comparison, compare, compare_routing
+from r1ranker.report.systems import Comparison, compare_routing, compare_systems
 from r1ranker.report.training_figures import (
     SMOOTHED_FROM,
     time_section,
@@ -75,8 +75,8 @@ def write_report(inputs: Sequence[str], output: str) -> None:
 
 def build(runs: Sequence[Run], results: Sequence[Result]) -> Report:
     """All figures, from what was read."""
-    tasks = tasks_of(runs, results)
-    named_runs, named_results = describe(runs, results)
+    tasks = assign_task_ids(runs, results)
+    named_runs, named_results = make_entries(runs, results)
     comparisons = _comparisons(named_results, tasks)
     sections = {
         "training": training_section(named_runs),
@@ -91,18 +91,20 @@ def build(runs: Sequence[Run], results: Sequence[Result]) -> Report:
 
 
 def _comparisons(results: Sequence[Entry[Result]], tasks: dict[str, str]) -> list[Comparison]:
-    pooled = [(entry, entry.of.pooled) for entry in results if entry.of.pooled and len(entry.of.tasks) > 1]
-    found = [compare("All tasks", ALL_TASKS, pooled)] if pooled else []
+    pooled = [(entry, entry.source.pooled) for entry in results if entry.source.pooled and len(entry.source.tasks) > 1]
+    found = [compare_systems("All tasks", ALL_TASKS, pooled)] if pooled else []
     for task, task_id in tasks.items():
-        own = [(entry, entry.of.tasks[task]) for entry in results if task in entry.of.tasks]
+        own = [(entry, entry.source.tasks[task]) for entry in results if task in entry.source.tasks]
         if own:
-            found.append(compare(task, task_id, own))
+            found.append(compare_systems(task, task_id, own))
     return found
 
 
 def _routing(results: Sequence[Entry[Result]], tasks: dict[str, str]) -> list[Comparison]:
     found = [
-        compare_routing(task, task_id, [(entry, entry.of.tasks[task]) for entry in results if task in entry.of.tasks])
+        compare_routing(
+            task, task_id, [(entry, entry.source.tasks[task]) for entry in results if task in entry.source.tasks]
+        )
         for task, task_id in tasks.items()
     ]
     return [comparison for comparison in found if comparison]
@@ -127,13 +129,13 @@ def render(report: Report) -> str:
         report=report,
         metrics=metrics,
         metric=DEFAULT_METRIC if DEFAULT_METRIC in metrics else "",
-        figures=Markup(json_in_html({name: asdict(figure) for name, figure in figures.items()})),
+        figures=Markup(escape_json({name: asdict(figure) for name, figure in figures.items()})),
         examples={task: examples_of(report.results, task, task_id) for task, task_id in report.tasks.items()},
         no_rankings=without_rankings(report.results),
         overview=overview,
-        with_paper=any(paper_mrr(comparison.title) for comparison in overview),
+        with_paper=any(map(paper_beside, overview)),
         paper_models=MODELS,
-        paper_mrr=paper_mrr,
+        paper_beside=paper_beside,
         paper_note=PAPER,
         origin=origin,
         flat=_flat,
@@ -153,7 +155,7 @@ def _flat(settings: dict[str, Any]) -> list[str]:
     ]
 
 
-def json_in_html(value: Any) -> str:
+def escape_json(value: Any) -> str:
     """JSON that can stand inside a script element: no character of it can end the element or begin another."""
     text = json.dumps(value, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from r1ranker.report.systems import Comparison
+
 TASKS = (
     "Rec-Movie", "Rec-Music", "Rec-Game", "Router-Performance", "Router-Cost", "Router-Balance", "Passage-5", "Passage-7",
     "Passage-9",
@@ -24,6 +26,11 @@ RANKERS = ("DRanker-3B", "IRanker-3B")
 
 PAPER = "the paper, other data and a 3B model"
 MODELS = tuple(_MRR)
+
+
+def paper_beside(comparison: Comparison) -> dict[str, float]:
+    """`paper_mrr` of a comparison's task; empty for the built-in world, whose tasks share no more than their names."""
+    return {} if comparison.built_in else paper_mrr(comparison.title)
 
 
 def paper_mrr(task: str) -> dict[str, float]:

@@ -21,16 +21,16 @@ from r1ranker.report.figure import (
     meta,
     rounded,
 )
-from r1ranker.report.load import Ranked, Result
-from r1ranker.report.paper import PAPER, RANKERS, paper_mrr
+from r1ranker.report.load import RankedQuery, Result
+from r1ranker.report.paper import PAPER, RANKERS, paper_beside
 from r1ranker.report.queries import (
     KEPT,
     by_pool_size,
+    count_elimination_rounds,
     mean_rank_by_position,
     position_against_rank,
     random_reciprocal_rank,
     reciprocal_rank,
-    rounds_out,
 )
 from r1ranker.report.systems import Comparison, System
 
@@ -47,7 +47,7 @@ def comparison_section(comparisons: Iterable[Comparison]) -> Section:
         rows = distinct("<br>".join(filter(None, parts)) for parts in zip(names, notes, strict=True))
         traces = [trace for system, row in zip(comparison.systems, rows, strict=True) for trace in _bars(system, row)]
         if traces:
-            traces += _paper_bars(comparison.title)
+            traces += _paper_bars(comparison)
             layout = axes("mean x 100, 95% interval", "", xaxis_rangemode="tozero", yaxis_autorange="reversed")
             section.figures.append(Figure(comparison.title, traces, layout, task=comparison.task, row_height=34))
     if not section.figures:
@@ -71,7 +71,7 @@ def _bars(system: System, row: str) -> Iterator[Trace]:
             bar["error_x"] = error_bars([100 * value.mean], [(100 * value.low, 100 * value.high)])
             hover += f" [{100 * value.low:.2f}, {100 * value.high:.2f}]"
         yield bar | {"hovertemplate": f"{hover}<extra></extra>"}
-        if metric in system.strict and not system.all_usable:
+        if metric in system.strict and not system.all_valid:
             strict = 100 * system.strict[metric].mean
             yield {
                 "type": "scatter",
@@ -85,8 +85,8 @@ def _bars(system: System, row: str) -> Iterator[Trace]:
             }
 
 
-def _paper_bars(task: str) -> Iterator[Trace]:
-    figures = paper_mrr(task)
+def _paper_bars(comparison: Comparison) -> Iterator[Trace]:
+    figures = paper_beside(comparison)
     for model in RANKERS if figures else ():
         yield {
             "type": "bar",
@@ -107,10 +107,10 @@ def _paper_bars(task: str) -> Iterator[Trace]:
 def pool_size_section(results: Sequence[Entry[Result]], tasks: dict[str, str]) -> Section:
     """MRR by number of candidates, with bootstrap intervals, a line a result, beside the random order's."""
     section = Section(missing=without_rankings(results))
-    ranked = [entry for entry in results if any(task.rankings for task in entry.of.tasks.values())]
+    ranked = [entry for entry in results if any(task.rankings for task in entry.source.tasks.values())]
     traces: list[Trace] = []
     for task_id in (ALL_TASKS, *tasks.values()):
-        every: list[Ranked] = []
+        every: list[RankedQuery] = []
         for entry in ranked:
             rankings = rankings_of(entry, task_id, tasks)
             every += rankings
@@ -198,7 +198,7 @@ def position_section(results: Sequence[Entry[Result]], tasks: dict[str, str]) ->
         if traces:
             layout = axes("position in the list shown", "rank", yaxis_autorange="reversed")
             section.figures.append(Figure(entry.label, traces, layout, entries=(entry.id,)))
-        elif any(task.rankings for task in entry.of.tasks.values()):
+        elif any(task.rankings for task in entry.source.tasks.values()):
             absent.append(entry.label)
     if absent:
         section.missing.append(f"Left out, since the file does not keep the order shown: {'; '.join(absent)}.")
@@ -212,7 +212,7 @@ def round_section(results: Sequence[Entry[Result]], tasks: dict[str, str]) -> Se
     for entry in results:
         traces: list[Trace] = []
         for task_id in (ALL_TASKS, *tasks.values()):
-            rounds = rounds_out(rankings_of(entry, task_id, tasks))
+            rounds = count_elimination_rounds(rankings_of(entry, task_id, tasks))
             if not rounds:
                 continue
             shown = [*range(1, max(rounds) + 1), 0]
@@ -231,17 +231,20 @@ def round_section(results: Sequence[Entry[Result]], tasks: dict[str, str]) -> Se
         if traces:
             layout = axes("round in which the positive goes out", "% of queries", xaxis_type="category")
             section.figures.append(Figure(entry.label, traces, layout, entries=(entry.id,)))
-        elif any(task.rankings for task in entry.of.tasks.values()):
+        elif any(task.rankings for task in entry.source.tasks.values()):
             absent.append(entry.label)
     if absent:
         section.missing.append(f"Left out, since nothing was eliminated in rounds: {'; '.join(absent)}.")
     return section
 
 
-def rankings_of(entry: Entry[Result], task_id: str, tasks: dict[str, str]) -> list[Ranked]:
+def rankings_of(entry: Entry[Result], task_id: str, tasks: dict[str, str]) -> list[RankedQuery]:
     """A task's rankings, or those of all tasks."""
     return [
-        ranked for task, own in entry.of.tasks.items() if task_id in (ALL_TASKS, tasks[task]) for ranked in own.rankings
+        ranked
+        for task, own in entry.source.tasks.items()
+        if task_id in (ALL_TASKS, tasks[task])
+        for ranked in own.rankings
     ]
 
 
@@ -249,5 +252,5 @@ def without_rankings(results: Sequence[Entry[Result]]) -> list[str]:
     """A sentence on the results that keep no rankings, or on there being no result."""
     if not results:
         return ["Left out: no evaluation result was given."]
-    absent = [entry.label for entry in results if not any(task.rankings for task in entry.of.tasks.values())]
+    absent = [entry.label for entry in results if not any(task.rankings for task in entry.source.tasks.values())]
     return [f"Left out, since the file holds no rankings: {'; '.join(absent)}."] if absent else []

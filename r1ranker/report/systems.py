@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+from r1ranker.data.sources.toy import TOY
 from r1ranker.report.entries import Entry, short_names
 from r1ranker.report.figure import GREY
 from r1ranker.report.load import COSTS, Metrics, Result, TaskResult
@@ -28,7 +29,7 @@ class System:
     queries: int | None = None
 
     @property
-    def all_usable(self) -> bool:
+    def all_valid(self) -> bool:
         """Whether the strict figures are there and those of `metrics`."""
         return bool(self.strict) and self.strict == self.metrics
 
@@ -42,6 +43,8 @@ class Comparison:
     """the task's id, or ALL_TASKS"""
     systems: tuple[System, ...]
     note: str = ""
+    built_in: bool = False
+    """whether all of it was measured on the built-in world, which nobody else has results on"""
 
     @property
     def metrics(self) -> list[str]:
@@ -54,7 +57,7 @@ class Comparison:
         return [name for name in COSTS if any(name in system.costs for system in self.systems)]
 
 
-def compare(title: str, task_id: str, results: Sequence[tuple[Entry[Result], TaskResult]]) -> Comparison:
+def compare_systems(title: str, task_id: str, results: Sequence[tuple[Entry[Result], TaskResult]]) -> Comparison:
     """Each result's own row, and each distinct baseline once."""
     models = [
         System(
@@ -70,7 +73,8 @@ def compare(title: str, task_id: str, results: Sequence[tuple[Entry[Result], Tas
         )
         for entry, own in results
     ]
-    return Comparison(title, task_id, (*models, *_baselines(results)))
+    built_in = all(entry.source.source == TOY for entry, _ in results)
+    return Comparison(title, task_id, (*models, *_baselines(results)), built_in=built_in)
 
 
 def compare_routing(title: str, task_id: str, results: Sequence[tuple[Entry[Result], TaskResult]]) -> Comparison | None:
@@ -83,7 +87,7 @@ def compare_routing(title: str, task_id: str, results: Sequence[tuple[Entry[Resu
     if not routed:
         return None
     notes = dict.fromkeys(own.routing_note for _, own in routed if own.routing_note)
-    return replace(compare(title, task_id, routed), note=". ".join(notes))
+    return replace(compare_systems(title, task_id, routed), note=". ".join(notes))
 
 
 def _others(systems: dict[str, Metrics]) -> dict[str, Metrics]:
@@ -93,7 +97,7 @@ def _others(systems: dict[str, Metrics]) -> dict[str, Metrics]:
 def _baselines(results: Sequence[tuple[Entry[Result], TaskResult]]) -> list[System]:
     """Those with the same figures are one: they were measured on the same rows."""
     found: dict[str, list[System]] = {}
-    data = short_names([[entry.of.data for entry, _ in results]])[0]
+    data = short_names([[entry.source.data for entry, _ in results]])[0]
     for (entry, own), source in zip(results, data, strict=True):
         for name, metrics in own.baselines.items():
             known = found.setdefault(name, [])

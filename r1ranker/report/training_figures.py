@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from r1ranker.report.entries import PALETTE, Entry, validated
+from r1ranker.report.entries import PALETTE, Entry, validation_rewards
 from r1ranker.report.figure import WIDEST_LABEL, Figure, Section, Trace, axes, distinct, label, meta, rounded
 from r1ranker.report.load import Run
 
@@ -33,7 +33,7 @@ SMOOTHED_FROM = 40
 def training_section(runs: Sequence[Entry[Run]]) -> Section:
     """Curves over steps: the reward, its parts, then CURVES."""
     section = Section(missing=_without_rows(runs))
-    if not any(run.of.rows for run in runs):
+    if not any(run.source.rows for run in runs):
         return section
     absent = []
     for title, metric in (*_reward_parts(runs), *CURVES):
@@ -50,18 +50,18 @@ def training_section(runs: Sequence[Entry[Run]]) -> Section:
 def _without_rows(runs: Sequence[Entry[Run]]) -> list[str]:
     if not runs:
         return ["Left out: no training run (metrics.jsonl) was given."]
-    return [f"{run.name}: {run.of.file.name} is empty, no step was logged." for run in runs if not run.of.rows]
+    return [f"{run.name}: {run.source.file.name} is empty, no step was logged." for run in runs if not run.source.rows]
 
 
 def _reward_parts(runs: Sequence[Entry[Run]]) -> list[tuple[str, str]]:
-    found = dict.fromkeys(name for run in runs for row in run.of.rows for name in row)
+    found = dict.fromkeys(name for run in runs for row in run.source.rows for name in row)
     parts = [name.split("/")[1] for name in found if name.startswith("reward/") and name.endswith("/mean")]
     others = [(f"Reward: {part}", f"reward/{part}/mean") for part in parts if part != "score"]
     return [("Reward", "reward/score/mean" if "score" in parts else "critic/score/mean"), *others]
 
 
 def _curve(run: Entry[Run], metric: str) -> list[Trace]:
-    points = [(row["step"], row[metric]) for row in run.of.rows if metric in row]
+    points = [(row["step"], row[metric]) for row in run.source.rows if metric in row]
     if not any(math.isfinite(value) for _, value in points):
         return []
     steps, values = [int(step) for step, _ in points], [value for _, value in points]
@@ -98,7 +98,11 @@ def validation_section(runs: Sequence[Entry[Run]], tasks: dict[str, str]) -> Sec
     for task, task_id in tasks.items():
         traces: list[Trace] = []
         for run in runs:
-            points = [(row["step"], validated(row)[task]) for row in run.of.rows if task in validated(row)]
+            points = [
+                (row["step"], validation_rewards(row)[task])
+                for row in run.source.rows
+                if task in validation_rewards(row)
+            ]
             if points:
                 traces.append(
                     {
@@ -124,14 +128,14 @@ def time_section(runs: Sequence[Entry[Run]]) -> Section:
     section = Section()
     head, whole = "timing_s/", "timing_s/step"
     phases = dict.fromkeys(
-        name for run in runs for row in run.of.rows for name in row if name.startswith(head) and name != whole
+        name for run in runs for row in run.source.rows for name in row if name.startswith(head) and name != whole
     )
     colours = {phase: PALETTE[place % len(PALETTE)] for place, phase in enumerate(phases)}
     totals: list[Trace] = []
     names = distinct(label(run.label, WIDEST_LABEL) for run in runs)
     for phase in phases:  # a phase's bars follow one another, so that every run stacks them in the same order
         for run, row in zip(runs, names, strict=True):
-            seconds = {name: sum(line.get(name, 0.0) for line in run.of.rows) for name in phases}
+            seconds = {name: sum(line.get(name, 0.0) for line in run.source.rows) for name in phases}
             if seconds[phase] <= 0:
                 continue
             name = phase[len(head) :]
@@ -162,7 +166,7 @@ def time_section(runs: Sequence[Entry[Run]]) -> Section:
 
 
 def _stacked(run: Entry[Run], phases: Sequence[str], colours: dict[str, str]) -> list[Trace]:
-    rows = [row for row in run.of.rows if sum(row.get(phase, 0.0) for phase in phases) > 0]
+    rows = [row for row in run.source.rows if sum(row.get(phase, 0.0) for phase in phases) > 0]
     own = [phase for phase in phases if any(row.get(phase, 0.0) > 0 for row in rows)]
     if len(rows) < 2:
         return []

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from r1ranker.errors import UserError, nearest
-from r1ranker.rewards.base import REWARDS, get_reward, register
+from r1ranker.errors import UserError, suggest
 from r1ranker.rewards.parts import (
     direct_task_score,
     exponential_gain,
@@ -15,7 +14,8 @@ from r1ranker.rewards.parts import (
     linear_gain,
     tags_score,
 )
-from r1ranker.tasks.answers import parse_answer, with_prefill
+from r1ranker.rewards.registry import REWARDS, get_reward, register
+from r1ranker.tasks.answers import parse_answer, prepend_prefill
 from r1ranker.tasks.prompts import AnswerFormat, Mode
 
 __all__ = ["MODES", "REWARDS", "compute_score", "compute_score_linear", "compute_score_task", "get_reward", "register"]
@@ -65,7 +65,7 @@ def _score(
 ) -> dict[str, float]:
     if data_source not in MODES:
         raise UserError(
-            f"data_source: found {data_source!r}{nearest(data_source, MODES)}; one of {', '.join(MODES)} is wanted"
+            f"data_source: found {data_source!r}{suggest(data_source, MODES)}; one of {', '.join(MODES)} is wanted"
         )
     mode = MODES[data_source]
     extra = extra_info or {}
@@ -77,7 +77,7 @@ def _score(
     grades = [] if known is None else [float(grade) for grade in known]
     if gold not in candidates:
         raise UserError(f"ground_truth: the positive {gold!r} is not among the {len(candidates)} candidates")
-    completion = with_prefill(solution_str, answer_format.think)
+    completion = prepend_prefill(solution_str, answer_format.think)
     parsed = parse_answer(completion, candidates, mode, answer_format)
     form = format_score(completion, answer_format.think)
     tags = tags_score(completion, answer_format.think)
@@ -95,5 +95,5 @@ def _score(
         "format": form,
         "tags": tags,
         "coverage": coverage,
-        "valid": float(parsed.usable(mode, len(candidates))),
+        "valid": float(parsed.is_valid(mode, len(candidates))),
     }

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 CUTOFF = 20
 
 
-def ndcg_of_positive(ranking: Sequence[int], positive: int, cutoff: int = CUTOFF) -> float:
+def binary_ndcg(ranking: Sequence[int], positive: int, cutoff: int = CUTOFF) -> float:
     """NDCG@cutoff with one relevant candidate: 1 / log2(rank + 1), rank from 1; 0 where it is absent or below the cutoff."""
     top = list(ranking[:cutoff])
     return 1.0 / math.log2(top.index(positive) + 2) if positive in top else 0.0
@@ -43,7 +43,7 @@ def direct_task_score(
     gain: Callable[[float], float] = exponential_gain,
 ) -> float:
     """NDCG@20 of the named candidates' order, plus the share of candidates named, less 1."""
-    ndcg = graded_ndcg(named, grades, gain) if grades else ndcg_of_positive(named, positive)
+    ndcg = graded_ndcg(named, grades, gain) if grades else binary_ndcg(named, positive)
     return ndcg + len(set(named)) / candidates - 1.0
 
 

@@ -11,15 +11,15 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from r1ranker.device import compute_dtype, pick_device, release_cached_memory
 from r1ranker.model.loading import (
-    empty_causal_lm,
+    init_empty_causal_lm,
     load_causal_lm,
-    moved,
+    move_to_device,
     stop_token_ids,
 )
 from r1ranker.model.weights import locate_weights, match_parameters, materialise
 from r1ranker.pretrained import load_tokenizer
 from r1ranker.rollout.engine import Completion, EngineSettings, Request, SamplingParams, Session
-from r1ranker.rollout.hf_batch import Batch
+from r1ranker.rollout.hf_batch import ContinuousBatch
 from r1ranker.rollout.hf_cache import GROUPED, register_grouped
 
 
@@ -44,12 +44,14 @@ class HFEngine:
         device, settings = device or pick_device(), settings or EngineSettings()
         tokenizer = load_tokenizer(directory)
         dtype = compute_dtype(device, settings.dtype)
-        model = empty_causal_lm(directory, dtype, "sdpa") if settings.synced_weights else None
+        model = init_empty_causal_lm(directory, dtype, "sdpa") if settings.synced_weights else None
         # where the trainer has its model loaded by transformers, so has the engine: both then have the same parameters
         if model is None or match_parameters(model, locate_weights(directory), directory) is None:
-            return cls(moved(load_causal_lm(directory, dtype, "sdpa"), device), tokenizer, settings.max_num_seqs)
+            return cls(
+                move_to_device(load_causal_lm(directory, dtype, "sdpa"), device), tokenizer, settings.max_num_seqs
+            )
         materialise(model, device)
-        engine = cls(moved(model, device), tokenizer, settings.max_num_seqs)
+        engine = cls(move_to_device(model, device), tokenizer, settings.max_num_seqs)
         engine._has_weights = False
         return engine
 
@@ -77,9 +79,9 @@ class HFEngine:
             raise RuntimeError("no weights were loaded: load_weights comes before the first generation")
         return _Session(self)
 
-    def batch(self, params: SamplingParams) -> Batch:
+    def batch(self, params: SamplingParams) -> ContinuousBatch:
         """An empty batch of responses sampled with `params`."""
-        return Batch(self.model, self._stop, self._token_text, self._max_num_seqs, params)
+        return ContinuousBatch(self.model, self._stop, self._token_text, self._max_num_seqs, params)
 
     def sleep(self) -> None:
         """Give cached blocks back: generation and training allocate in different sizes."""
@@ -92,7 +94,7 @@ class HFEngine:
 class _Session:
     def __init__(self, engine: HFEngine) -> None:
         self._engine = engine
-        self._batches: dict[SamplingParams, Batch] = {}
+        self._batches: dict[SamplingParams, ContinuousBatch] = {}
 
     def add(self, key: int, request: Request, params: SamplingParams) -> None:
         if params not in self._batches:
@@ -104,7 +106,7 @@ class _Session:
         while self._batches:
             params, batch = next(iter(self._batches.items()))
             done = batch.step()
-            if batch.drained:
+            if batch.is_empty:
                 del self._batches[params]
             if done:
                 return done

@@ -14,8 +14,8 @@ from transformers import PreTrainedModel
 from r1ranker.model.layout import RowLayout
 from r1ranker.rollout.constraint import ConstraintState
 from r1ranker.rollout.engine import Completion, Request, SamplingParams
-from r1ranker.rollout.hf_cache import Attend, Decode, Prefill, SlotStore
-from r1ranker.rollout.sampling import choose, uniform_stream
+from r1ranker.rollout.hf_cache import Attend, Decode, KVCache, Prefill
+from r1ranker.rollout.sampling import sample_tokens, uniform_stream
 
 PREFILL_TOKENS = 4096
 """of one forward pass over prompts"""
@@ -73,7 +73,7 @@ class _Layout:
     """tokens of the longest sequence, less the step"""
 
 
-class Batch:
+class ContinuousBatch:
     """Responses under way and requests that wait, all with the same sampling parameters.
 
     Rows (responses) and groups (prompts) leave no gaps: where one ends, the last one moves into its place.
@@ -96,7 +96,7 @@ class Batch:
         self._rows: list[_Row] = []
         self._groups: list[_Group] = []
         self._layout: _Layout | None = None
-        self._prompts, self._responses = SlotStore(self._capacity // params.n), SlotStore(self._capacity)
+        self._prompts, self._responses = KVCache(self._capacity // params.n), KVCache(self._capacity)
         self._room = min(params.max_tokens, _RESPONSE_TOKENS)
         shape, device = (self._capacity, params.max_tokens), model.device
         self._stop_ids = torch.tensor(sorted(stop), dtype=torch.long, device=device)
@@ -108,7 +108,7 @@ class Batch:
         self._born = torch.zeros(self._capacity, dtype=torch.long, device=device)
 
     @property
-    def drained(self) -> bool:
+    def is_empty(self) -> bool:
         """Nothing is under way and nothing waits."""
         return not self._rows and not self._waiting
 
@@ -151,7 +151,7 @@ class Batch:
         logits = self._prefill(list(prompts), first_group)
         allowed = self._allowed(first_row)
         of_rows = torch.tensor([row.group.slot - first_group for row in rows], device=logits.device)
-        return self._take(*choose(logits[of_rows], self._uniforms[new, 0], allowed, self.params), allowed)
+        return self._take(*sample_tokens(logits[of_rows], self._uniforms[new, 0], allowed, self.params), allowed)
 
     def _state(self, request: Request) -> ConstraintState | None:
         return ConstraintState(request.constraint, self._token_text) if request.constraint else None
@@ -163,12 +163,12 @@ class Batch:
         logits: list[Tensor] = []
         for start, end in _chunks([len(prompt) for prompt in prompts]):
             lengths = [len(prompt) for prompt in prompts[start:end]]
-            layout = RowLayout.of(lengths).to(self._model.device)
+            layout = RowLayout.from_lengths(lengths).to(self._model.device)
             slots = range(first_slot + start, first_slot + end)
             ids = torch.tensor([token for prompt in prompts[start:end] for token in prompt])
             positions = torch.cat([torch.arange(length) for length in lengths])
             attend = Prefill(self._prompts, slots, layout)
-            logits.append(self._forward(ids, positions, attend, layout.query_bounds[1:].long() - 1))
+            logits.append(self._forward(ids, positions, attend, layout.cu_seqlens_q[1:].long() - 1))
         return torch.cat(logits)
 
     def _forward(self, ids: Tensor, positions: Tensor, attend: Attend, keep: Tensor | int) -> Tensor:
@@ -210,20 +210,20 @@ class Batch:
         open_rows = [row for row, some in enumerate(allowed) if len(some) != 1]
         if len(open_rows) == count:
             logits = self._forward(ids, positions, attend, 0)
-            return self._take(*choose(logits, uniforms, allowed, self.params), allowed)
+            return self._take(*sample_tokens(logits, uniforms, allowed, self.params), allowed)
         tokens = torch.tensor([some[0] if len(some) == 1 else 0 for some in allowed], device=ids.device)
         logprobs = torch.zeros(count, device=ids.device)
         keep = torch.tensor(open_rows, dtype=torch.long, device=ids.device)
         logits = self._forward(ids, positions, attend, keep)
         if open_rows:
-            tokens[keep], logprobs[keep] = choose(
+            tokens[keep], logprobs[keep] = sample_tokens(
                 logits, uniforms[keep], [allowed[row] for row in open_rows], self.params
             )
         return self._take(tokens, logprobs, allowed)
 
     def _allowed(self, first: int) -> list[list[int]]:
         """The ids that may come next, of the rows from `first` on; empty: any."""
-        return [row.state.allowed() if row.state else [] for row in self._rows[first:]]
+        return [row.state.allowed_token_ids() if row.state else [] for row in self._rows[first:]]
 
     def _arranged(self) -> _Layout:
         members: list[list[int]] = [[] for _ in self._groups]
@@ -259,8 +259,8 @@ class Batch:
                 if row.state:
                     row.allowed.append(ids)
                     if place not in over:
-                        row.state.advance(token)
-                        if self._finished(place, row, row.state.rest()):
+                        row.state.accept_token(token)
+                        if self._finished(place, row, row.state.forced_token_ids()):
                             over.add(place)
             ended = sorted(over)
         return self._end(ended) if ended else []

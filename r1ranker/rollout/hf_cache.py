@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
-from r1ranker.model.attention import packed_attention, refuse_partial
+from r1ranker.model.attention import check_full_attention, packed_attention
 from r1ranker.model.layout import RowLayout
 
 GROUPED = "grouped"
 
 
-class SlotStore:
+class KVCache:
     """Keys and values of every layer in slots [N, H, T, D]; N, up to `most`, and T grow as they are needed."""
 
     def __init__(self, most: int) -> None:
@@ -43,7 +43,7 @@ class SlotStore:
         new[: old.shape[0], :, : old.shape[2]] = old
         return new
 
-    def of(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+    def get_layer(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer [N, H, T, D], made like `key` and `value` [1, H, _, D] where they are not there yet."""
         if layer not in self._layers:
             # zeros: what is masked is multiplied by a weight of 0, which only finite values turn into 0
@@ -64,7 +64,7 @@ class Attend(Protocol):
     """What a forward pass does in place of a model's attention."""
 
     @property
-    def longest(self) -> int:
+    def max_seqlen(self) -> int:
         """tokens of the longest sequence, with those of this pass"""
         ...
 
@@ -77,17 +77,17 @@ class Attend(Protocol):
 class Prefill:
     """A packed row of whole prompts, each attending to itself, whose keys and values go into slots."""
 
-    prompts: SlotStore
+    prompts: KVCache
     slots: Sequence[int]
     """of each prompt"""
     layout: RowLayout
 
     @property
-    def longest(self) -> int:
-        return self.layout.longest
+    def max_seqlen(self) -> int:
+        return self.layout.max_seqlen_k
 
     def __call__(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        for stored, new in zip(self.prompts.of(_layer(module), key, value), (key, value), strict=True):
+        for stored, new in zip(self.prompts.get_layer(_layer(module), key, value), (key, value), strict=True):
             for slot, (start, end) in zip(self.slots, self.layout.spans, strict=True):
                 stored[slot, :, : end - start] = new[0, :, start:end]
         return packed_attention(module, query, key, value, None, layout=self.layout, scaling=scaling)[0]
@@ -97,8 +97,8 @@ class Prefill:
 class Decode:
     """One token of each of B responses, attending to its prompt and to the response so far."""
 
-    prompts: SlotStore
-    responses: SlotStore
+    prompts: KVCache
+    responses: KVCache
     members: Tensor
     """[G, M]: the responses of each prompt, filled up with any"""
     places: Tensor
@@ -109,13 +109,13 @@ class Decode:
     """[B, T]: likewise of the responses, this token included"""
     written: Tensor
     """[B]: the place in its response's slot that this token takes"""
-    longest: int
+    max_seqlen: int
 
     def __call__(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
         (count, longest), (groups, longest_prompt) = self.response_bias.shape, self.prompt_bias.shape
         heads, kv_heads, width = query.shape[1], key.shape[1], query.shape[3]
         rows = torch.arange(count, device=query.device)
-        own = self.responses.of(_layer(module), key, value)
+        own = self.responses.get_layer(_layer(module), key, value)
         for stored, new in zip(own, (key, value), strict=True):
             stored[rows, :, self.written] = new[0].transpose(0, 1)
         # the query heads that share keys are rows of one product, and so are all responses to a prompt
@@ -127,7 +127,9 @@ class Decode:
             by_prompt = tensor.view(groups, kv_heads, shape[1], shape[3], -1).transpose(1, 2)
             return by_prompt.reshape(-1, kv_heads, shape[3], tensor.shape[-1])[self.places]
 
-        keys, values = (stored[:groups, :, :longest_prompt] for stored in self.prompts.of(_layer(module), key, value))
+        keys, values = (
+            stored[:groups, :, :longest_prompt] for stored in self.prompts.get_layer(_layer(module), key, value)
+        )
         of_prompt, mass_of_prompt = (ungrouped(part) for part in _part(grouped, keys, values, self.prompt_bias))
         keys, values = (stored[:count, :, :longest] for stored in own)
         of_own, mass_of_own = _part(queries, keys, values, self.response_bias)
@@ -173,7 +175,7 @@ def grouped_attention(
 
     Raises UserError for a model with attention sinks, and where a sequence is longer than a model's sliding window.
     """
-    refuse_partial(attention_mask, dropout, sliding_window, s_aux, attend.longest)
+    check_full_attention(attention_mask, dropout, sliding_window, s_aux, attend.max_seqlen)
     return attend(module, query, key, value, scaling), None
 
 

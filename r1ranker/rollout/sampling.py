@@ -31,7 +31,7 @@ def pad_allowed(allowed: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     return torch.tensor(rows, dtype=torch.long), torch.tensor(padded, dtype=torch.long).view(len(rows), width)
 
 
-def choose(
+def sample_tokens(
     logits: Tensor, uniforms: Tensor, allowed: Sequence[Sequence[int]], params: SamplingParams
 ) -> tuple[Tensor, Tensor]:
     """Next tokens [B] and their log-probabilities [B] from logits [B, V], by inverting the cumulative distribution.

@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 import torch
 
-from r1ranker.errors import UserError, nearest
+from r1ranker.errors import UserError, suggest
 from r1ranker.rollout.engine import Engine, EngineSettings
 
 ENGINES = ("hf", "vllm")
@@ -21,7 +21,7 @@ def start_engine(name: str, directory: str, device: torch.device, settings: Engi
     """
     if name not in (*ENGINES, AUTO):
         raise UserError(
-            f"engine: found {name!r}{nearest(name, ENGINES)}; one of {', '.join((*ENGINES, AUTO))} is wanted"
+            f"engine: found {name!r}{suggest(name, ENGINES)}; one of {', '.join((*ENGINES, AUTO))} is wanted"
         )
     if name == AUTO:
         name = "vllm" if find_spec("vllm") else "hf"

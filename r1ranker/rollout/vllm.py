@@ -90,9 +90,9 @@ class VLLMEngine:
         if request.constraint:
             state = self._state(request)
             for place, token in enumerate(token_ids):
-                allowed.append(state.allowed())
+                allowed.append(state.allowed_token_ids())
                 if place + 1 < len(token_ids):
-                    state.advance(token)
+                    state.accept_token(token)
         return Completion(
             token_ids=token_ids,
             logprobs=[entry[token].logprob for token, entry in zip(token_ids, sample.logprobs, strict=True)],

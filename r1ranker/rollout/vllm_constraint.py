@@ -54,9 +54,9 @@ class _Masking:
 
     def __call__(self, output_ids: list[int], logits: torch.Tensor) -> torch.Tensor:
         for token in output_ids[self._taken :]:
-            self._state.advance(token)
+            self._state.accept_token(token)
         self._taken = len(output_ids)
-        allowed: Any = self._state.allowed()
+        allowed: Any = self._state.allowed_token_ids()
         if not allowed:
             return logits
         masked = torch.full_like(logits, -torch.inf)
@@ -103,7 +103,7 @@ class SlotConstraints(LogitsProcessor):
         rows: list[int] = []
         ids: list[int] = []
         for row, slot in enumerate(slots):
-            allowed = self._responses[slot].state.allowed() if slot in self._responses else []
+            allowed = self._responses[slot].state.allowed_token_ids() if slot in self._responses else []
             rows += [row] * len(allowed)
             ids += allowed
         if rows:
@@ -127,4 +127,4 @@ class SlotConstraints(LogitsProcessor):
         all_tokens = self._requests.all_token_ids.gpu
         slot_of, place_of = torch.tensor([slots, places], device=all_tokens.device)
         for slot, token in zip(slots, all_tokens[slot_of, place_of].tolist(), strict=True):
-            self._responses[slot].state.advance(token)
+            self._responses[slot].state.accept_token(token)

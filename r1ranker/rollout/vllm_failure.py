@@ -34,7 +34,9 @@ _MEASURED_WRONG = re.compile(r"Error in memory profiling")
 _OUT_OF_MEMORY = re.compile(r"out of memory", re.IGNORECASE)
 
 
-def refuse_start(error: BaseException, settings: EngineSettings, device: torch.device, memory: tuple[int, int]) -> None:
+def raise_if_out_of_memory(
+    error: BaseException, settings: EngineSettings, device: torch.device, memory: tuple[int, int]
+) -> None:
     """Raise RunError with the setting to change where vLLM could not start for want of memory; else nothing.
 
     `memory`: (free, total) bytes of the device, taken before the start.

@@ -10,7 +10,7 @@ import torch
 
 from r1ranker.device import compute_dtype, device_memory
 from r1ranker.rollout.engine import EngineSettings
-from r1ranker.rollout.vllm_failure import refuse_start
+from r1ranker.rollout.vllm_failure import raise_if_out_of_memory
 
 if TYPE_CHECKING:
     import vllm
@@ -35,7 +35,7 @@ def start_vllm(directory: str, device: torch.device, settings: EngineSettings) -
     try:
         return vllm.LLM(trust_remote_code=False, **engine_arguments(directory, device, settings))
     except Exception as error:
-        refuse_start(error, settings, device, memory)
+        raise_if_out_of_memory(error, settings, device, memory)
         raise
 
 

@@ -14,7 +14,7 @@ from functools import cached_property, lru_cache
 from rapidfuzz import fuzz, process
 
 from r1ranker.tasks.prompts import AnswerFormat, AnswerStyle, Mode
-from r1ranker.tasks.text import shown
+from r1ranker.tasks.text import sanitise
 
 SIMILARITY = 90.0
 """rapidfuzz ratio, 0 to 100, from which a name that is written slightly wrong counts as meant"""
@@ -36,7 +36,7 @@ _GOES_ON = re.compile(r"[-.]\w|\s+(?:\d+|[ivx]{2,}|v|x)\b")
 LONGEST_CACHED = 300
 
 
-def with_prefill(completion: str, think: bool) -> str:
+def prepend_prefill(completion: str, think: bool) -> str:
     """The completion with the tag that the prompt had already opened, unless it has it itself."""
     tag = "<think>" if think else "<answer>"
     return completion if completion.lstrip().startswith(tag) else tag + completion
@@ -72,7 +72,7 @@ class ParsedAnswer:
     unmatched: tuple[str, ...] = ()
     """pieces of the answer that name no candidate, or more than one"""
 
-    def usable(self, mode: Mode, candidates: int) -> bool:
+    def is_valid(self, mode: Mode, candidates: int) -> bool:
         """Whether the answer can be used as it is: one name, or in a direct ranking every name, and nothing else."""
         return len(self.named) == (candidates if mode == "direct" else 1) and not self.unmatched
 
@@ -82,7 +82,7 @@ class CandidateMatcher:
 
     def __init__(self, candidates: Sequence[str], answer_style: AnswerStyle = "name") -> None:
         self.answer_style = answer_style
-        self._exact = {shown(name): index for index, name in enumerate(candidates)}
+        self._exact = {sanitise(name): index for index, name in enumerate(candidates)}
         self._exact.update({name: index for index, name in enumerate(candidates)})
         self._candidates = tuple(candidates)
         self._forms = [normalise(name) for name in candidates]
@@ -97,14 +97,14 @@ class CandidateMatcher:
 
     def match(self, text: str) -> int | None:
         """Index of the candidate that `text` means, or None."""
-        found = self.match_closely(text)
+        found = self.match_exact(text)
         if found is None:
-            pointed = {self.match_closely(part) for parts in _POINTED.findall(text) for part in parts if part}
+            pointed = {self.match_exact(part) for parts in _POINTED.findall(text) for part in parts if part}
             pointed.discard(None)
             found = pointed.pop() if len(pointed) == 1 else None
         return self._within(text) if found is None else found
 
-    def match_closely(self, text: str) -> int | None:
+    def match_exact(self, text: str) -> int | None:
         """The same without names inside sentences and without slips of spelling."""
         text = text.strip()
         if self.answer_style == "label":
@@ -169,7 +169,7 @@ def parse_answer(
     iterative: the answer is one name; an answer that names several names none.
     """
     answer_format = answer_format or AnswerFormat()
-    text = with_prefill(completion, answer_format.think)
+    text = prepend_prefill(completion, answer_format.think)
     thought = _between(text, text.find("<think>"), "<think>", "</think>")
     answer = _last_block(text)
     if answer is None:
@@ -177,7 +177,7 @@ def parse_answer(
     matcher = _matcher(tuple(candidates), answer_format.answer_style)
     named: list[int] = []
     unmatched: list[str] = []
-    whole = matcher.match_closely(answer) if mode == "iterative" else None
+    whole = matcher.match_exact(answer) if mode == "iterative" else None
     if whole is not None:
         return ParsedAnswer(thought, answer, (whole,))
     for found, piece in _pieces(answer, matcher):
@@ -206,12 +206,12 @@ def _between(text: str, start: int, opening: str, closing: str) -> str:
 def _pieces(answer: str, matcher: CandidateMatcher) -> list[tuple[int | None, str]]:
     """The answer's pieces, each with the candidate it means."""
     if matcher.answer_style == "label" and len(labels := _LABEL.findall(answer)) > 1:
-        return [(matcher.match_closely(f"[{label}]"), f"[{label}]") for label in labels]
+        return [(matcher.match_exact(f"[{label}]"), f"[{label}]") for label in labels]
     listed = _as_list(answer.strip())
     lines = listed if listed is not None else [line for line in answer.split("\n") if line.strip()]
     pieces: list[tuple[int | None, str]] = []
     for line in lines:
-        found = matcher.match_closely(line)
+        found = matcher.match_exact(line)
         if found is not None:
             pieces.append((found, line))
         else:
@@ -251,9 +251,9 @@ def _parts(line: str, matcher: CandidateMatcher) -> list[tuple[int | None, str]]
         # names hold separators too: the longest run of pieces that is a name is taken
         for last in range(min(len(starts) - 1, place + matcher.most_separators), place - 1, -1):
             piece = line[starts[place] : ends[last]].strip()
-            found = matcher.match_closely(piece)
+            found = matcher.match_exact(piece)
             if found is None:  # the list's own brackets; a name may end with one as well
-                found = matcher.match_closely(piece.strip("[]() "))
+                found = matcher.match_exact(piece.strip("[]() "))
             if found is not None:
                 parts.append((found, piece))
                 place = last + 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from r1ranker.errors import UserError, nearest
+from r1ranker.errors import UserError, suggest
 
 Scenario = Literal["recommendation", "routing", "passage", "own"]
 
@@ -70,7 +70,7 @@ TASK_NAMES: tuple[str, ...] = tuple(TASKS)
 def get_task(name: str) -> Task:
     """The task of that name; raises UserError naming those there are."""
     if name not in TASKS:
-        raise UserError(f"unknown task {name!r}{nearest(name, TASKS)}; one of {', '.join(TASKS)} is wanted")
+        raise UserError(f"unknown task {name!r}{suggest(name, TASKS)}; one of {', '.join(TASKS)} is wanted")
     return TASKS[name]
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from r1ranker.errors import UserError
-from r1ranker.tasks.text import shown
+from r1ranker.tasks.text import sanitise
 
 HIGHEST_GRADE = 1000
 """2^grade has to stay a float, and so has a sum of them"""
@@ -49,7 +49,7 @@ class RankingExample:
         seen: set[str] = set()
         for name in self.candidates:
             # as it is shown: names that look the same in a prompt cannot be told apart in an answer
-            written = shown(name)
+            written = sanitise(name)
             if not written:
                 raise UserError(f"{where}: candidates holds a blank name")
             if written in seen:
@@ -97,6 +97,6 @@ class RankingExample:
         )
 
 
-def label_counts(examples: Iterable[RankingExample]) -> Counter[tuple[str, str]]:
+def count_positives(examples: Iterable[RankingExample]) -> Counter[tuple[str, str]]:
     """(task, candidate) -> how often it was the positive."""
     return Counter((example.task, example.positive) for example in examples)

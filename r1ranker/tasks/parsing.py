@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from r1ranker.tasks.catalog import TASKS, Task
 from r1ranker.tasks.example import RankingExample
-from r1ranker.tasks.text import shown
+from r1ranker.tasks.text import sanitise
 
 _LABEL = re.compile(r"^\[\d+\] ")
 _BENCH_HISTORY = re.compile(r"in order:\n(\[.*\])$", re.MULTILINE)
@@ -37,7 +37,7 @@ def _own(task: Task, problem: str, pool: tuple[str, ...]) -> RankingExample | No
     texts: list[str] = []
     for line, name in zip(lines, pool, strict=False):
         content = line[2:] if line.startswith("- ") else _LABEL.sub("", line)
-        written = shown(name)
+        written = sanitise(name)
         if content == written:
             continue
         if not content.startswith(written + ":"):

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from r1ranker.tasks.example import RankingExample
 
 
-def sub_pools(example: RankingExample, rng: random.Random, sizes: range | None = None) -> list[tuple[str, ...]]:
+def sample_sub_pools(example: RankingExample, rng: random.Random, sizes: range | None = None) -> list[tuple[str, ...]]:
     """One random sub-pool of each size from 2 to n, each in random order: one that holds the positive, or of graded candidates one
     that holds any of a grade above 0. (Were the positive in all of these, the others would look worse than they are without it.)
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from r1ranker.tasks.catalog import Task, get_task
+from r1ranker.tasks.custom import render_request
 from r1ranker.tasks.example import RankingExample
-from r1ranker.tasks.own import word_request
-from r1ranker.tasks.text import neutralise, shown, shown_lines
+from r1ranker.tasks.text import neutralise, sanitise, sanitise_lines
 
 Mode = Literal["direct", "iterative"]
 AnswerStyle = Literal["name", "label"]
@@ -28,7 +28,7 @@ class AnswerFormat:
 SYSTEM = "You are a careful assistant. You reason about a request in your mind first and answer it afterwards."
 PREFILL_THINK = "Let me solve this step by step.\n<think>"
 PREFILL_ANSWER = "<answer>"
-NOW = "The candidates now are:"
+CURRENT_POOL_HEADER = "The candidates now are:"
 
 
 def candidate_lines(example: RankingExample, style: AnswerStyle) -> list[str]:
@@ -36,8 +36,8 @@ def candidate_lines(example: RankingExample, style: AnswerStyle) -> list[str]:
     lines = []
     for place, name in enumerate(example.candidates):
         mark = f"[{place + 1}]" if style == "label" else "-"
-        text = f": {shown(example.texts[place])}" if example.texts else ""
-        lines.append(f"{mark} {shown(name)}{text}")
+        text = f": {sanitise(example.texts[place])}" if example.texts else ""
+        lines.append(f"{mark} {sanitise(name)}{text}")
     return lines
 
 
@@ -46,23 +46,23 @@ def render_problem(example: RankingExample, mode: Mode, answer_style: AnswerStyl
     pool = "\n".join(candidate_lines(example, answer_style))
     if example.problem:
         text = neutralise(example.problem)
-        if NOW in text:
-            text = text[: text.index(NOW)].rstrip()
-        return f"{text}\n\n{NOW}\n{pool}"
+        if CURRENT_POOL_HEADER in text:
+            text = text[: text.index(CURRENT_POOL_HEADER)].rstrip()
+        return f"{text}\n\n{CURRENT_POOL_HEADER}\n{pool}"
     task = get_task(example.task)
     return "\n".join([*_request(example, task), "", f"Candidate {task.plural}:", pool, "", _question(task, mode)])
 
 
 def _request(example: RankingExample, task: Task) -> list[str]:
     if task.scenario == "own":
-        wording = example.request or word_request(
-            task.request, shown_lines(example.query), [shown(item) for item in example.history], task.name
+        wording = example.request or render_request(
+            task.request, sanitise_lines(example.query), [sanitise(item) for item in example.history], task.name
         )
-        return [shown_lines(wording)]
+        return [sanitise_lines(wording)]
     lines = [task.request]
     if task.scenario == "recommendation":
-        return [*lines, *(f"- {shown(item)}" for item in example.history)]
-    return [*lines, shown(example.query)]
+        return [*lines, *(f"- {sanitise(item)}" for item in example.history)]
+    return [*lines, sanitise(example.query)]
 
 
 def _question(task: Task, mode: Mode) -> str:
@@ -71,7 +71,7 @@ def _question(task: Task, mode: Mode) -> str:
     return f"Which one candidate {task.noun} is the worst by {task.goal}?"
 
 
-def answer_request(mode: Mode, answer_format: AnswerFormat) -> str:
+def answer_instruction(mode: Mode, answer_format: AnswerFormat) -> str:
     """What the user asks of the answer's form."""
     what = "label, such as [2]," if answer_format.answer_style == "label" else "name, exactly as listed,"
     form = f"every candidate's {what} one a line" if mode == "direct" else f"only that candidate's {what}"
@@ -93,10 +93,10 @@ def chat_messages(problem: str, answer_format: AnswerFormat, mode: Mode) -> list
 
 def user_message(problem: str, answer_format: AnswerFormat, mode: Mode) -> dict[str, str]:
     """The user's turn."""
-    return {"role": "user", "content": f"{problem}\n\n{answer_request(mode, answer_format)}"}
+    return {"role": "user", "content": f"{problem}\n\n{answer_instruction(mode, answer_format)}"}
 
 
 def user_problem(messages: Sequence[dict[str, str]], answer_format: AnswerFormat, mode: Mode) -> str:
     """The problem that `chat_messages` was given."""
     user = next(message["content"] for message in messages if message["role"] == "user")
-    return user.removesuffix("\n\n" + answer_request(mode, answer_format))
+    return user.removesuffix("\n\n" + answer_instruction(mode, answer_format))

@@ -29,16 +29,16 @@ def neutralise(text: str) -> str:
     return text
 
 
-def shown(text: str) -> str:
+def sanitise(text: str) -> str:
     """A name or text as it stands in a prompt."""
-    return _shown_name(text) if len(text) <= LONGEST_CACHED else neutralise(one_line(text))
+    return _sanitise_cached(text) if len(text) <= LONGEST_CACHED else neutralise(one_line(text))
 
 
 @lru_cache(maxsize=65536)
-def _shown_name(text: str) -> str:
+def _sanitise_cached(text: str) -> str:
     return neutralise(one_line(text))
 
 
-def shown_lines(text: str) -> str:
+def sanitise_lines(text: str) -> str:
     """The same for a text of several lines."""
     return neutralise("\n".join(map(one_line, text.splitlines())).strip())

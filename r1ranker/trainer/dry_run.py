@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from r1ranker.data.prompts import Prompt
+from r1ranker.data.prompt_store import Prompt
 from r1ranker.device import device_memory, pick_device
 from r1ranker.trainer.batch.balance import Budget
 from r1ranker.trainer.config.schema import Config

@@ -7,8 +7,8 @@ from contextlib import ExitStack, closing
 from itertools import count
 from pathlib import Path
 
-from r1ranker.atomic import clear_leftovers, locked
-from r1ranker.errors import LostWorker, RunError, UserError, note
+from r1ranker.atomic import clear_leftovers, lock_directory
+from r1ranker.errors import RunError, UserError, WorkerLostError, note
 from r1ranker.trainer.checkpoint.random_state import seed_everything
 from r1ranker.trainer.checkpoint.record import ABOUT, CONFIG, write_record
 from r1ranker.trainer.checkpoint.resume import choose_state
@@ -33,11 +33,11 @@ def fit(config: Config) -> str:
     """
     if config.trainer.executor == "ray":
         _make_paths_absolute(config)
-    with locked(Path(config.output_dir)), ExitStack() as ray:
+    with lock_directory(Path(config.output_dir)), ExitStack() as ray:
         for restarts in count():
             try:
                 return _attempt(config, restarts > 0, ray)
-            except LostWorker as error:
+            except WorkerLostError as error:
                 if restarts == config.trainer.max_restarts:
                     raise
                 note(f"{error}; starting the processes again ({restarts + 1} of {config.trainer.max_restarts})")
@@ -74,7 +74,7 @@ def _attempt(config: Config, again: bool, ray: ExitStack) -> str:
             saver = StateSaver(states, keep, tracking.say, done or 0)
             try:
                 _train(run, cluster, tracking, saver, stopping, resumed)
-            except LostWorker as error:
+            except WorkerLostError as error:
                 if stopping.is_asked:  # whoever ended the run may have ended its processes as well
                     note(str(error))
                     stopping.end_process()
@@ -112,7 +112,7 @@ def _train(
                 break
         saver.require_saved(cluster)
     except (RunError, UserError) as error:
-        if not isinstance(error, LostWorker):
+        if not isinstance(error, WorkerLostError):
             saver.finish_after_failure(cluster, trainer.timeout)
         if isinstance(error, UserError):
             raise

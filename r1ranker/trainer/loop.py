@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from r1ranker.data.files.manifest import checksum
-from r1ranker.data.loader import PromptLoader, spread_over_tasks
-from r1ranker.data.prompts import Prompt
-from r1ranker.errors import UserError, nearest
+from r1ranker.data.loader import PromptLoader, subsample_by_task
+from r1ranker.data.prompt_store import Prompt
+from r1ranker.errors import UserError, suggest
 from r1ranker.pretrained import SETTINGS_FILE
 from r1ranker.trainer.algorithm.correction import apply_importance_weights
 from r1ranker.trainer.algorithm.estimation import assign_advantages
@@ -49,7 +49,7 @@ class Run:
         validation: Sequence[Prompt] = []
         if data.val_files:
             validation = load_split(config, tokenizer, data.val_files, "data.val_files", self.notes.append)
-        self.validation = spread_over_tasks(validation, data.val_max_samples)
+        self.validation = subsample_by_task(validation, data.val_max_samples)
         self.loader = PromptLoader(
             train, data.train_batch_size, data.seed, data.shuffle, data.task_weights, data.curriculum
         )
@@ -134,7 +134,7 @@ class Run:
         if wanted is None:
             return metrics
         if wanted not in metrics:
-            raise UserError(f"trainer.best_metric: no {wanted!r}{nearest(wanted, metrics)} in a validation")
+            raise UserError(f"trainer.best_metric: no {wanted!r}{suggest(wanted, metrics)} in a validation")
         if self.best is None or metrics[wanted] > self.best:
             self.best = metrics[wanted]
             self._export(cluster, step, str(Path(self.config.output_dir) / "best"))

@@ -13,11 +13,11 @@ from rich.progress import Progress, TextColumn
 from transformers import PreTrainedTokenizerBase
 
 from r1ranker.data.sft import read_sft_rows
-from r1ranker.data.tokenise import encode_chat, plain_ids
+from r1ranker.data.tokenise import encode_chat, encode_text
 from r1ranker.device import compute_dtype, pick_device
 from r1ranker.errors import RunError, UserError
-from r1ranker.model.execution import Execution
-from r1ranker.model.fsdp import full_parameters
+from r1ranker.model.execution import ExecutionOptions
+from r1ranker.model.fsdp import gather_parameters
 from r1ranker.model.init import save_hf
 from r1ranker.model.loading import load_causal_lm
 from r1ranker.pretrained import load_tokenizer
@@ -49,7 +49,7 @@ def build_examples(rows: Sequence[dict], tokenizer: PreTrainedTokenizerBase) -> 
     """Rows of (prompt, completion) as trajectories whose response is the completion and EOS."""
     examples: list[Trajectory] = []
     for row in rows:
-        response = [*plain_ids(tokenizer, row["completion"]), int(tokenizer.eos_token_id)]
+        response = [*encode_text(tokenizer, row["completion"]), int(tokenizer.eos_token_id)]
         examples.append(
             Trajectory(
                 prompt_ids=encode_chat(tokenizer, row["prompt"]),
@@ -81,7 +81,7 @@ def fine_tune(
     device = pick_device()
     torch.manual_seed(settings.seed)
     join_process_group(None, 0, 1, device, TrainerConfig().timeout)
-    policy = Policy(model_path, device, temperature=1.0, execution=Execution())
+    policy = Policy(model_path, device, temperature=1.0, execution=ExecutionOptions())
     optim = OptimConfig(
         lr=settings.lr, lr_warmup_steps=settings.warmup_steps, lr_scheduler_type="cosine", min_lr_ratio=0.1
     )
@@ -106,7 +106,7 @@ def fine_tune(
     model = load_causal_lm(model_path, dtype=compute_dtype(torch.device("cpu")), attention="sdpa")
     own = dict(model.named_parameters())
     with torch.no_grad():
-        for name, weight in full_parameters(policy.language_model, device):
+        for name, weight in gather_parameters(policy.language_model, device):
             own[name].copy_(weight)
     save_hf(output_dir, model, tokenizer)
     return losses

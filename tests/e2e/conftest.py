@@ -13,7 +13,7 @@ def shared_ray() -> Iterator[SharedRay]:
     """For fixtures of a module, which start it themselves."""
     ray = SharedRay()
     yield ray
-    ray.stop()
+    ray.close()
 
 
 @pytest.fixture
@@ -23,6 +23,7 @@ def one_ray(shared_ray: SharedRay) -> None:
 
 
 @pytest.fixture
-def no_ray(shared_ray: SharedRay) -> None:
-    """No Ray is running: the test starts another."""
-    shared_ray.stop()
+def forking(shared_ray: SharedRay) -> Iterator[None]:
+    """The Ray that the test starts itself forks its workers; no other is running."""
+    with shared_ray.forking():
+        yield

@@ -3,7 +3,7 @@
 A worker is still a process of its own, with the environment, the directory and the arguments that Ray gives it.
 Tests of what an import does, or of what it reads from the environment, need a Ray of their own.
 
-`python forked_workers.py serve SOCKET MODULES` is the process that forks; without `serve`, the script stands in for Ray's
+`python forked_workers.py serve SOCKET MODULE...` is the process that forks; without `serve`, the script stands in for Ray's
 `setup_worker.py` and asks for a fork at the socket that $R1RANKER_TEST_FORKS names.
 """
 
@@ -31,40 +31,44 @@ PARTS = ("--serialized-runtime-env-context", "--language")
 """arguments of setup_worker.py itself; the others are the worker's"""
 
 
-@contextmanager
-def ray_forks(modules: str) -> Iterator[None]:
-    """Have a Ray that starts meanwhile fork its workers from a process with `modules` (comma-separated) imported."""
-    from ray._private.parameter import RayParams
+class ForkServer:
+    """The process that forks, with `modules` imported."""
 
-    update = RayParams.update_if_absent
-
-    def with_forks(self: RayParams, **given: object) -> None:
-        update(self, **{name: __file__ if name == "setup_worker_path" else value for name, value in given.items()})
-
-    with tempfile.TemporaryDirectory(prefix="forks-") as directory:
-        path = f"{directory}/socket"
+    def __init__(self, *modules: str) -> None:
+        self._directory = tempfile.TemporaryDirectory(prefix="forks-")
+        path = f"{self._directory.name}/socket"
         # one thread, as Ray's workers have: OpenMP reads the number when it is loaded
-        server = subprocess.Popen(
-            [sys.executable, __file__, "serve", path, modules],
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, "serve", path, *modules],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
         )  # fmt: skip
-        assert server.stdout is not None
-        assert server.stdin is not None
-        try:
-            assert server.stdout.readline() == b"ready\n"
-            os.environ[SOCKET] = path
-            with patch.object(RayParams, "update_if_absent", with_forks):
-                yield
-        finally:
-            os.environ.pop(SOCKET, None)
-            server.stdin.close()
-            server.wait()
-            server.stdout.close()
+        assert self._process.stdout is not None
+        assert self._process.stdout.readline() == b"ready\n"
+        os.environ[SOCKET] = path
+
+    @contextmanager
+    def in_place_of_setup(self) -> Iterator[None]:
+        """Have a Ray that is started meanwhile fork all its workers."""
+        from ray._private.parameter import RayParams
+
+        update = RayParams.update_if_absent
+
+        def with_forks(self: RayParams, **given: object) -> None:
+            update(self, **{name: __file__ if name == "setup_worker_path" else value for name, value in given.items()})
+
+        with patch.object(RayParams, "update_if_absent", with_forks):
+            yield
+
+    def close(self) -> None:
+        """End it; its forks go on."""
+        del os.environ[SOCKET]
+        self._process.communicate()
+        self._directory.cleanup()
 
 
-def serve(path: str, modules: str) -> None:
+def serve(path: str, *modules: str) -> None:
     """Fork a worker for each request, until standard input ends."""
-    for name in modules.split(","):
+    for name in modules:
         importlib.import_module(name)
     gc.freeze()
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # nobody waits for the workers

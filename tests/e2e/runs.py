@@ -1,14 +1,19 @@
-"""What several end-to-end tests do: train for a step or two, draw requests, sample from a cluster."""
+"""What several end-to-end tests do: train for a step or two, run a command, draw requests, sample from a cluster."""
 
 from __future__ import annotations
 
 import json
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 from safetensors.numpy import load_file
 from transformers import PreTrainedTokenizerBase
 
+from r1ranker.cli import main
 from r1ranker.data.loader import load_prompts
 from r1ranker.rollout.constraint import build_constraint
 from r1ranker.rollout.engine import Completion, Request
@@ -53,6 +58,19 @@ def train(toy: Path, model: str, output: Path, *overrides: str, mode: str = "ite
     )
     actor = fit(config)
     return actor, [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def run_command(*arguments: str, code: int = 0) -> tuple[str, str]:
+    """`r1ranker` with `arguments` in this process, as its script runs it: what it printed and what it said to stderr."""
+    with redirect_stdout(StringIO()) as printed, redirect_stderr(StringIO()) as said:
+        try:
+            with patch.object(sys, "argv", ["r1ranker", *arguments]):
+                main()
+            ended: object = 0
+        except SystemExit as exiting:
+            ended = exiting.code or 0
+    assert ended == code, printed.getvalue() + said.getvalue()
+    return printed.getvalue(), said.getvalue()
 
 
 def requests_of(

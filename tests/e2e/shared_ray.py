@@ -2,31 +2,47 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 
-from forked_workers import ray_forks
+from forked_workers import ForkServer
 from runs import config_of
 
-from r1ranker.trainer.workers.cluster import start_ray
+from r1ranker.trainer.workers.cluster import ray_running
 
 
 class SharedRay:
     """Starts when it is first asked for."""
 
     def __init__(self) -> None:
-        self._running = ExitStack()
-        self._modules = ""
+        self._server: ForkServer | None = None
+        self._running: ExitStack | None = None
 
-    def start(self, modules: str = "r1ranker.trainer.workers.worker") -> None:
-        """Have a Ray whose workers have `modules` (comma-separated) imported."""
-        if modules == self._modules:
-            return
+    @contextmanager
+    def forking(self) -> Iterator[None]:
+        """Have a Ray that is started meanwhile fork its workers; no other is running."""
         self.stop()
-        self._running.enter_context(ray_forks(modules))
-        self._running.enter_context(start_ray(config_of("x", "trainer.executor=ray", "trainer.n_gpus_per_node=4")))
-        self._modules = modules
+        self._server = self._server or ForkServer("r1ranker.trainer.workers.worker")
+        with self._server.in_place_of_setup():
+            yield
+
+    def start(self) -> None:
+        """Have it run, with room for four processes."""
+        if self._running is None:
+            running = ExitStack()
+            with self.forking():
+                config = config_of("x", "trainer.executor=ray", "trainer.n_gpus_per_node=4")
+                running.enter_context(ray_running(config))
+            self._running = running
 
     def stop(self) -> None:
-        """Have none, so that a test can start another."""
-        self._running.close()
-        self._modules = ""
+        """Have none run."""
+        if self._running is not None:
+            self._running.close()
+        self._running = None
+
+    def close(self) -> None:
+        """End it for good."""
+        self.stop()
+        if self._server is not None:
+            self._server.close()

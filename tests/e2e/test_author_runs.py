@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from author_scripts import BATCHES, MODES, overrides_of
+from runs import run_command
 
 from r1ranker.trainer.config.load import load_config
 from r1ranker.trainer.dry_run import dry_run
@@ -28,11 +27,12 @@ def given(script: str, toy: Path, model: str) -> list[str]:
 
 
 @pytest.mark.parametrize("script", sorted(BATCHES))
-def test_a_script_of_the_authors_trains(script: str, toy: Path, tiny_model: str, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "r1ranker.cli", "train", *given(script, toy, tiny_model), *QUICK]
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert NOTE.format(BATCHES[script]["prompts"]) in done.stderr.splitlines()
+def test_a_script_of_the_authors_trains(
+    script: str, toy: Path, tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    _, said = run_command("train", *given(script, toy, tiny_model), *QUICK)
+    assert NOTE.format(BATCHES[script]["prompts"]) in said.splitlines()
     run = tmp_path / "checkpoints" / "Ranking-FM" / f"{script}-run"
     steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in steps] == [0, 1, 2]

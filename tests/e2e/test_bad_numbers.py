@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from runs import train
+from runs import run_command, train
 from safetensors.numpy import load_file
 
 from r1ranker.errors import RunError
@@ -79,11 +77,10 @@ def test_a_bad_step_is_told_written_down_and_skipped(
         f"the samples are in {file}"
     )
     assert re.search(said, capsys.readouterr().out)
-    command = ["-m", "r1ranker.cli", "replay", str(file), "--model", str(tmp_path / "actor")]
-    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=True)
-    assert "group 1" in done.stdout
-    assert "not finite" in done.stdout
-    assert done.stdout.rstrip().endswith("1 of 1 samples have numbers that are not finite")
+    printed, _ = run_command("replay", str(file), "--model", str(tmp_path / "actor"))
+    assert "group 1" in printed
+    assert "not finite" in printed
+    assert printed.rstrip().endswith("1 of 1 samples have numbers that are not finite")
 
 
 def test_bad_steps_leave_the_weights_as_they_were_and_stop_where_it_is_asked(
@@ -119,6 +116,7 @@ def test_a_critic_that_cannot_learn_from_a_batch_keeps_the_actor_from_it_too(
     assert json.loads(sample)["what"] == "the critic's loss or gradient is not finite"
 
 
+@pytest.mark.usefixtures("one_ray")
 def test_processes_skip_a_bad_step_together(
     toy: Path, tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -129,8 +130,14 @@ def test_the_quick_start_goes_from_nothing_to_two_evaluated_rankers(
     monkeypatch.setenv("COLUMNS", "200")
     quickstart(tmp_path, steps=1, sft_steps=2, size=16)
     printed = capsys.readouterr().out
-    for row in ("IRanker, before", "IRanker, after", "DRanker, before", "DRanker, after", "random"):
-        assert row in printed
+    rankers = ("IRanker, before", "IRanker, after", "DRanker, before", "DRanker, after")
+    for row in (*rankers, "random", "order as given", "most frequent label"):
+        assert re.search(rf"^ *{row} +[\d.]+ \[[\d.]+, [\d.]+\] ", printed, flags=re.MULTILINE), row
+    assert "so the most frequent label does not solve it: MRR " in printed
+    assert "DRanker learnt from rewards alone: " in printed
+    page = (tmp_path / "report.html").read_text()
+    assert "2 training runs, 4 evaluation results, 6 tasks" in page
+    assert 'class="paper"' not in page
     for mode in ("iterative", "direct"):
         assert (tmp_path / mode / "actor" / "model.safetensors").is_file()
         assert str(tmp_path / mode / "actor") in printed.replace("\n", "")

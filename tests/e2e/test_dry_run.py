@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from runs import run_command
 
 from r1ranker.errors import UserError
 from r1ranker.trainer.config.load import load_config
@@ -31,8 +32,8 @@ def call(*command: str, code: int = 0) -> subprocess.CompletedProcess[str]:
     return done
 
 
-def train(*arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
-    return call("-m", "r1ranker.cli", "train", "--config-name", "quickstart", *arguments, code=code)
+def train(*arguments: str, code: int = 0) -> tuple[str, str]:
+    return run_command("train", "--config-name", "quickstart", *arguments, code=code)
 
 
 def test_a_dry_run_says_what_would_run_and_starts_nothing(toy: Path, tiny_model: str, tmp_path: Path) -> None:
@@ -40,7 +41,7 @@ def test_a_dry_run_says_what_would_run_and_starts_nothing(toy: Path, tiny_model:
         "algorithm.adv_estimator=gae", "actor_rollout_ref.actor.use_kl_loss=true", "trainer.executor=ray", "trainer.n_gpus_per_node=2",
         "actor_rollout_ref.rollout.placement=separate", "actor_rollout_ref.rollout.n_workers=3",
     )  # fmt: skip
-    printed = train("--dry-run", *overrides(toy, tiny_model, tmp_path / "run", *more)).stdout
+    printed, _ = train("--dry-run", *overrides(toy, tiny_model, tmp_path / "run", *more))
     for line in (
         "actor, reference, critic", "3 with Ray", "8 a step, of ", "32 a step (4 a prompt), of 16 tokens at most", "2 a step, of 4 prompts",
         "update of the actor", "update of the critic", "rollout process", "critic: Adam", "reference: weights", "activations", "logits",
@@ -56,7 +57,9 @@ def test_a_dry_run_refuses_what_training_refuses(toy: Path, tiny_model: str, tmp
         (f"data.train_files={tmp_path}/gone.parquet", "gone.parquet"),
         (f"custom_reward_function.path={tmp_path}/gone.py", "gone.py"),
     ):
-        error = train("--dry-run", *overrides(toy, tiny_model, tmp_path, wrong, "actor_rollout_ref.actor.ppo_mini_batch_size=8"), code=2).stderr  # fmt: skip
+        _, error = train(
+            "--dry-run", *overrides(toy, tiny_model, tmp_path, wrong, "actor_rollout_ref.actor.ppo_mini_batch_size=8"), code=2,
+        )  # fmt: skip
         assert words in error
         assert len(error.splitlines()) == 1
 
@@ -81,10 +84,10 @@ def test_a_dry_run_reckons_gpus_and_hosts_that_are_only_thought_of(
     for sizes, words in (((24, 2), "host memory: "), ((1, 64), "a GPU: "), ((None, 2), "host memory: ")):
         with pytest.raises(UserError, match=words):
             dry_run(config, *sizes)
-    error = train("--dry-run", "--gpu-memory", "24", "--host-memory", "2", *run, code=2).stderr
+    _, error = train("--dry-run", "--gpu-memory", "24", "--host-memory", "2", *run, code=2)
     assert error.startswith("error: host memory: ")
     assert len(error.splitlines()) == 1
-    assert "--host-memory: found 5; " in train("--host-memory", "5", *run, code=2).stderr
+    assert "--host-memory: found 5; " in train("--host-memory", "5", *run, code=2)[1]
     assert not (tmp_path / "run").exists()
 
 

@@ -13,6 +13,7 @@ import pytest
 import ray
 import torch
 from runs import config_of, overrides_of
+from shared_ray import SharedRay
 
 from r1ranker import device
 from r1ranker.errors import UserError
@@ -23,9 +24,10 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
-def four_gpus() -> Iterator[None]:
+def four_gpus(shared_ray: SharedRay) -> Iterator[None]:
     """A Ray that knows of four GPUs, on a machine without one."""
-    ray.init(address="local", num_cpus=8, num_gpus=4, include_dashboard=False, log_to_driver=False)
+    with shared_ray.forking():
+        ray.init(address="local", num_cpus=8, num_gpus=4, include_dashboard=False, log_to_driver=False)
     yield
     ray.shutdown()
 

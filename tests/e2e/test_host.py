@@ -20,6 +20,7 @@ def ask(workers: RayWorkers, what: Any) -> list[Any]:
     return ray.get([actor.__ray_call__.remote(what) for actor in workers._actors])
 
 
+@pytest.mark.usefixtures("forking")
 def test_where_host_memory_runs_out_the_run_ends_and_is_not_begun_again(
     tiny_model: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -34,7 +35,7 @@ def test_where_host_memory_runs_out_the_run_ends_and_is_not_begun_again(
 
     with pytest.raises(RunError, match=r"host memory ran out \([\d.]+GB used / [\d.]+GB\)") as raised:
         run()
-    assert type(raised.value) is RunError  # and no LostWorker, which is begun again
+    assert type(raised.value) is RunError  # and no WorkerLostError, which is begun again
 
 
 @pytest.mark.usefixtures("one_ray")

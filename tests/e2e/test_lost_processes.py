@@ -17,7 +17,7 @@ from safetensors.numpy import load_file
 from safetensors.torch import save_file
 from torch import Tensor
 
-from r1ranker.errors import LostWorker, RunError, UserError
+from r1ranker.errors import RunError, UserError, WorkerLostError
 from r1ranker.trainer import fit as fit_module
 from r1ranker.trainer.checkpoint import shards
 from r1ranker.trainer.config.load import load_config
@@ -67,7 +67,7 @@ def test_a_run_that_was_asked_to_end_ends_though_a_process_is_lost(
 ) -> None:
     def lost(*arguments: Any) -> None:
         os.kill(os.getpid(), signal.SIGTERM)
-        raise LostWorker("step 1: a process of the run died")
+        raise WorkerLostError("step 1: a process of the run died")
 
     monkeypatch.setattr(fit_module, "_train", lost)
     with pytest.raises(SystemExit) as ended:

@@ -13,8 +13,10 @@ from runs import figures, train
 from safetensors.numpy import load_file
 
 from r1ranker import Ranker
+from r1ranker.data.prepare import PrepareOptions, prepare
 from r1ranker.errors import RunError, UserError
 from r1ranker.evaluation.runner import EvaluationOptions, run_evaluation
+from r1ranker.model.init import init_model
 from r1ranker.rollout.hf import HFEngine
 from r1ranker.trainer.monitoring.metrics import METRIC_NAMES, is_known_metric
 from r1ranker.trainer.sft import SFTSettings, fine_tune
@@ -148,25 +150,28 @@ def test_wandb_offline_and_tensorboard_are_written_by_name(toy: Path, tiny_model
 
 
 @pytest.mark.parametrize("mode", ["iterative", "direct"])
-def test_a_ranker_learns_the_toy_world(mode: str, toy: Path, tiny_model: str, tmp_path: Path) -> None:
+def test_a_ranker_learns_the_toy_world(mode: str, tmp_path: Path) -> None:
+    data, base = tmp_path / "data", str(tmp_path / "base")
+    prepare(PrepareOptions("toy", str(data), think=False, size=100, tasks=["Rec-Movie"]))
+    files = [str(data / f"{one}_ranking" / "train.parquet") for one in ("direct", "iterative")]
+    init_model(base, files, vocab_size=500, title_tokens=True, title_words=True)
     overrides = [
-        "data.train_batch_size=16",
-        "actor_rollout_ref.actor.ppo_mini_batch_size=16",
-        "actor_rollout_ref.rollout.n=8",
-    ]
-    overrides += [
-        "trainer.total_training_steps=30",
-        "actor_rollout_ref.actor.optim.lr=3e-3",
-        "trainer.val_before_train=false",
-    ]
-    actor, _ = train(toy, tiny_model, tmp_path / "run", *overrides, mode=mode)
+        "data.train_batch_size=16", "actor_rollout_ref.actor.ppo_mini_batch_size=16", "actor_rollout_ref.rollout.n=8",
+        "trainer.total_training_steps=40", "actor_rollout_ref.actor.optim.lr=3e-3", "trainer.val_before_train=false",
+        "actor_rollout_ref.actor.entropy_coeff=0.02",
+    ]  # fmt: skip
+    actor, _ = train(data, base, tmp_path / "run", *overrides, mode=mode)
 
-    def mrr(model: str) -> float:
-        options = EvaluationOptions(str(toy / "bench"), strategy=mode, constrain="candidates", output_dir=str(tmp_path))  # type: ignore[arg-type]
+    def measured(model: str) -> dict[str, Any]:
+        options = EvaluationOptions(
+            str(data / "bench"), strategy=mode, constrain="candidates", output_dir=str(tmp_path)
+        )  # type: ignore[arg-type]
         (report,) = run_evaluation("Rec-Movie", model, options, show=False)
-        return float(report["tasks"]["Rec-Movie"]["metrics"]["mrr"]["mean"])
+        return report["tasks"]["Rec-Movie"]
 
-    assert mrr(actor) > mrr(tiny_model) + 0.2
+    before, after = measured(base), measured(actor)
+    assert after["metrics"]["mrr"]["mean"] > before["metrics"]["mrr"]["mean"] + 0.2
+    assert after["metrics"]["mrr"]["low"] > after["baselines"]["most frequent label"]["mrr"]["mean"]
 
 
 @pytest.mark.parametrize("every", ["true", "false"])
@@ -220,6 +225,7 @@ def test_a_rollout_that_fails_ends_the_run_with_its_cause_and_leaves_the_last_ac
     Ranker.from_pretrained(str(tmp_path / "actor")).rank(["Silent Harbour"], ["Golden Verdict", "Broken Mirror"])
 
 
+@pytest.mark.usefixtures("one_ray")
 def test_a_process_that_dies_ends_the_run_and_is_named(
     toy: Path, tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -16,6 +16,7 @@ pytestmark = pytest.mark.skipif(not find_spec("vllm"), reason="vLLM is not insta
 APART = ("trainer.executor=ray", "actor_rollout_ref.rollout.name=vllm", "actor_rollout_ref.rollout.placement=separate")
 
 
+@pytest.mark.usefixtures("forking")
 def test_two_nodes_with_the_rollout_on_the_second(
     toy: Path, tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -159,7 +159,7 @@ RANK = """
 import json, sys
 from dataclasses import replace
 from r1ranker import Ranker, load_examples
-from r1ranker.ranking.decode import EliminationSettings
+from r1ranker.ranking.conversation import EliminationSettings
 examples = [one for one in load_examples(sys.argv[2]) if one.task in ("Rec-Movie", "Router-Cost", "Passage-9")][:24]
 # what vLLM keeps of a prompt is whole blocks: requests long enough to fill some
 examples = [replace(one, history=one.history * 8, query=" ".join([one.query] * 8).strip()) for one in examples]

@@ -17,25 +17,25 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from r1ranker.data.files.parquet import (
+    example_to_row,
     read_training_rows,
-    reworded,
+    reword_row,
     row_format,
     row_mode,
     row_to_example,
-    training_row,
     training_schema,
     write_rows,
 )
 from r1ranker.data.files.tally import Tally
-from r1ranker.data.prompts import tokenised_row
+from r1ranker.data.prompt_store import tokenised_row
 from r1ranker.data.sources.user_files import read_user_file
 from r1ranker.errors import UserError
 from r1ranker.report import page
 from r1ranker.report.load import load_inputs
 from r1ranker.tasks.catalog import TASKS
+from r1ranker.tasks.custom import default_task
 from r1ranker.tasks.example import RankingExample
-from r1ranker.tasks.own import default_task
-from r1ranker.tasks.text import shown
+from r1ranker.tasks.text import sanitise
 
 from .hostile import clean, examples, rarely, text
 from .markup import Markup
@@ -52,7 +52,7 @@ def training_parquet(found: list[RankingExample | None], mode: Any, form: Any) -
     """Rows come back from parquet as they went in, or are refused in a line; so do the examples they were made from."""
     known = [one for one in found if one is not None]
     assume(known)
-    rows = [training_row(one, mode, "train", place, form) for place, one in enumerate(known)]
+    rows = [example_to_row(one, mode, "train", place, form) for place, one in enumerate(known)]
     path = str(_directory() / "rows.parquet")
     try:
         write_rows(rows, path, training_schema(graded=True))
@@ -72,7 +72,7 @@ def training_parquet(found: list[RankingExample | None], mode: Any, form: Any) -
             example.positive,
             example.grades,
         )
-        assert reworded(row, form)["prompt"] == row["prompt"] or again.problem
+        assert reword_row(row, form)["prompt"] == row["prompt"] or again.problem
         held = json.loads(tokenised_row(row, [1], form)["row"])
         assert held["ground_truth"] == row["reward_model"]["ground_truth"]
 
@@ -84,12 +84,12 @@ def _is_half(part: str) -> bool:
 @st.composite
 def user_rows(draw: st.DrawFn) -> list[dict[str, Any]]:
     """Rows of one's own data that keep the rules, of hostile texts."""
-    named = st.lists(clean, min_size=2, max_size=5, unique_by=shown).filter(lambda names: all(map(shown, names)))
+    named = st.lists(clean, min_size=2, max_size=5, unique_by=sanitise).filter(lambda names: all(map(sanitise, names)))
     rows = []
     for _ in range(draw(st.integers(1, 3))):
         names = draw(named)
         row: dict[str, Any] = {
-            "query": draw(clean.filter(shown)),
+            "query": draw(clean.filter(sanitise)),
             "candidates": names,
             "positive": draw(st.sampled_from(names)),
         }

@@ -18,7 +18,7 @@ from r1ranker.tasks.answers import parse_answer
 from r1ranker.tasks.example import RankingExample
 from r1ranker.tasks.parsing import parse_problem
 from r1ranker.tasks.prompts import AnswerFormat, candidate_lines, chat_messages, render_problem, user_problem
-from r1ranker.tasks.text import shown
+from r1ranker.tasks.text import sanitise
 
 from .hostile import examples, text, texts
 
@@ -33,7 +33,7 @@ def calm(example: RankingExample) -> RankingExample:
         example.task,
         tuple(f"name {place}" for place in range(len(example.candidates))),
         "name 0",
-        query="words" if shown(example.query) else "",
+        query="words" if sanitise(example.query) else "",
         history=tuple("words" for _ in example.history),
         texts=tuple("words" for _ in example.texts),
     )
@@ -84,7 +84,7 @@ def chats(content: str, form: AnswerFormat, mode: Any) -> None:
     assert whole == tokenizer().decode(calm_ids, skip_special_tokens=False).replace("words", content, 1)
 
 
-pools = st.lists(text, min_size=2, max_size=6, unique_by=shown).filter(lambda names: all(map(shown, names)))
+pools = st.lists(text, min_size=2, max_size=6, unique_by=sanitise).filter(lambda names: all(map(sanitise, names)))
 
 
 @given(texts, pools, modes, formats)
@@ -94,18 +94,18 @@ def answers(completion: str, pool: list[str], mode: Any, form: AnswerFormat) -> 
     assert len(set(parsed.named)) == len(parsed.named)
     assert all(0 <= place < len(pool) for place in parsed.named)
     assert len(parsed.named) <= (1 if mode == "iterative" else len(pool))
-    assert not (parsed.usable(mode, len(pool)) and parsed.unmatched)
+    assert not (parsed.is_valid(mode, len(pool)) and parsed.unmatched)
 
 
 @given(pools, st.randoms(use_true_random=False), modes, formats, text)
 def named(pool: list[str], random: Any, mode: Any, form: AnswerFormat, thought: str) -> None:
     """An answer in the form that is asked for, names as they are listed or their labels, means those that it names."""
     order = random.sample(range(len(pool)), len(pool) if mode == "direct" else 1)
-    written = "\n".join(f"[{place + 1}]" if form.answer_style == "label" else shown(pool[place]) for place in order)
+    written = "\n".join(f"[{place + 1}]" if form.answer_style == "label" else sanitise(pool[place]) for place in order)
     begun = f"{thought.replace('<', '(')}</think>\n<answer>" if form.think else ""
     parsed = parse_answer(f"{begun}{written}</answer>", pool, mode, form)
     assert list(parsed.named) == order
-    assert parsed.usable(mode, len(pool))
+    assert parsed.is_valid(mode, len(pool))
 
 
 @given(pools, st.randoms(use_true_random=False), modes, formats)
@@ -115,12 +115,12 @@ def constrained(pool: list[str], random: Any, mode: Any, form: AnswerFormat) -> 
     ids: list[int] = []
     begun = "x</think>\n<answer>" if form.think else ""
     for token in tokenizer()(begun, add_special_tokens=False)["input_ids"]:
-        state.advance(token)
+        state.accept_token(token)
     while not ids or ids[-1] != tokenizer().eos_token_id:
-        ids.append(random.choice(state.allowed()))
-        state.advance(ids[-1])
+        ids.append(random.choice(state.allowed_token_ids()))
+        state.accept_token(ids[-1])
     written = begun + tokenizer().decode(ids[:-1], skip_special_tokens=False)
-    assert parse_answer(written, pool, mode, form).usable(mode, len(pool))
+    assert parse_answer(written, pool, mode, form).is_valid(mode, len(pool))
 
 
 @given(examples(), texts, modes, formats, st.sampled_from(sorted(REWARDS)))

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from r1ranker.data.sources.ranking_bench import read_ranking_bench
-from r1ranker.tasks.answers import CandidateMatcher, normalise, parse_answer, with_prefill
+from r1ranker.tasks.answers import CandidateMatcher, normalise, parse_answer, prepend_prefill
 from r1ranker.tasks.prompts import AnswerFormat
-from r1ranker.tasks.text import shown
+from r1ranker.tasks.text import sanitise
 
 TITLES = [
     "12 Angry Men", "2001: A Space Odyssey", "Good, the Bad and the Ugly, The", "Matrix, The (1999)", "Rocky II", "Rocky III", "Alien",
@@ -41,7 +41,7 @@ NOTATIONS = {
 @given(st.permutations(TITLES), st.integers(2, len(TITLES)), st.sampled_from(sorted(NOTATIONS)))
 def test_any_permutation_in_any_notation_comes_back(order: list[str], size: int, notation: str) -> None:
     pool = sorted(order[:size])
-    written = NOTATIONS[notation]([shown(name) for name in order[:size]])
+    written = NOTATIONS[notation]([sanitise(name) for name in order[:size]])
     parsed = parse_answer(f"thought</think>\n<answer>{written}</answer>", pool, "direct")
     assert [pool[place] for place in parsed.named] == order[:size]
     assert not parsed.unmatched
@@ -137,9 +137,9 @@ def test_normalising_twice_is_normalising_once(text: str) -> None:
 
 
 def test_the_prefilled_tag_is_put_back_once() -> None:
-    assert with_prefill("x</think>", think=True) == "<think>x</think>"
-    assert with_prefill("<think>x</think>", think=True) == "<think>x</think>"
-    assert with_prefill("a</answer>", think=False) == "<answer>a</answer>"
+    assert prepend_prefill("x</think>", think=True) == "<think>x</think>"
+    assert prepend_prefill("<think>x</think>", think=True) == "<think>x</think>"
+    assert prepend_prefill("a</answer>", think=False) == "<answer>a</answer>"
 
 
 def test_large_answers_are_parsed_in_linear_time_of_pieces() -> None:
@@ -154,7 +154,7 @@ def test_real_pools_come_back_from_every_notation(mini: Path) -> None:
     for number, example in enumerate(rows):
         order = rng.sample(range(len(example.candidates)), len(example.candidates))
         notation = sorted(NOTATIONS)[number % len(NOTATIONS)]
-        written = NOTATIONS[notation]([shown(example.candidates[place]) for place in order])
+        written = NOTATIONS[notation]([sanitise(example.candidates[place]) for place in order])
         parsed = parse_answer(f"thought</think>\n<answer>{written}</answer>", example.candidates, "direct")
         assert list(parsed.named) == order, (notation, example.candidates)
 
@@ -216,9 +216,9 @@ def test_a_stray_closing_tag_does_not_lengthen_the_answer() -> None:
 
 def test_a_long_line_is_looked_up_piece_by_piece_and_not_in_every_run(monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[str] = []
-    closely = CandidateMatcher.match_closely
+    closely = CandidateMatcher.match_exact
     monkeypatch.setattr(
-        CandidateMatcher, "match_closely", lambda self, text: (looked.append(text), closely(self, text))[1]
+        CandidateMatcher, "match_exact", lambda self, text: (looked.append(text), closely(self, text))[1]
     )
     parse_answer(
         "x</think>\n<answer>" + "q, " * 500 + "Heat</answer>", ["Heat", "Good, the Bad and the Ugly"], "direct"

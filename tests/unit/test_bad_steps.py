@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from r1ranker.errors import RunError, UserError
-from r1ranker.model.execution import Execution
+from r1ranker.model.execution import ExecutionOptions
 from r1ranker.pretrained import load_tokenizer
 from r1ranker.trainer.algorithm.estimation import assign_loss_weights
 from r1ranker.trainer.algorithm.losses import ClipRange
@@ -67,13 +67,13 @@ def poisoned(column: str, value: float, place: int = 4) -> list[Trajectory]:
 @pytest.fixture
 def policy(tiny_model: str) -> Policy:
     join_process_group(None, 0, 1, DEVICE, timeout=60)
-    return Policy(tiny_model, DEVICE, 1.0, Execution())
+    return Policy(tiny_model, DEVICE, 1.0, ExecutionOptions())
 
 
 @pytest.fixture
 def critic(tiny_model: str) -> Critic:
     join_process_group(None, 0, 1, DEVICE, timeout=60)
-    return Critic(tiny_model, DEVICE, 0.5, Execution())
+    return Critic(tiny_model, DEVICE, 0.5, ExecutionOptions())
 
 
 def state_after(

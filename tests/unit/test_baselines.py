@@ -14,16 +14,16 @@ import pandas as pd
 import pytest
 
 from r1ranker.data.sources.ranking_bench import read_ranking_bench
-from r1ranker.data.sources.recommendation import ATOMIC
-from r1ranker.data.sources.sourced import Split
+from r1ranker.data.sources.recommendation import RECBOLE_DATA_SETS
+from r1ranker.data.sources.source_example import Split
 from r1ranker.errors import UserError
 from r1ranker.evaluation.baselines import sasrec
 from r1ranker.evaluation.baselines.collaborative import BPR, CoOccurrence, Popularity
 from r1ranker.evaluation.baselines.lexical import BM25, TfIdfCosine
 from r1ranker.evaluation.baselines.neighbours import NearestQueries
-from r1ranker.evaluation.baselines.orders import MostFrequentLabel, baselines_for, random_order
-from r1ranker.evaluation.baselines.scored import ScoredOrder
-from r1ranker.evaluation.baselines.sequences import sequences_of
+from r1ranker.evaluation.baselines.orders import MostFrequentLabel, fit_baselines, random_order_metrics
+from r1ranker.evaluation.baselines.scoring import ScoringBaseline
+from r1ranker.evaluation.baselines.sequences import reconstruct_sequences
 from r1ranker.tasks.catalog import TASK_NAMES, Task, register_task
 from r1ranker.tasks.example import RankingExample
 
@@ -41,7 +41,7 @@ def watched(history: str, positive: str, candidates: str = "") -> RankingExample
 
 
 def test_equal_scores_are_shared_and_the_last_bits_of_a_sum_are_no_difference() -> None:
-    class Fixed(ScoredOrder):
+    class Fixed(ScoringBaseline):
         name = "fixed"
 
         def scores(self, example: RankingExample) -> list[float]:
@@ -94,7 +94,7 @@ def test_words_are_those_of_the_history_and_the_titles_where_there_is_no_query()
 
 def test_popularity_counts_an_item_of_a_row_once() -> None:
     training = [watched("aab", "c"), watched("ad", "b"), watched("A", "a")]
-    popularity = Popularity.of_sequences(sequences_of(training))
+    popularity = Popularity.of_sequences(reconstruct_sequences(training))
     assert popularity.scores(watched("x", "a", "abcde")) == [3, 2, 1, 1, 0]  # 'A' is 'a' to a reader
     assert popularity(watched("x", "c", "abcde"), (3,))["mrr"] == pytest.approx((1 / 3 + 1 / 4) / 2)
 
@@ -136,7 +136,7 @@ def test_popularity_of_interactions_leaves_out_what_test_users_did_after_their_h
 
 def test_co_occurrence_counts_rows_that_hold_both() -> None:
     training = [watched("ab", "c"), watched("ac", "d"), watched("be", "d"), watched("a", "c")]
-    rank = CoOccurrence(sequences_of(training))
+    rank = CoOccurrence(reconstruct_sequences(training))
     # a and c: three rows, b and c: one; a and d: one, b and d: one; b and e: one
     assert rank.scores(watched("abz", "c", "cdef")) == [4, 2, 1, 0]
     assert rank.scores(watched("aabz", "c", "cdef")) == [4, 2, 1, 0]
@@ -153,7 +153,7 @@ def clusters(rows: int, seed: int) -> list[RankingExample]:
 
 
 def test_bpr_puts_items_of_the_same_kind_first() -> None:
-    rank = BPR(sequences_of(clusters(60, 0)), seed=1)
+    rank = BPR(reconstruct_sequences(clusters(60, 0)), seed=1)
     for example in clusters(20, 1):
         kind = "abcdefgh" if example.history[0] in "abcdefgh" else "ijklmnop"
         scores = dict(zip(example.candidates, rank.scores(example), strict=True))
@@ -164,11 +164,11 @@ def test_bpr_puts_items_of_the_same_kind_first() -> None:
 
 def test_bpr_repeats_itself_and_knows_only_items_of_training() -> None:
     example = watched("ab", "c", "cdefz")
-    first, again, other = (BPR(sequences_of(clusters(30, 0)), seed=seed).scores(example) for seed in (1, 1, 2))
+    first, again, other = (BPR(reconstruct_sequences(clusters(30, 0)), seed=seed).scores(example) for seed in (1, 1, 2))
     assert first == again
     assert first != other
     assert first[-1] == -math.inf < min(first[:-1])
-    stranger = BPR(sequences_of(clusters(30, 0)), seed=1).scores(
+    stranger = BPR(reconstruct_sequences(clusters(30, 0)), seed=1).scores(
         watched("yz", "c", "cdef")
     )  # nothing is known: the items' bias
     assert all(map(math.isfinite, stranger))
@@ -233,16 +233,16 @@ def test_each_scenario_has_the_baselines_that_suit_it(monkeypatch: pytest.Monkey
         "Mine": {"BM25", "TF-IDF"},
     }
     for task, names in expected.items():
-        baselines = baselines_for(rows, task)
+        baselines = fit_baselines(rows, task)
         assert {baseline.name for baseline in baselines} == names
         for example in (row for row in rows if row.task == task):
             for baseline in baselines:
                 metrics = baseline(example, (3,))
                 assert len(baseline.scores(example)) == len(example.candidates)
-                assert metrics.keys() == random_order(example, (3,)).keys()
+                assert metrics.keys() == random_order_metrics(example, (3,)).keys()
                 assert 0 < metrics["mrr"] <= 1
     with pytest.raises(UserError, match="Rec-Game: no training rows"):
-        baselines_for(rows, "Rec-Game")
+        fit_baselines(rows, "Rec-Game")
 
 
 def rows_of(mini: Path, split: Split) -> dict[str, list[RankingExample]]:
@@ -278,13 +278,13 @@ def test_popularity_on_the_real_data(
 ) -> None:
     """By interactions it is near what the notes say, which do not say how they counted; by the few training rows far less."""
     test, training = rows_of(mini, "test")[task], rows_of(mini, "train")[task]
-    inter, item = (str(real_raw / "rec" / f"{ATOMIC[task]}.{kind}") for kind in ("inter", "item"))
+    inter, item = (str(real_raw / "rec" / f"{RECBOLE_DATA_SETS[task]}.{kind}") for kind in ("inter", "item"))
 
-    def mrr(rank: ScoredOrder) -> float:
+    def mrr(rank: ScoringBaseline) -> float:
         return 100 * float(np.mean([rank(example, (3,))["mrr"] for example in test]))
 
     rank = Popularity.of_interactions(inter, item, test)
-    assert mrr(Popularity.of_sequences(sequences_of(training))) == pytest.approx(of_rows, abs=0.006)
+    assert mrr(Popularity.of_sequences(reconstruct_sequences(training))) == pytest.approx(of_rows, abs=0.006)
     assert mrr(rank) == pytest.approx(of_interactions, abs=0.006)
     assert mrr(rank) == pytest.approx(known, abs=1.7)
     # with their targets counted again, which would be a leak, popularity only rises

@@ -21,11 +21,11 @@ from r1ranker.cli import COMMANDS, app, main
 from r1ranker.cli.run import repeat_options
 from r1ranker.data.prepare import PrepareOptions
 from r1ranker.data.sources.passage import SIZES
-from r1ranker.data.sources.recommendation import ATOMIC
+from r1ranker.data.sources.recommendation import RECBOLE_DATA_SETS
 from r1ranker.data.sources.routing import OBJECTIVES
 from r1ranker.data.sources.user_files import read_requests
 from r1ranker.evaluation.runner import EvaluationOptions
-from r1ranker.ranking.decode import EliminationSettings
+from r1ranker.ranking.conversation import EliminationSettings
 from r1ranker.ranking.ranker import Ranker
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -247,7 +247,7 @@ def test_a_dependency_that_is_missing_is_named(call: Call, monkeypatch: pytest.M
     ("name", "given", "tasks"),
     [
         ("passage", ["--source", "s"], SIZES),
-        ("recommendation", ["--inter", "i", "--item", "j"], ATOMIC),
+        ("recommendation", ["--inter", "i", "--item", "j"], RECBOLE_DATA_SETS),
         ("routing", ["--router_data", "r"], OBJECTIVES),
     ],
 )

@@ -35,11 +35,11 @@ def walk(
     certain: list[tuple[int, tuple[int, ...] | None]] = []
     choices: list[int] = []
     while not ids or ids[-1] != tokenizer.eos_token_id:
-        allowed, rest = state.allowed(), state.rest()
+        allowed, rest = state.allowed_token_ids(), state.forced_token_ids()
         certain.append((len(ids), rest))
         choices += [len(ids)] if len(allowed) != 1 else []
         ids.append(rng.choice(allowed) if allowed else free[len(ids)])
-        state.advance(ids[-1])
+        state.accept_token(ids[-1])
         assert len(ids) < 500
     for length, rest in certain:  # exactly where nothing is left to be chosen, what comes is foretold
         assert rest == (None if any(place >= length for place in choices) else tuple(ids[length:]))
@@ -78,4 +78,4 @@ def test_a_token_outside_the_pool_is_refused() -> None:
     constraint = build_constraint(WHOLE, ["Silent Harbour", "Golden Quest"], "iterative", AnswerFormat(think=False))
     state = ConstraintState(constraint, lambda token: WHOLE.decode([token]))
     with pytest.raises(ValueError, match="not allowed"):
-        state.advance(WHOLE.convert_tokens_to_ids("film"))
+        state.accept_token(WHOLE.convert_tokens_to_ids("film"))

@@ -1,4 +1,4 @@
-"""Training parquet: veRL's schema, round trips, re-wording, the toy world, the loader, and cold-start rows."""
+"""Training parquet: veRL's schema, round trips, re-wording, the loader, and cold-start rows."""
 
 from __future__ import annotations
 
@@ -17,29 +17,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from r1ranker.data.files.parquet import (
+    example_to_row,
     read_training_rows,
-    reworded,
+    reword_row,
     row_format,
     row_mode,
     row_to_example,
-    training_row,
     write_rows,
 )
-from r1ranker.data.generate import generate
-from r1ranker.data.loader import PromptLoader, load_prompts, spread_over_tasks
+from r1ranker.data.generate import generate_training_rows
+from r1ranker.data.loader import PromptLoader, load_prompts, subsample_by_task
 from r1ranker.data.prepare import PrepareOptions, prepare
-from r1ranker.data.prompts import Prompt
+from r1ranker.data.prompt_store import Prompt
 from r1ranker.data.sft import read_sft_rows
 from r1ranker.data.sources.ranking_bench import read_ranking_bench
-from r1ranker.data.sources.toy import World, toy_examples
+from r1ranker.data.sources.toy import toy_examples
 from r1ranker.errors import UserError
 from r1ranker.pretrained import load_tokenizer
 from r1ranker.rewards import compute_score
-from r1ranker.tasks.catalog import TASK_NAMES
 from r1ranker.tasks.example import RankingExample
-from r1ranker.tasks.pools import Elimination, sub_pools
+from r1ranker.tasks.pools import Elimination, sample_sub_pools
 from r1ranker.tasks.prompts import AnswerFormat
-from r1ranker.tasks.text import shown
+from r1ranker.tasks.text import sanitise
 
 
 def test_the_schema_is_verls(toy: Path) -> None:
@@ -60,7 +59,7 @@ def test_the_schema_is_verls(toy: Path) -> None:
 def test_the_real_data_gives_as_many_rows_as_it_has(
     mini: Path, tmp_path: Path, mode: str, train: int, test: int
 ) -> None:
-    tally = generate(str(mini), str(tmp_path), mode).tally  # type: ignore[arg-type]
+    tally = generate_training_rows(str(mini), str(tmp_path), mode).tally  # type: ignore[arg-type]
     written = sum((task.written for task in tally.tasks.values()), Counter())
     assert written == {"train": train, "test": test}
     for split, expected in (("train", train), ("test", test)):
@@ -78,50 +77,27 @@ def test_the_real_data_gives_as_many_rows_as_it_has(
 def test_rows_go_back_to_their_examples_and_into_other_wordings(toy: Path, mode: str) -> None:
     for row in list(read_training_rows([str(toy / f"{mode}_ranking" / "test.parquet")]))[::7]:
         extra = row["extra_info"]
-        again = training_row(row_to_example(row), row_mode(row), extra["split"], extra["index"], row_format(row))
+        again = example_to_row(row_to_example(row), row_mode(row), extra["split"], extra["index"], row_format(row))
         assert again == row
         for answer_format in (AnswerFormat(), AnswerFormat("label", think=False), AnswerFormat("label")):
-            other = reworded(row, answer_format)
+            other = reword_row(row, answer_format)
             assert row_format(other) == answer_format
             assert other["prompt"] != row["prompt"]
-            assert reworded(other, row_format(row)) == row
-
-
-@pytest.mark.parametrize("task", TASK_NAMES)
-def test_toy_splits_share_no_request_and_positives_stand_anywhere(task: str) -> None:
-    train, test = toy_examples(task, "train", 200, seed=3), toy_examples(task, "test", 200, seed=3)
-    requests = [{(one.query, one.history) for one in split} for split in (train, test)]
-    assert not requests[0] & requests[1]
-    assert (len(train), len(test)) == (200, 80)
-    places = Counter(one.candidates.index(one.positive) for one in train)
-    assert len(places) == len(train[0].candidates)
-    for one in (*train, *test):
-        one.validate()
-    assert toy_examples(task, "train", 200, seed=3) == train
-    assert toy_examples(task, "train", 200, seed=4) != train
-
-
-def test_toy_positives_follow_from_hidden_properties() -> None:
-    world = World()
-    for one in toy_examples("Rec-Music", "test", 50, seed=1):
-        assert one.positive == max(one.candidates, key=world.quality["Rec-Music"].__getitem__)
-    cost = [one.positive for one in toy_examples("Router-Cost", "train", 50, seed=1)]
-    quality = [one.positive for one in toy_examples("Router-Performance", "train", 50, seed=1)]
-    assert np.mean([world.price[name] for name in cost]) < np.mean([world.price[name] for name in quality])
+            assert reword_row(other, row_format(row)) == row
 
 
 def test_sub_pools_have_every_size_and_hold_the_positive() -> None:
     example = RankingExample("Rec-Movie", tuple("abcdef"), "c", history=("z",))
-    pools = sub_pools(example, random.Random(0))
+    pools = sample_sub_pools(example, random.Random(0))
     assert [len(pool) for pool in pools] == [2, 3, 4, 5, 6]
     assert all("c" in pool and len(set(pool)) == len(pool) for pool in pools)
-    assert sub_pools(example, random.Random(0), range(3, 5)) == pools[1:3]
-    assert sub_pools(example, random.Random(0), range(9, 12)) == pools[-1:]
+    assert sample_sub_pools(example, random.Random(0), range(3, 5)) == pools[1:3]
+    assert sample_sub_pools(example, random.Random(0), range(9, 12)) == pools[-1:]
 
 
 def test_graded_sub_pools_need_not_hold_the_positive_but_something_relevant() -> None:
     example = RankingExample("Router-Cost", tuple("abcdef"), "c", query="q", grades=(0.0, 0.5, 1.0, 0.0, 0.2, 0.0))
-    pools = [pool for seed in range(200) for pool in sub_pools(example, random.Random(seed))]
+    pools = [pool for seed in range(200) for pool in sample_sub_pools(example, random.Random(seed))]
     assert all(set(pool) & set("bce") and len(set(pool)) == len(pool) for pool in pools)
     pairs = Counter(frozenset(pool) for pool in pools if len(pool) == 2)
     assert len(pairs) == 12, "every pair but those of a, d and f"
@@ -171,7 +147,7 @@ def test_a_teacher_thinks_and_answers_by_the_labels_of_the_training_rows(
     assert len(rows) == len(completions)
     for row, completion in zip(rows, completions, strict=True):
         task, truth = row["extra_info"]["task_name"], row["reward_model"]["ground_truth"]
-        known = {shown(name): int(counts.get((task, name), 0)) for name in truth["candidate_text"]}
+        known = {sanitise(name): int(counts.get((task, name), 0)) for name in truth["candidate_text"]}
         thought, _, answer = completion.removesuffix("</answer>").rpartition("<answer>")
         named = [known[name] for name in answer.split("\n")] if think else [known[completion.removesuffix("</answer>")]]
         if mode == "direct":
@@ -214,7 +190,7 @@ def test_an_epoch_deals_every_prompt_at_most_once_and_resumes_exactly(count: int
     interrupted = PromptLoader(prompts(count), batch, seed=1, shuffle=True)
     done = run(interrupted, stop)
     resumed = PromptLoader(prompts(count), batch, seed=1, shuffle=True)
-    resumed.restore(interrupted.state())
+    resumed.load_state_dict(interrupted.state_dict())
     assert done + run(resumed, steps - stop) == expected[: max(steps, stop)] or stop > steps
 
 
@@ -230,9 +206,9 @@ def test_epochs_differ_in_order_and_seeds_too() -> None:
 
 def test_validation_rows_are_spread_over_tasks() -> None:
     mixed = prompts(50, "Rec-Movie") + prompts(5, "Passage-5") + prompts(50, "Router-Cost")
-    chosen = Counter(prompt.task for prompt in spread_over_tasks(mixed, 30))
+    chosen = Counter(prompt.task for prompt in subsample_by_task(mixed, 30))
     assert chosen == {"Rec-Movie": 10, "Passage-5": 5, "Router-Cost": 10}
-    assert len(spread_over_tasks(mixed, -1)) == 105
+    assert len(subsample_by_task(mixed, -1)) == 105
 
 
 def test_prompts_over_the_limit_are_left_out_and_counted_or_refused(toy: Path, tiny_model: str) -> None:
@@ -266,7 +242,7 @@ def test_both_switches_are_one_override_away(toy: Path, tiny_model: str) -> None
 
 def write_training(path: Path, **changes: object) -> str:
     """One good training row with some of its values changed."""
-    row = training_row(toy_examples("Rec-Movie", "train", 1, seed=1)[0], "iterative", "train", 0) | changes
+    row = example_to_row(toy_examples("Rec-Movie", "train", 1, seed=1)[0], "iterative", "train", 0) | changes
     pq.write_table(pa.Table.from_pylist([row]), path)
     return str(path)
 
@@ -292,9 +268,9 @@ def test_rows_that_cannot_be_trained_on_are_named(changes: dict, wanted: str, tm
 
 def test_a_row_without_split_and_index_can_be_reworded(tmp_path: Path) -> None:
     (row,) = read_training_rows([write_training(tmp_path / "rows.parquet", extra_info={"task_name": "Rec-Movie"})])
-    assert row_format(reworded(row, AnswerFormat(think=False))) == AnswerFormat(think=False)
+    assert row_format(reword_row(row, AnswerFormat(think=False))) == AnswerFormat(think=False)
     (own,) = read_training_rows([write_training(tmp_path / "rows.parquet", extra_info={"task_name": "Recipes"})])
-    assert "<think>" not in str(reworded(own, AnswerFormat(think=False))["prompt"])
+    assert "<think>" not in str(reword_row(own, AnswerFormat(think=False))["prompt"])
 
 
 def test_what_looks_the_same_in_a_prompt_is_a_duplicate() -> None:
@@ -307,16 +283,16 @@ def test_what_looks_the_same_in_a_prompt_is_a_duplicate() -> None:
 
 def test_a_failed_preparation_changes_neither_file(toy: Path, tmp_path: Path) -> None:
     source = str(toy / "bench")
-    generate(source, str(tmp_path), "direct", tasks=["Rec-Movie"])
+    generate_training_rows(source, str(tmp_path), "direct", tasks=["Rec-Movie"])
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     for split in ("train", "test"):
         (tmp_path / "bench" / "direct").mkdir(parents=True, exist_ok=True)
         if split == "train":
             shutil.copy(toy / "bench" / "direct" / "train.parquet", tmp_path / "bench" / "direct")
     with pytest.raises(UserError, match=r"test\.parquet: no such file"):
-        generate(str(tmp_path / "bench"), str(tmp_path), "direct", tasks=["Rec-Music"])
+        generate_training_rows(str(tmp_path / "bench"), str(tmp_path), "direct", tasks=["Rec-Music"])
     with pytest.raises(UserError, match=r"no (train|test) rows of the tasks Passage-11"):
-        generate(source, str(tmp_path), "direct", tasks=["Passage-11"])
+        generate_training_rows(source, str(tmp_path), "direct", tasks=["Passage-11"])
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
 
 

@@ -19,13 +19,13 @@ from sklearn.metrics import ndcg_score
 
 from r1ranker.data.sources.ranking_bench import read_ranking_bench
 from r1ranker.errors import UserError
-from r1ranker.evaluation.baselines.orders import MostFrequentLabel, as_given, random_order
+from r1ranker.evaluation.baselines.orders import MostFrequentLabel, given_order_metrics, random_order_metrics
 from r1ranker.evaluation.results import read_result
-from r1ranker.evaluation.runner import EvaluationOptions, run_evaluation, tasks_of
-from r1ranker.ranking.decode import EliminationSettings, Question, RankingResult, Reply, closest, converse
+from r1ranker.evaluation.runner import EvaluationOptions, resolve_tasks, run_evaluation
+from r1ranker.ranking.conversation import EliminationSettings, Question, RankingResult, Reply, closest, converse
 from r1ranker.ranking.metrics import bootstrap_interval, expected_metrics, metrics_of_ranking, summarise
 from r1ranker.ranking.ranker import Ranker, RankerSettings
-from r1ranker.ranking.schedule import run_all
+from r1ranker.ranking.schedule import run_conversations
 from r1ranker.tasks.catalog import TASK_NAMES
 from r1ranker.tasks.example import RankingExample
 from r1ranker.tasks.prompts import AnswerFormat, Mode
@@ -70,7 +70,7 @@ def test_blocks_of_equals_give_the_mean_over_their_orders(blocks: list[list[int]
 @pytest.mark.parametrize(("size", "mrr"), [(20, 17.99), (10, 29.29), (5, 45.67), (7, 37.04), (9, 31.43)])
 def test_the_random_baseline_is_the_exact_expectation(size: int, mrr: float) -> None:
     example = RankingExample("Rec-Movie", tuple(map(str, range(size))), "0", history=("x",))
-    exact = random_order(example, CUTOFFS)
+    exact = random_order_metrics(example, CUTOFFS)
     assert 100 * exact["mrr"] == pytest.approx(mrr, abs=0.006)
     rng = random.Random(0)
     ranked = [[[float(place == rank)] for place in range(size)] for rank in range(size)]
@@ -86,7 +86,7 @@ def test_the_most_frequent_label_comes_first_and_ties_are_shared() -> None:
     assert rank(test, (3,))["mrr"] == 0.5
     unseen = RankingExample("Router-Cost", ("c", "b", "a", "d"), "d", query="q")
     assert rank(unseen, (3,))["mrr"] == pytest.approx((1 / 3 + 1 / 4) / 2)
-    assert as_given(test, (3,))["mrr"] == 0.5
+    assert given_order_metrics(test, (3,))["mrr"] == 0.5
 
 
 def test_label_frequency_on_the_real_data_is_what_its_notes_say(mini: Path) -> None:
@@ -154,7 +154,7 @@ class Scripted:
 
     def rank(self, mode: Mode, waves: bool = False, **settings: int) -> list[RankingResult]:
         conversations = [converse(one, mode, AnswerFormat(), EliminationSettings(**settings)) for one in pools()]
-        found = run_all(
+        found = run_conversations(
             conversations,
             self,  # type: ignore[arg-type]
             lambda question: (question, question.samples),  # type: ignore[arg-type, return-value]
@@ -215,8 +215,8 @@ def test_answers_that_name_nothing_are_asked_for_again_then_repaired_and_counted
         assert result.fallbacks == len(example.candidates) - 1
         assert result.calls == result.depth == 2 * result.fallbacks
         assert result.valid_answers == 0
-    assert [question.again for question in session.asked].count(True) == len(session.asked) / 2
-    second = Scripted(lambda question, number: worst(question, number) if question.again else "no idea")
+    assert [question.is_retry for question in session.asked].count(True) == len(session.asked) / 2
+    second = Scripted(lambda question, number: worst(question, number) if question.is_retry else "no idea")
     for example, result in zip(pools(), second.rank("iterative"), strict=True):
         assert result.ranking == tuple(sorted(example.candidates, key=QUALITY.__getitem__, reverse=True))
         assert result.fallbacks == 0
@@ -226,7 +226,7 @@ def test_answers_that_name_nothing_are_asked_for_again_then_repaired_and_counted
 
 def test_a_direct_answer_is_completed_in_the_order_shown() -> None:
     def two_best(question: Question, number: int) -> str:
-        best = sorted(question.example.candidates, key=QUALITY.__getitem__, reverse=True)[: 2 + question.again]
+        best = sorted(question.example.candidates, key=QUALITY.__getitem__, reverse=True)[: 2 + question.is_retry]
         return "</think>\n<answer>" + "\n".join(best) + "</answer>"
 
     for example, result in zip(pools(), Scripted(two_best).rank("direct"), strict=True):
@@ -259,10 +259,10 @@ def test_several_go_out_a_round_by_votes_and_the_top_is_left_unordered() -> None
 
 
 def test_names_of_tasks() -> None:
-    assert tasks_of("all", "a/hub-id") == list(TASK_NAMES)
-    assert tasks_of("Rec-Movie,Passage-5", "") == ["Rec-Movie", "Passage-5"]
+    assert resolve_tasks("all", "a/hub-id") == list(TASK_NAMES)
+    assert resolve_tasks("Rec-Movie,Passage-5", "") == ["Rec-Movie", "Passage-5"]
     with pytest.raises(UserError, match="Router-Balance"):
-        tasks_of("Rec-Film", "")
+        resolve_tasks("Rec-Film", "")
 
 
 def test_results_asked_for_in_other_ways_have_files_of_their_own(toy: Path, tiny_model: str, tmp_path: Path) -> None:
@@ -279,10 +279,10 @@ def test_results_asked_for_in_other_ways_have_files_of_their_own(toy: Path, tiny
 def test_settings_of_a_model_that_make_no_sense_are_refused(change: dict, tmp_path: Path) -> None:
     good = {"strategy": "direct", "answer_style": "name", "think": True, "constrain": "none", "max_response_length": 64}
     (tmp_path / "r1ranker.json").write_text(json.dumps(good))
-    assert RankerSettings.of_model(str(tmp_path)).max_tokens == 64
+    assert RankerSettings.from_pretrained(str(tmp_path)).max_tokens == 64
     (tmp_path / "r1ranker.json").write_text(json.dumps(good | change))
     with pytest.raises(UserError, match=next(iter(change))):
-        RankerSettings.of_model(str(tmp_path))
+        RankerSettings.from_pretrained(str(tmp_path))
 
 
 def test_a_ranker_says_what_it_ranks_for(tiny_model: str) -> None:
@@ -319,4 +319,5 @@ def test_an_evaluation_keeps_every_ranking_and_repeats_itself(
         assert result["metrics"]["mrr"]["mean"] == pytest.approx(np.mean([1 / rank for rank in ranks]))
         assert set(result["baselines"]) == {"random", "order as given", "most frequent label"}
     assert run("b") == report == saved
+    assert saved["source"] == "toy"
     assert (tmp_path / "b" / file.name).read_bytes() == file.read_bytes()

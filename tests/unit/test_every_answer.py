@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from r1ranker.data.loader import load_prompts
-from r1ranker.data.prompts import Prompt
+from r1ranker.data.prompt_store import Prompt
 from r1ranker.errors import RunError, UserError
 from r1ranker.model.init import save_hf
 from r1ranker.rollout.constraint import ConstraintState, PoolConstraint, build_constraint
@@ -62,11 +62,11 @@ def test_what_every_answer_allows_is_what_sampling_does(names: list[list[int]]) 
     prompt: Any = SimpleNamespace(token_ids=[5])
     for ids, answer in zip(last, _enumerate_paths(constraint, prompt, 0), strict=True):
         state, allowed = ConstraintState(constraint, lambda token: ""), []
-        while state.rest() is None:
-            allowed.append(state.allowed())
-            state.advance(ids[len(allowed) - 1])
+        while state.forced_token_ids() is None:
+            allowed.append(state.allowed_token_ids())
+            state.accept_token(ids[len(allowed) - 1])
         assert answer.response_ids == list(ids)
-        assert answer.allowed == [*allowed, *([token] for token in state.rest() or ())]
+        assert answer.allowed == [*allowed, *([token] for token in state.forced_token_ids() or ())]
 
 
 def test_probabilities_are_those_of_the_model_over_the_pool(config: Config, toy: Path, tiny_model: str) -> None:
@@ -76,7 +76,7 @@ def test_probabilities_are_those_of_the_model_over_the_pool(config: Config, toy:
     with start_cluster(config, 1) as cluster:
         found = enumerate_answers(cluster, config, tokenizer, prompts)
     for prompt, answers in zip(prompts, found, strict=True):
-        paths = build_constraint(tokenizer, prompt.candidates, prompt.mode, prompt.answer_format).last
+        paths = build_constraint(tokenizer, prompt.candidates, prompt.mode, prompt.answer_format).final_ids
         assert [tuple(answer.token_ids) for answer in answers] == list(paths)
         expected = path_probabilities(model, prompt, paths).detach().numpy()
         assert expected.sum() == pytest.approx(1.0)

@@ -14,12 +14,12 @@ from torch.testing import assert_close
 
 from r1ranker import errors
 from r1ranker.model import attention
-from r1ranker.model.attention import by_segment, packed_attention
+from r1ranker.model.attention import packed_attention, segmented_attention
 from r1ranker.model.layout import RowLayout
 
 LAYOUTS = {
-    "apart": RowLayout.of([5, 1, 7]),
-    "shared prompts": RowLayout.of([5, 3, 1, 4, 6, 2], [-1, 0, 0, -1, -1, 4]),
+    "apart": RowLayout.from_lengths([5, 1, 7]),
+    "shared prompts": RowLayout.from_lengths([5, 3, 1, 4, 6, 2], [-1, 0, 0, -1, -1, 4]),
 }
 HEADS = {"a key head each": (4, 4), "grouped queries": (4, 2), "one key head": (4, 1)}
 
@@ -173,7 +173,7 @@ def test_the_kernel_computes_what_the_cpu_computes(
     name: str, heads: str, scale: float | None, reference_kernel: list[str]
 ) -> None:
     layout, inputs = LAYOUTS[name], random_row(LAYOUTS[name], HEADS[heads], torch.float64)
-    found, expected = kernel_on(inputs, layout, scale), by_segment(*inputs, layout, scale)
+    found, expected = kernel_on(inputs, layout, scale), segmented_attention(*inputs, layout, scale)
     assert_close(found, expected)
     assert_close(gradients(found, inputs), gradients(expected, inputs))
 
@@ -187,7 +187,7 @@ def test_attention_of_half_precision_on_a_gpu_is_by_the_kernel(name: str, refere
     found = out.as_subclass(Tensor)
     assert (found.shape, found.dtype) == ((1, layout.bounds[-1], 4, 32), torch.bfloat16)
     exact = [one.detach().double().requires_grad_() for one in inputs]
-    expected = by_segment(*exact, layout, None).transpose(1, 2)
+    expected = segmented_attention(*exact, layout, None).transpose(1, 2)
     assert_close(found.double(), expected, atol=2e-2, rtol=0)
     for ours, theirs in zip(gradients(found, inputs), gradients(expected, exact), strict=True):
         assert_close(ours.double(), theirs, atol=5e-2, rtol=0)
@@ -231,7 +231,7 @@ def test_flash_attn_is_taken_where_it_can_be_imported(
     inputs = random_row(layout, (4, 2), torch.float64)
     found = kernel_on(inputs, layout, 0.3)
     assert sys.modules["flash_attn"].called
-    assert_close(found, by_segment(*inputs, layout, 0.3))
+    assert_close(found, segmented_attention(*inputs, layout, 0.3))
 
 
 @pytest.mark.parametrize("how", sorted(BROKEN))
@@ -245,7 +245,7 @@ def test_a_broken_flash_attn_is_said_and_torchs_kernel_taken(
     put_flash_attn(BROKEN[how], tmp_path, monkeypatch)
     layout = LAYOUTS["shared prompts"]
     inputs = random_row(layout, (4, 2), torch.float64)
-    assert_close(kernel_on(inputs, layout), by_segment(*inputs, layout, None))
+    assert_close(kernel_on(inputs, layout), segmented_attention(*inputs, layout, None))
     kernel_on(inputs, layout)
     (said,) = capsys.readouterr().err.splitlines()
     assert said.startswith("note: flash-attn cannot be imported (")

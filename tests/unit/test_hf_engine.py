@@ -178,7 +178,9 @@ def test_responses_longer_than_the_room_that_was_made_first() -> None:
 def test_under_a_constraint_log_probabilities_are_those_over_what_is_allowed() -> None:
     model, prompts = model_of(), requests(6)
     constraint = PoolConstraint(
-        more=((5, 6, 7, 2), (5, 9, 2), (30, 2)), last=((5, 6, 7, 3, EOS), (5, 9, 3, EOS), (30, 3, EOS)), begun=True
+        separated_ids=((5, 6, 7, 2), (5, 9, 2), (30, 2)),
+        final_ids=((5, 6, 7, 3, EOS), (5, 9, 3, EOS), (30, 3, EOS)),
+        answer_open=True,
     )
     asked = [Request(one.token_ids, one.seed, constraint if place % 2 else None) for place, one in enumerate(prompts)]
     found = engine_of(model, max_num_seqs=6).generate(asked, SamplingParams(n=3, max_tokens=12))

@@ -11,7 +11,7 @@ from fake_processes import process
 from transformers import AutoConfig, AutoModelForCausalLM, Qwen2Config
 
 from r1ranker.errors import UserError
-from r1ranker.model.fsdp import local_rows, shard
+from r1ranker.model.fsdp import local_shard, shard
 from r1ranker.model.policy_model import PolicyModel
 from r1ranker.trainer.checkpoint.shards import PIECE_BYTES
 from r1ranker.trainer.config.load import load_config
@@ -59,7 +59,7 @@ def test_shards_of_a_3b_model_over_four_processes_are_those_that_are_counted(sha
         model.tie_weights()
         module = PolicyModel(model)
         shard(module, module.layers, torch.device("cpu"), 4, True, torch.bfloat16)
-        held = sum(local_rows(parameter)[0].numel() for parameter in module.parameters())
+        held = sum(local_shard(parameter)[0].numel() for parameter in module.parameters())
         assert model.lm_head.weight is model.model.embed_tokens.weight
     assert held == 771_484_672
     assert on_gpus(shapes["3B"]).shards(4 * held) == 4 * held

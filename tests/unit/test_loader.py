@@ -17,10 +17,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from r1ranker.data import token_cache
-from r1ranker.data.files.parquet import read_training_rows, reworded, training_row, training_schema, write_rows
-from r1ranker.data.loader import PromptLoader, load_prompts, spread_over_tasks
+from r1ranker.data.files.parquet import example_to_row, read_training_rows, reword_row, training_schema, write_rows
+from r1ranker.data.loader import PromptLoader, load_prompts, subsample_by_task
 from r1ranker.data.prepare import PrepareOptions, prepare
-from r1ranker.data.prompts import INDEX_FILE, ROWS_FILE, Prompt
+from r1ranker.data.prompt_store import INDEX_FILE, ROWS_FILE, Prompt
 from r1ranker.data.sources.toy import toy_examples
 from r1ranker.data.tokenise import encode_chat, encode_chats
 from r1ranker.errors import UserError
@@ -67,7 +67,7 @@ def test_weights_are_exact_over_the_epochs(first: int, second: int, weight: floa
     again = PromptLoader(rows, 1, seed, shuffle, {"A": weight})
     deal(again, 2)
     resumed = PromptLoader(rows, 1, seed, shuffle, {"A": weight})
-    resumed.restore(json.loads(json.dumps(again.state())))
+    resumed.load_state_dict(json.loads(json.dumps(again.state_dict())))
     assert deal(resumed, 1)[0] == epochs[2]
 
 
@@ -107,9 +107,9 @@ def test_the_first_epoch_of_a_curriculum_goes_from_small_pools_to_large_ones() -
     ],
 )
 def test_a_position_in_another_order_is_refused(rows: int, batch: int, seed: int, options: dict, message: str) -> None:
-    state = PromptLoader(prompts({"A": 10}), 2, 1, True).state()
+    state = PromptLoader(prompts({"A": 10}), 2, 1, True).state_dict()
     with pytest.raises(UserError, match=message):
-        PromptLoader(prompts({"A": rows}), batch, seed, True, **options).restore(state)
+        PromptLoader(prompts({"A": rows}), batch, seed, True, **options).load_state_dict(state)
 
 
 def test_settings_of_the_order_are_overrides() -> None:
@@ -142,7 +142,7 @@ def test_what_is_read_from_disk_is_what_was_prepared(toy: Path, tiny_model: str,
         for number in [0, 1, 15, 16, 17, len(rows) // 2, len(rows) - 1]:
             row, prompt = rows[number], store[number]
             if answer_style:
-                row = reworded(row, AnswerFormat("label", think=True))
+                row = reword_row(row, AnswerFormat("label", think=True))
             assert prompt.token_ids == encode_chat(tokenizer, row["prompt"])
             assert prompt.ground_truth == row["reward_model"]["ground_truth"]
             assert prompt.extra_info == row["extra_info"]
@@ -150,7 +150,7 @@ def test_what_is_read_from_disk_is_what_was_prepared(toy: Path, tiny_model: str,
         assert [prompt.token_ids for prompt in store[3:5]] == [store[3].token_ids, store[4].token_ids]
         assert [prompt.task for prompt in store] == [store.task_names[code] for code in store.task_codes]
         assert [len(prompt.candidates) for prompt in store] == store.pool_sizes.tolist()
-        spread = spread_over_tasks(store, 18)
+        spread = subsample_by_task(store, 18)
         assert Counter(prompt.task for prompt in spread) == dict.fromkeys(store.task_names, 2)
 
 
@@ -165,7 +165,7 @@ def test_rows_are_tokenised_once_for_each_content_tokenizer_and_wording(
     examples = toy_examples("Rec-Movie", "train", 30, seed=1)
 
     def load(count: int, expected: int, **options: object) -> None:
-        write_rows((training_row(one, "direct", "train", 0) for one in examples[:count]), str(file))
+        write_rows((example_to_row(one, "direct", "train", 0) for one in examples[:count]), str(file))
         store, _ = load_prompts([str(file)], tokenizer, 10_000, cache_dir=str(tmp_path / "cache"), **options)  # type: ignore[arg-type]
         assert len(store) == count
         assert len(made) == expected
@@ -227,7 +227,7 @@ def test_a_file_that_is_not_its_manifests_is_noticed_though_its_tokens_are_cache
 
 
 def test_a_row_that_cannot_be_used_leaves_nothing_in_the_cache(tiny_model: str, tmp_path: Path) -> None:
-    good = training_row(toy_examples("Rec-Movie", "train", 1, seed=1)[0], "direct", "train", 0)
+    good = example_to_row(toy_examples("Rec-Movie", "train", 1, seed=1)[0], "direct", "train", 0)
     write_rows([*[good] * 2000, good | {"ability": None}], str(tmp_path / "rows.parquet"), training_schema())
     with pytest.raises(UserError, match=r"rows.parquet: row 2000: ability is null"):
         load_prompts(

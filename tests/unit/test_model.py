@@ -286,7 +286,7 @@ def test_entropies_without_gradient_change_no_value(tiny_model: str) -> None:
     empty = torch.zeros(0, dtype=torch.long)
     arguments = (torch.arange(5), 0.7, empty, torch.zeros(0, 1, dtype=torch.long), True)
     for learns in (True, False):
-        logprobs, entropy = token_logprobs(logits, *arguments, entropy_learns=learns)
+        logprobs, entropy = token_logprobs(logits, *arguments, entropy_requires_grad=learns)
         assert entropy is not None
         assert entropy.requires_grad == learns
         expected = torch.distributions.Categorical(logits=logits / 0.7)

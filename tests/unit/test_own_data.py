@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import ndcg_score
 
-from r1ranker.data.files.parquet import read_training_rows, reworded, row_to_example
+from r1ranker.data.files.parquet import read_training_rows, reword_row, row_to_example
 from r1ranker.data.files.tally import Tally, TaskTally
 from r1ranker.data.prepare import PrepareOptions, prepare
 from r1ranker.data.sources.ranking_bench import read_ranking_bench
@@ -24,7 +24,7 @@ from r1ranker.errors import UserError
 from r1ranker.rewards import compute_score, get_reward
 from r1ranker.rewards.parts import iterative_task_score
 from r1ranker.tasks.catalog import get_task
-from r1ranker.tasks.own import read_task
+from r1ranker.tasks.custom import read_task
 from r1ranker.tasks.parsing import parse_problem
 from r1ranker.tasks.prompts import AnswerFormat, render_problem
 
@@ -75,7 +75,7 @@ def test_rows_that_cannot_be_ranked_are_counted_and_a_shared_best_is_noted(tmp_p
     tally = Tally()
     (kept,) = read_user_file(str(tmp_path / "rows.jsonl"), "Mine", False, 1, tally)
     assert kept.example.positive == "b"
-    counts = tally.of("Mine")
+    counts = tally.for_task("Mine")
     assert counts.left_out == {"rows whose labels are all 0": 1, "rows with fewer than two candidates": 1}
     assert counts.noted["rows whose highest label is shared"] == 1
 
@@ -156,9 +156,9 @@ def test_own_words_are_undone_and_put_on_again(tmp_path: Path) -> None:
             example = row_to_example(row)
             assert example.request.startswith("A customer writes:\n")
             assert example.grades == tuple(row["reward_model"]["ground_truth"]["grades"])
-            other = reworded(row, AnswerFormat("label", think=False))
+            other = reword_row(row, AnswerFormat("label", think=False))
             assert "\n[1] " in other["prompt"][1]["content"]
-            assert reworded(other, AnswerFormat()) == row
+            assert reword_row(other, AnswerFormat()) == row
     smaller = row_to_example(row).with_pool(row_to_example(row).candidates[:2])
     assert "how well it solves the customer's problem" in render_problem(smaller, "iterative")
 
@@ -168,11 +168,11 @@ def test_own_words_are_undone_and_put_on_again(tmp_path: Path) -> None:
     st.lists(st.text(min_size=1, max_size=20), max_size=3),
 )
 def test_a_request_in_own_words_comes_back_from_its_problem(query: str, history: list[str]) -> None:
+    from r1ranker.tasks.custom import default_task, ensure_registered
     from r1ranker.tasks.example import RankingExample
-    from r1ranker.tasks.own import default_task, know
 
     task = default_task("Round-Trip", by_history=False)
-    know(task)
+    ensure_registered(task)
     first = RankingExample("Round-Trip", ("a", "b"), "a", query=query)
     problem = render_problem(first, "direct")
     parsed = parse_problem("Round-Trip", problem, ("a", "b"))

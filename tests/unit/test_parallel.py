@@ -13,7 +13,7 @@ import pytest
 from rich.console import Console
 
 from r1ranker.errors import RunError, UserError
-from r1ranker.experiments.parallel import Unit, side_by_side
+from r1ranker.experiments.parallel import Job, run_parallel
 
 
 def work(kind: str, directory: Path) -> None:
@@ -32,14 +32,14 @@ def work(kind: str, directory: Path) -> None:
     (directory / f"{kind}.done").write_text(os.environ["OMP_NUM_THREADS"])
 
 
-def units(directory: Path, *kinds: str) -> dict[str, Unit]:
-    return {kind: Unit(work, (kind, directory), directory / f"{kind}.log") for kind in kinds}
+def units(directory: Path, *kinds: str) -> dict[str, Job]:
+    return {kind: Job(work, (kind, directory), directory / f"{kind}.log") for kind in kinds}
 
 
 def test_what_fails_or_is_killed_leaves_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     with pytest.raises(RunError) as raised:
-        side_by_side(units(tmp_path, "killed", "bad", "broken", "one", "two"), 2, Console())
+        run_parallel(units(tmp_path, "killed", "bad", "broken", "one", "two"), 2, Console())
     assert sorted(path.name for path in tmp_path.glob("*.done")) == ["one.done", "two.done"]
     assert (tmp_path / "one.done").read_text() == "1"
     message = str(raised.value)
@@ -51,7 +51,7 @@ def test_what_fails_or_is_killed_leaves_the_others(tmp_path: Path, monkeypatch: 
 
 def test_bad_input_stays_bad_input(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="row 3"):
-        side_by_side(units(tmp_path, "bad", "one"), 1, Console())
+        run_parallel(units(tmp_path, "bad", "one"), 1, Console())
     assert (tmp_path / "one.done").exists()
 
 
@@ -60,8 +60,8 @@ def test_an_interrupt_ends_what_runs_and_begins_nothing_more(tmp_path: Path, num
     code = (
         "from pathlib import Path; from rich.console import Console; from test_parallel import units\n"
         "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # shells have it ignored in the background
-        "from r1ranker.errors import exit_on_user_error; from r1ranker.experiments.parallel import side_by_side\n"
-        f"if __name__ == '__main__': exit_on_user_error(lambda: side_by_side(units(Path({str(tmp_path)!r}), 'slow1', 'slow2', 'one'), 2, Console()))"
+        "from r1ranker.errors import exit_on_user_error; from r1ranker.experiments.parallel import run_parallel\n"
+        f"if __name__ == '__main__': exit_on_user_error(lambda: run_parallel(units(Path({str(tmp_path)!r}), 'slow1', 'slow2', 'one'), 2, Console()))"
     )
     script = tmp_path / "run.py"
     script.write_text(code)

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from r1ranker.atomic import locked
+from r1ranker.atomic import lock_directory
 from r1ranker.cli import main
 from r1ranker.data.files.parquet import read_training_rows
 from r1ranker.data.prepare import PrepareOptions, prepare
@@ -134,13 +134,13 @@ def test_a_directory_in_a_files_place_is_noticed_before_anything_is_written(tmp_
 
 def test_two_at_once_in_one_place_are_refused(tmp_path: Path) -> None:
     with (
-        locked(tmp_path / "out"),
+        lock_directory(tmp_path / "out"),
         pytest.raises(UserError, match="out: another process is writing there"),
-        locked(tmp_path / "out"),
+        lock_directory(tmp_path / "out"),
     ):
         pass
     prepare(PrepareOptions(PLANTS, str(tmp_path / "out")))
-    with locked(tmp_path / "other" / "place"):
+    with lock_directory(tmp_path / "other" / "place"):
         pass
     assert not (tmp_path / "other").exists()
 

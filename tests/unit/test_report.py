@@ -18,10 +18,10 @@ from report_inputs import interval, result, two_of_each, write_json, write_run
 
 from r1ranker.errors import UserError
 from r1ranker.report import write_report
-from r1ranker.report.entries import describe, short_names, tasks_of
+from r1ranker.report.entries import assign_task_ids, make_entries, short_names
 from r1ranker.report.figure import distinct, label
 from r1ranker.report.load import Result, Run, load_inputs
-from r1ranker.report.page import json_in_html
+from r1ranker.report.page import escape_json
 
 HOSTILE = "</script><script>alert(1)</script>"
 IMAGE = "<img src=x onerror=alert(2)>"
@@ -155,7 +155,7 @@ def test_results_of_one_model_are_told_apart_and_a_run_has_its_models_colour() -
 
     runs = [Run(Path("/r/one/metrics.jsonl"), ()), Run(Path("/r/two/metrics.jsonl"), ())]
     voting = of("r/two/actor", "b.json", elimination={"votes": 5, "eliminate": 1, "top_k": 0})
-    named_runs, named = describe(runs, [of("r/two/actor", "a.json"), voting, of("m", "c.json"), of("m", "d.json")])
+    named_runs, named = make_entries(runs, [of("r/two/actor", "a.json"), voting, of("m", "c.json"), of("m", "d.json")])
     assert [entry.label for entry in named] == [
         "two · iterative", "two · iterative, votes 5", "m · iterative, c.json", "m · iterative, d.json",
     ]  # fmt: skip
@@ -165,9 +165,9 @@ def test_results_of_one_model_are_told_apart_and_a_run_has_its_models_colour() -
 
 
 def test_tasks_come_in_the_catalogues_order_then_ones_own(inputs: list[str]) -> None:
-    assert tasks_of(*load_inputs(inputs)) == {"Rec-Movie": "t0", "Passage-5": "t1", "my own": "t2"}
+    assert assign_task_ids(*load_inputs(inputs)) == {"Rec-Movie": "t0", "Passage-5": "t1", "my own": "t2"}
     run = Run(Path("m"), ({"step": 0, "val-core/a/b/reward/mean": 1.0, "val-aux/c/task/mean": 1.0},))
-    assert list(tasks_of([run], [])) == ["a/b"]
+    assert list(assign_task_ids([run], [])) == ["a/b"]
 
 
 class Page(HTMLParser):
@@ -258,7 +258,7 @@ def test_only_the_pages_own_scripts_may_run_and_nothing_is_fetched(inputs: list[
 
 @given(st.recursive(st.text() | st.floats(allow_nan=False, allow_infinity=False), st.lists))
 def test_json_in_a_page_is_the_same_value_without_markup(value: Any) -> None:
-    written = json_in_html(value)
+    written = escape_json(value)
     assert json.loads(written) == value
     assert not set("<>&\u2028\u2029") & set(written)
 
@@ -285,6 +285,23 @@ def test_tables_and_examples_have_the_files_figures(inputs: list[str], tmp_path:
     first = f"best, query {row.index(best) + 1} · second · iterative · positive at rank"
     assert first in text
     assert f"out in round candidate thought 1 {best['ranking'][-1]} thought 1 2 {best['ranking'][-2]} thought 2" in text
+
+
+@pytest.mark.parametrize(
+    ("sources", "beside"), [((None, None), True), (("", ""), True), (("toy", ""), True), (("toy", "toy"), False)]
+)
+def test_the_paper_does_not_stand_beside_the_built_in_world(
+    sources: tuple[str | None, ...], beside: bool, tmp_path: Path
+) -> None:
+    files = []
+    for place, source in enumerate(sources):  # files of earlier versions name no source
+        content = result(f"m{place}", "direct", {"Rec-Movie": 4}, place) | (
+            {} if source is None else {"source": source}
+        )
+        files.append(write_json(tmp_path / f"{place}.json", content))
+    page = page_of(files, tmp_path)
+    assert ("the paper" in page.text) is ("arXiv" in page.text) is ("the paper" in page.scripts[0]) is beside
+    assert [row for row in page.all("tr") if row.get("class") == "paper"] == [{"class": "paper"}] * 8 * beside
 
 
 def test_thoughts_that_are_not_one_a_round_stand_by_themselves_and_long_ones_are_cut(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from report_inputs import interval, metrics, result, two_of_each, write_json, write_run
 
 from r1ranker.report.figure import Figure
-from r1ranker.report.load import Ranked, load_inputs
+from r1ranker.report.load import RankedQuery, load_inputs
 from r1ranker.report.page import Report, build
 from r1ranker.report.paper import MODELS, TASKS, paper_mrr
 from r1ranker.report.queries import best_and_worst, reciprocal_rank
@@ -188,9 +188,9 @@ def test_positions_ranks_and_rounds_are_counted(report: Report, inputs: list[str
 
 
 def test_candidates_that_were_not_told_apart_share_their_ranks(tmp_path: Path) -> None:
-    ranked = Ranked(("a", "b", "c", "d"), "b", unordered=2, candidates=("d", "c", "b", "a"))
+    ranked = RankedQuery(("a", "b", "c", "d"), "b", unordered=2, candidates=("d", "c", "b", "a"))
     assert reciprocal_rank(ranked) == pytest.approx((1 + 1 / 2) / 2)
-    assert reciprocal_rank(Ranked(("a", "b", "c"), "c", grades={"b": 1.0, "c": 2.0})) == 1 / 2
+    assert reciprocal_rank(RankedQuery(("a", "b", "c"), "c", grades={"b": 1.0, "c": 2.0})) == 1 / 2
     row = {"ranking": ["a", "b", "c", "d"], "positive": "b", "unordered": 2, "candidates": ["d", "c", "b", "a"]}
     content = {"model": "m", "tasks": {"T": {"rankings": [row]}}}
     report = build(*load_inputs([write_json(tmp_path / "r.json", content)]))
@@ -200,7 +200,7 @@ def test_candidates_that_were_not_told_apart_share_their_ranks(tmp_path: Path) -
 
 
 def test_the_best_and_the_worst_are_chosen_and_none_twice() -> None:
-    rankings = [Ranked(tuple("abcdef"), positive) for positive in "cafbeda"]
+    rankings = [RankedQuery(tuple("abcdef"), positive) for positive in "cafbeda"]
     best, worst = best_and_worst(rankings, 3)
     assert best == [1, 6, 3]
     assert worst == [2, 4, 5]

@@ -20,10 +20,10 @@ from sklearn.metrics import ndcg_score
 
 from r1ranker.errors import UserError
 from r1ranker.evaluation.journal import Journal
-from r1ranker.evaluation.records import figures, metrics_of, record_of, strict_metrics_of
-from r1ranker.evaluation.results import compare, measured_again, randomisation_test, read_result, write_trec
-from r1ranker.experiments.summary import Measured, summarise_experiment
-from r1ranker.ranking.decode import RankingResult
+from r1ranker.evaluation.records import metrics_of, record_of, strict_metrics_of, summarise_systems
+from r1ranker.evaluation.results import compare_results, randomisation_test, read_result, recompute_metrics, write_trec
+from r1ranker.experiments.summary import ArmResult, summarise_experiment
+from r1ranker.ranking.conversation import RankingResult
 from r1ranker.ranking.metrics import mean_with_interval
 from r1ranker.tasks.example import RankingExample
 
@@ -49,7 +49,7 @@ def result(seeds: range, graded: bool = False, **changes: int) -> dict[str, Any]
 
 def test_a_record_is_enough_to_measure_a_ranking_again() -> None:
     for graded in (False, True):
-        found = measured_again(result(range(8), graded), CUTOFFS)["Rec-Movie"]
+        found = recompute_metrics(result(range(8), graded), CUTOFFS)["Rec-Movie"]
         for seed, metrics in enumerate(found):
             one = record(seed, graded)
             judged = one.get("grades") or {name: float(name == "n0") for name in one["candidates"]}
@@ -73,7 +73,7 @@ def test_a_repaired_answer_counts_as_a_miss_where_it_is_strict() -> None:
     assert set(strict_metrics_of(repaired, CUTOFFS).values()) == {0.0}
     measured = {"model": [metrics_of(one, CUTOFFS) for one in (whole, repaired)]}
     measured["strict"] = [strict_metrics_of(one, CUTOFFS) for one in (whole, repaired)]
-    found = figures(measured, [whole, repaired], 0)
+    found = summarise_systems(measured, [whole, repaired], 0)
     assert found["strict"]["mrr"]["mean"] == metrics_of(whole, CUTOFFS)["mrr"] / 2
     assert (found["valid_answer_rate"], found["fallback_rate"], found["calls_per_query"]) == (0.8, 0.1, 5)
 
@@ -119,7 +119,7 @@ def test_a_record_says_what_it_is_about() -> None:
     # two queries, each five times: their pooled interval is that of two, from 0 to 1
     records = [record_of(RankingExample("Passage-5", ("a", "b"), name, query=name), ranked) for name in "ab" * 5]
     values = [{"mrr": float(record["positive"] == "a")} for record in records]
-    together = figures({"model": values, "strict": values}, records, 0)["metrics"]["mrr"]
+    together = summarise_systems({"model": values, "strict": values}, records, 0)["metrics"]["mrr"]
     assert (together["mean"], together["low"], together["high"]) == (0.5, 0.0, 1.0)
     left = {"format": 1, "model": "one", "tasks": {"Passage-5": {"rankings": records}}}
     right = {
@@ -127,7 +127,7 @@ def test_a_record_says_what_it_is_about() -> None:
         "model": "two",
         "tasks": {"Passage-5": {"rankings": [one | {"ranking": ["b", "a"]} for one in records]}},
     }
-    assert compare(left, right)["Passage-5"]["p"] == 1.0
+    assert compare_results(left, right)["Passage-5"]["p"] == 1.0
 
 
 def test_an_experiments_intervals_and_tests_keep_what_belongs_together_together() -> None:
@@ -138,10 +138,12 @@ def test_an_experiments_intervals_and_tests_keep_what_belongs_together_together(
         test[task] = [RankingExample(task, ("a", "b"), "a", history=("h",), subject=f"user {user}") for user in names]
         records = [record_of(one, ranked[user]) for one, user in zip(test[task], names, strict=True)]
         measured = [metrics_of(one, CUTOFFS) for one in records]
-        reports["tasks"][task] = figures({"model": measured, "strict": measured}, records, 0) | {"rankings": records}
+        reports["tasks"][task] = summarise_systems({"model": measured, "strict": measured}, records, 0) | {
+            "rankings": records
+        }
     reports["pooled"] = reports["tasks"]["Rec-Movie"]
     baselines = {"as given": {"mrr": {task: [1.0] * 50 for task in test}}}
-    one = Measured("one", "after", [reports])
+    one = ArmResult("one", "after", [reports])
     found, alone = (
         summarise_experiment("", [one], baselines, rows)  # type: ignore[arg-type]
         for rows in (test, {task: [replace(row, subject="") for row in rows] for task, rows in test.items()})
@@ -158,14 +160,14 @@ def test_two_results_are_compared_query_by_query() -> None:
     first, second = result(range(40)), result(range(40))
     for one in second["tasks"]["Rec-Movie"]["rankings"]:
         one["ranking"] = ["n0", *(name for name in one["ranking"] if name != "n0")]
-    table = compare(first, second, "ndcg@3")
+    table = compare_results(first, second, "ndcg@3")
     assert table["Rec-Movie"]["queries"] == 40
     assert table["Rec-Movie"]["second"] == 1.0
     assert table["Rec-Movie"]["p"] < 0.001
     with pytest.raises(UserError, match="Rec-Movie: the two results are of different queries"):
-        compare(first, result(range(1, 41)))
+        compare_results(first, result(range(1, 41)))
     with pytest.raises(UserError, match="no task in common"):
-        compare(first, {"tasks": {"Rec-Game": {}}})
+        compare_results(first, {"tasks": {"Rec-Game": {}}})
 
 
 def test_trec_files_give_the_same_figures(tmp_path: Path) -> None:
@@ -173,7 +175,7 @@ def test_trec_files_give_the_same_figures(tmp_path: Path) -> None:
     assert [Path(path).name for path in write_trec(one, str(tmp_path))] == ["Rec-Movie.run", "Rec-Movie.qrels"]
     run = list(ir_measures.read_trec_run(str(tmp_path / "Rec-Movie.run")))
     qrels = list(ir_measures.read_trec_qrels(str(tmp_path / "Rec-Movie.qrels")))
-    found = measured_again(one, CUTOFFS)["Rec-Movie"]
+    found = recompute_metrics(one, CUTOFFS)["Rec-Movie"]
     measures = [ir_measures.RR, ir_measures.Success @ 3]
     expected = {str(name): value for name, value in ir_measures.calc_aggregate(measures, qrels, run).items()}
     assert np.mean([metrics["mrr"] for metrics in found]) == pytest.approx(expected["RR"], abs=1e-12)
@@ -212,12 +214,12 @@ def test_a_journal_is_taken_up_line_by_line_and_only_by_the_same_evaluation(
 EVALUATE = """
 import sys, time
 from r1ranker.evaluation.runner import EvaluationOptions, run_evaluation
-from r1ranker.rollout.hf_batch import Batch
-whole = Batch.step
+from r1ranker.rollout.hf_batch import ContinuousBatch
+whole = ContinuousBatch.step
 def slowly(self):
     time.sleep(float(sys.argv[4]))
     return whole(self)
-Batch.step = slowly
+ContinuousBatch.step = slowly
 options = EvaluationOptions(sys.argv[2], 6, output_dir=sys.argv[3], strategy="iterative", think=False, constrain="candidates")
 run_evaluation("Rec-Movie,Passage-5,Passage-7", sys.argv[1], options, show=False)
 """

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from r1ranker.data.prompts import Prompt
+from r1ranker.data.prompt_store import Prompt
 from r1ranker.errors import RunError, Terminated, UserError, _unwind
 from r1ranker.rewards import compute_score
 from r1ranker.rollout.engine import Completion

@@ -17,10 +17,10 @@ from r1ranker.data.prepare import PrepareOptions, prepare
 from r1ranker.data.sources.routing import RoutingQuery, merit_grades
 from r1ranker.data.sources.toy_raw import write_toy_raw
 from r1ranker.errors import UserError
-from r1ranker.evaluation.baselines.orders import MostFrequentLabel, baselines_for
-from r1ranker.evaluation.routing import FixedLLM, RouterTable, first_of, routing_baselines, routing_figures
+from r1ranker.evaluation.baselines.orders import MostFrequentLabel, fit_baselines
+from r1ranker.evaluation.routing import FixedLLM, RouterTable, routing_baselines, routing_figures, top_candidates
 from r1ranker.evaluation.runner import EvaluationOptions, examples_by_task, run_evaluation
-from r1ranker.experiments.summary import Measured, routing_of
+from r1ranker.experiments.summary import ArmResult, routing_of
 from r1ranker.tasks.example import RankingExample
 
 LLMS = ("small", "large", "coder")
@@ -64,9 +64,9 @@ def measured(path: str, task: str) -> dict[str, Any]:
     table.check({task: test}, train)
     fitted = routing_baselines(train, task, table)
     first = {
-        "model": [first_of(record) for record in RECORDS],
+        "model": [top_candidates(record) for record in RECORDS],
         "random": [example.candidates for example in test],
-        **{order.name: [order.blocks(example)[0] for example in test] for order in fitted},
+        **{order.name: [order.rank_with_ties(example)[0] for example in test] for order in fitted},
     }
     return routing_figures(test, first, [order for order in fitted if isinstance(order, FixedLLM)], table, 0)
 
@@ -101,7 +101,7 @@ def test_an_experiment_takes_the_mean_merit_of_seeds_query_by_query_and_tests_it
     for part in ("systems", "merits"):
         other[part]["model"] = other[part]["oracle"]
     reports = [{"tasks": {"Router-Performance": {"routing": one}}} for one in (found, other)]
-    systems = routing_of([Measured("one", "after", reports)])["Router-Performance"]
+    systems = routing_of([ArmResult("one", "after", reports)])["Router-Performance"]
     model = systems["one, after"]
     assert model["merit"]["mean"] == pytest.approx((0.125 + 1.0) / 2)
     assert model["gain by seed"] == pytest.approx([-0.375, 0.5])
@@ -212,7 +212,10 @@ def test_worth_on_routerbench_is_what_pandas_says(real_raw: Path, tmp_path: Path
     table = RouterTable(str(path))
     table.check({task: test}, train)
     fixed = [order for order in routing_baselines(train, task, table) if isinstance(order, FixedLLM)]
-    first = {order.name: [order.blocks(example)[0] for example in test] for order in [*fixed, MostFrequentLabel(train)]}
+    first = {
+        order.name: [order.rank_with_ties(example)[0] for example in test]
+        for order in [*fixed, MostFrequentLabel(train)]
+    }
     found = routing_figures(test, first, fixed, table, 0)
 
     frame = pd.read_csv(path)
@@ -252,7 +255,7 @@ def test_with_merits_training_rows_are_graded_by_what_each_llm_is_worth_and_test
     rows, test = (examples_by_task(bench, tasks, split)["Router-Balance"] for split in ("train", "test"))
     ungraded = examples_by_task(f"{plain}/bench", tasks, "train")["Router-Balance"]
     nearest, same = (
-        next(one for one in baselines_for(known, "Router-Balance") if one.name == "nearest queries")
+        next(one for one in fit_baselines(known, "Router-Balance") if one.name == "nearest queries")
         for known in (rows, ungraded)
     )
     assert nearest.scores(test[0]) == same.scores(test[0])  # it counts positives, graded or not

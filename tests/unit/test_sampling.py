@@ -9,12 +9,12 @@ import torch
 from r1ranker.errors import RunError
 from r1ranker.model.logprobs import token_logprobs
 from r1ranker.rollout.engine import SamplingParams
-from r1ranker.rollout.sampling import choose, pad_allowed, uniform_stream
+from r1ranker.rollout.sampling import pad_allowed, sample_tokens, uniform_stream
 
 
 def draw(logits: torch.Tensor, params: SamplingParams, allowed: list[int], count: int = 20000) -> np.ndarray:
     uniforms = torch.from_numpy(uniform_stream(7, 0, count))
-    tokens, _ = choose(logits.expand(count, -1), uniforms, [allowed] * count, params)
+    tokens, _ = sample_tokens(logits.expand(count, -1), uniforms, [allowed] * count, params)
     return np.bincount(tokens.numpy(), minlength=logits.shape[-1]) / count
 
 
@@ -41,7 +41,7 @@ def test_top_k_and_top_p_leave_the_rest_out() -> None:
 
 def test_temperature_zero_takes_the_best_allowed() -> None:
     logits = torch.tensor([[0.0, 1.0, 2.0, -1.0], [0.0, 1.0, 2.0, -1.0]])
-    tokens, _ = choose(logits, torch.zeros(2), [[], [0, 3]], SamplingParams(temperature=0))
+    tokens, _ = sample_tokens(logits, torch.zeros(2), [[], [0, 3]], SamplingParams(temperature=0))
     assert tokens.tolist() == [2, 0]
 
 
@@ -52,7 +52,7 @@ def test_the_token_is_the_first_whose_running_sum_exceeds_the_number_drawn(size:
     logits[:, 1::3] = -torch.inf  # never chosen
     uniforms = torch.rand(500, dtype=torch.float64)
     uniforms[:4] = torch.tensor([0.0, 1 - 2**-53, 1e-300, 0.5])
-    tokens, logprobs = choose(logits, uniforms, [[]] * 500, SamplingParams())
+    tokens, logprobs = sample_tokens(logits, uniforms, [[]] * 500, SamplingParams())
     sums = logits.double().softmax(-1).cumsum(-1)
     # within what float32 weights can tell apart
     assert (sums.gather(1, tokens[:, None])[:, 0] > uniforms - 1e-6).all()
@@ -65,7 +65,9 @@ def test_the_token_is_the_first_whose_running_sum_exceeds_the_number_drawn(size:
 def test_reported_log_probabilities_are_those_the_trainer_computes() -> None:
     torch.manual_seed(0)
     logits, allowed = 3 * torch.randn(6, 50), [[], [3, 9, 40], [], [7], [0, 49], []]
-    tokens, logprobs = choose(logits, torch.rand(6, dtype=torch.float64), allowed, SamplingParams(temperature=0.8))
+    tokens, logprobs = sample_tokens(
+        logits, torch.rand(6, dtype=torch.float64), allowed, SamplingParams(temperature=0.8)
+    )
     rows, ids = pad_allowed(allowed)
     again, entropy = token_logprobs(logits, tokens, 0.8, rows, ids, with_entropy=True)
     torch.testing.assert_close(logprobs, again, atol=1e-6, rtol=0)
@@ -105,4 +107,4 @@ def test_logits_that_are_no_numbers_are_refused(allowed: list[int], temperature:
     for bad in (torch.nan, torch.inf):
         logits = torch.tensor([[0.0, 1.0, 2.0, 3.0], [0.0, 1.0, 2.0, bad]])
         with pytest.raises(RunError, match="logits are not finite"):
-            choose(logits, torch.full((2,), 0.5), [allowed] * 2, SamplingParams(temperature=temperature))
+            sample_tokens(logits, torch.full((2,), 0.5), [allowed] * 2, SamplingParams(temperature=temperature))

@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from r1ranker.data.files.tally import TaskTally
-from r1ranker.data.raw import atomic_files
+from r1ranker.data.raw import find_recbole_files
 from r1ranker.data.sources.recommendation import RecommendationSettings, read_recommendation
 from r1ranker.errors import UserError
 from r1ranker.evaluation.baselines import sasrec
 from r1ranker.evaluation.baselines.collaborative import CoOccurrence, Popularity
 from r1ranker.evaluation.baselines.sasrec import SASRec
-from r1ranker.evaluation.baselines.scored import ScoredOrder
-from r1ranker.evaluation.baselines.sequences import items_of, sequences_of
+from r1ranker.evaluation.baselines.scoring import ScoringBaseline
+from r1ranker.evaluation.baselines.sequences import items_of, reconstruct_sequences
 from r1ranker.tasks.example import RankingExample
 
 
@@ -27,7 +27,7 @@ def row(items: str, candidates: str = "") -> RankingExample:
 
 
 def joined(*rows: str) -> list[str]:
-    return ["".join(items) for items in sequences_of([row(items) for items in rows])]
+    return ["".join(items) for items in reconstruct_sequences([row(items) for items in rows])]
 
 
 def test_rows_that_overlap_are_one_users() -> None:
@@ -43,7 +43,7 @@ def test_rows_that_overlap_are_one_users() -> None:
 
 
 def test_popularity_and_co_occurrence_count_a_user_once() -> None:
-    sequences = sequences_of([row("abcdef"), row("cdefgh"), row("axy")])
+    sequences = reconstruct_sequences([row("abcdef"), row("cdefgh"), row("axy")])
     asked = row("ab", "acxz" + "b")
     assert Popularity.of_sequences(sequences).scores(asked) == [2, 1, 1, 0, 1]
     assert CoOccurrence(sequences).scores(row("abc", "cx")) == [2, 1]
@@ -55,7 +55,7 @@ def test_popularity_and_co_occurrence_count_a_user_once() -> None:
 def test_no_two_real_users_are_joined_and_overlaps_are_undone(
     task: str, name: str, request: pytest.FixtureRequest
 ) -> None:
-    files = atomic_files(str(request.getfixturevalue("real_raw")), task, name)
+    files = find_recbole_files(str(request.getfixturevalue("real_raw")), task, name)
     rows = [
         (one.key, one.example)
         for one in read_recommendation(task, *files, RecommendationSettings(users=300, positions=5), TaskTally())
@@ -64,7 +64,7 @@ def test_no_two_real_users_are_joined_and_overlaps_are_undone(
     items: dict[str, set[str]] = {}
     for user, example in rows:
         items.setdefault(user, set()).update(items_of(example))
-    sequences = sequences_of([example for _, example in rows])
+    sequences = reconstruct_sequences([example for _, example in rows])
     for sequence in sequences:
         windows = [sequence[start : start + 21] for start in range(len(sequence) - 20)]
         assert len({users[window] for window in windows if window in users}) == 1
@@ -90,7 +90,7 @@ def walks(rows: int, seed: int) -> list[RankingExample]:
     return found
 
 
-def mean_mrr(rank: ScoredOrder, test: list[RankingExample]) -> float:
+def mean_mrr(rank: ScoringBaseline, test: list[RankingExample]) -> float:
     return float(np.mean([rank(example, (3,))["mrr"] for example in test]))
 
 

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from r1ranker.model import policy_model
-from r1ranker.model.attention import PACKED, by_segment, register_packed
+from r1ranker.model.attention import PACKED, register_packed, segmented_attention
 from r1ranker.model.layout import RowLayout
 from r1ranker.model.loading import checkpoint_activations, load_causal_lm
 from r1ranker.model.policy_model import PolicyModel
@@ -126,7 +126,9 @@ def test_ends_without_a_choice_need_not_be_computed(
     assert_same(found, (logprobs[:-2], gradients))
     states = [one.prompt_ids + one.response_ids for one in batch]
     with torch.no_grad():
-        logits = [model(input_ids=torch.tensor([ids]), layout=RowLayout.of([len(ids)])).logits[0] for ids in states]
+        logits = [
+            model(input_ids=torch.tensor([ids]), layout=RowLayout.from_lengths([len(ids)])).logits[0] for ids in states
+        ]
     expected = [
         (logits[index][len(one.prompt_ids) + place - 1, ids] / 0.8).log_softmax(-1)[ids.index(token)]
         for index, one in enumerate(batch)
@@ -187,7 +189,7 @@ def test_values_and_their_gradients_are_the_same(tiny_model: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("groups", [1, 2, 4])
 def test_attention_in_parts_is_that_of_each_sequence(dtype: torch.dtype, groups: int) -> None:
-    layout = RowLayout.of([17, 3, 4, 1, 5, 9, 2, 600, 70, 80], [-1, 0, 0, 0, -1, -1, 5, -1, 7, 7])
+    layout = RowLayout.from_lengths([17, 3, 4, 1, 5, 9, 2, 600, 70, 80], [-1, 0, 0, 0, -1, -1, 5, -1, 7, 7])
     random = torch.Generator().manual_seed(0)
     length = layout.bounds[-1]
     inputs = [
@@ -195,7 +197,7 @@ def test_attention_in_parts_is_that_of_each_sequence(dtype: torch.dtype, groups:
         for heads in (4, groups, groups)
     ]
     direction = torch.randn(1, 4, length, 8, dtype=dtype, generator=random)
-    found, expected = PrefixAttention.apply(*inputs, layout, 0.3), by_segment(*inputs, layout, 0.3)
+    found, expected = PrefixAttention.apply(*inputs, layout, 0.3), segmented_attention(*inputs, layout, 0.3)
     atol = 1e-12 if dtype == torch.float64 else 2e-5
     torch.testing.assert_close(found, expected, atol=atol, rtol=0)
     for one, other in zip(
@@ -205,11 +207,11 @@ def test_attention_in_parts_is_that_of_each_sequence(dtype: torch.dtype, groups:
 
 
 def test_key_places_give_a_kernel_what_each_segment_attends_to() -> None:
-    layout = RowLayout.of([3, 2, 1, 2], [-1, 0, 0, -1])
-    assert layout.key_places.tolist() == [0, 1, 2, 0, 1, 2, 3, 4, 0, 1, 2, 5, 6, 7]
-    assert layout.key_bounds.tolist() == [0, 3, 8, 12, 14]
-    assert layout.query_bounds.tolist() == [0, 3, 5, 6, 8]
-    assert (layout.longest_query, max(layout.lengths)) == (3, 5)
+    layout = RowLayout.from_lengths([3, 2, 1, 2], [-1, 0, 0, -1])
+    assert layout.key_indices.tolist() == [0, 1, 2, 0, 1, 2, 3, 4, 0, 1, 2, 5, 6, 7]
+    assert layout.cu_seqlens_k.tolist() == [0, 3, 8, 12, 14]
+    assert layout.cu_seqlens_q.tolist() == [0, 3, 5, 6, 8]
+    assert (layout.max_seqlen_q, max(layout.lengths)) == (3, 5)
 
 
 def test_logits_in_chunks_change_nothing(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:

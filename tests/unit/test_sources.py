@@ -22,7 +22,7 @@ from r1ranker.data.files.tally import Tally, TaskTally
 from r1ranker.data.prepare import PrepareOptions, prepare
 from r1ranker.data.sources.passage import PassageSettings, passage_files, read_passages
 from r1ranker.data.sources.ranking_bench import CONFIGS, read_ranking_bench
-from r1ranker.data.sources.recommendation import ATOMIC, RecommendationSettings, read_recommendation
+from r1ranker.data.sources.recommendation import RECBOLE_DATA_SETS, RecommendationSettings, read_recommendation
 from r1ranker.data.sources.routing import LLMS, RoutingQuery, best_llm, read_descriptions, read_routing
 from r1ranker.data.sources.toy_raw import write_toy_raw
 from r1ranker.data.tokenise import encode_chat
@@ -120,7 +120,7 @@ def test_pools_hold_no_name_twice_and_the_iterative_rows_are_one_of_each_size(
 
 def test_users_get_their_first_titles_in_order_of_time(raw: Path) -> None:
     """Against pandas doing the same on the files."""
-    name = ATOMIC["Rec-Movie"]
+    name = RECBOLE_DATA_SETS["Rec-Movie"]
     inter, item = raw / "rec" / f"{name}.inter", raw / "rec" / f"{name}.item"
     tally = TaskTally()
     settings = RecommendationSettings(history=10, candidates=6, users=1000)
@@ -146,7 +146,7 @@ def test_users_get_their_first_titles_in_order_of_time(raw: Path) -> None:
 
 
 def test_users_are_drawn_by_the_seed_and_keep_their_pool_whoever_else_there_is(raw: Path) -> None:
-    name = ATOMIC["Rec-Game"]
+    name = RECBOLE_DATA_SETS["Rec-Game"]
     files = (str(raw / "rec" / f"{name}.inter"), str(raw / "rec" / f"{name}.item"))
 
     def read(users: int, seed: int = 42) -> dict:
@@ -161,7 +161,7 @@ def test_users_are_drawn_by_the_seed_and_keep_their_pool_whoever_else_there_is(r
 
 
 def test_positions_spread_over_a_users_sequence_and_the_first_is_the_one_of_a_single_position(raw: Path) -> None:
-    name = ATOMIC["Rec-Game"]
+    name = RECBOLE_DATA_SETS["Rec-Game"]
     files = (str(raw / "rec" / f"{name}.inter"), str(raw / "rec" / f"{name}.item"))
 
     def read(history: int, positions: int) -> dict[str, list[RankingExample]]:
@@ -293,7 +293,7 @@ def test_another_recbole_data_set_can_stand_in_for_the_published_one(raw: Path, 
     films, out = tmp_path / "films", tmp_path / "out"
     films.mkdir()
     for kind in ("inter", "item"):
-        text = (raw / "rec" / f"{ATOMIC['Rec-Movie']}.{kind}").read_text()
+        text = (raw / "rec" / f"{RECBOLE_DATA_SETS['Rec-Movie']}.{kind}").read_text()
         (films / f"ml-small.{kind}").write_text(text)
     with pytest.raises(UserError, match=r"no ml-1m\.inter; .* --recbole Rec-Movie=NAME for one of ml-small\)$"):
         prepare(PrepareOptions(str(films), str(out), tasks=["Rec-Movie"]))
@@ -340,9 +340,9 @@ def test_routing_labels_are_those_of_pandas(raw: Path) -> None:
         assert {example.query: example.positive for example in examples if example.task == task} == expected
         best = merit.groupby(frame["query"]).transform("max")
         tied = (frame[merit == best].groupby("query").size() > 1).sum()
-        assert tally.of(task).noted["queries whose best LLM was a tie"] >= tied > 0
-        assert tally.of(task).left_out["queries of multi_news"] == 5
-        assert tally.of(task).left_out["queries that stand there twice"] > 0
+        assert tally.for_task(task).noted["queries whose best LLM was a tie"] >= tied > 0
+        assert tally.for_task(task).left_out["queries of multi_news"] == 5
+        assert tally.for_task(task).left_out["queries that stand there twice"] > 0
     assert len({example.candidates for example in examples}) > 5  # an order of its own for each query
     assert examples[0].texts[0].startswith("provider ")
 
@@ -376,10 +376,10 @@ def test_passages_are_counted_and_left_out_for_one_reason_each(raw: Path) -> Non
             selected = number % len(example.candidates)
             assert example.texts[place].startswith(f"Text {selected} on")  # the text went with its label
     for task in ("Passage-5", "Passage-7", "Passage-9"):
-        counts = tally.of(task)
+        counts = tally.for_task(task)
         kept = sum(example.task == task for _, _, example in rows)
         assert kept + sum(counts.left_out.values()) == sum(counts.read.values())
-    reasons = sum((tally.of(task).left_out for task in tally.tasks), Counter())
+    reasons = sum((tally.for_task(task).left_out for task in tally.tasks), Counter())
     assert reasons["rows over 2,600 characters of passages"] > 0
     assert reasons["rows with a passage twice"] > 0
     assert reasons["rows without exactly one selected passage"] > 0
@@ -418,16 +418,16 @@ def test_the_spread_of_positives_is_a_chi_square_test() -> None:
     for number in range(100):
         even.add(5, number % 5)
         first.add(5, 0 if number % 2 else number % 5)
-    assert even.spread() == 1.0
+    assert even.position_p_value() == 1.0
     observed = [first.places[place] for place in range(5)]
-    assert first.spread() == pytest.approx(chisquare(observed).pvalue)
-    assert first.spread() < 1e-6
+    assert first.position_p_value() == pytest.approx(chisquare(observed).pvalue)
+    assert first.position_p_value() < 1e-6
     mixed = TaskStatistics()  # as iterative rows: each place as likely as the pool allows
     for size in range(2, 11):
         for number in range(10 * size):
             mixed.add(size, number % size)
-    assert mixed.spread() == pytest.approx(1.0)
-    assert TaskStatistics().spread() == 1.0
+    assert mixed.position_p_value() == pytest.approx(1.0)
+    assert TaskStatistics().position_p_value() == 1.0
 
 
 def test_a_missing_source_is_named(raw: Path, tmp_path: Path) -> None:

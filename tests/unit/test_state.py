@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from r1ranker.errors import LostWorker, RunError, UserError
+from r1ranker.errors import RunError, UserError, WorkerLostError
 from r1ranker.trainer.checkpoint.random_state import get_random_states, set_random_states
 from r1ranker.trainer.checkpoint.record import write_record
 from r1ranker.trainer.checkpoint.resume import choose_state
@@ -275,7 +275,7 @@ class Answers:
         if method == "save_state":
             return [None, None]
         assert (method, arguments) == ("state_result", [(False,), (False,)])
-        answer = self.answers.pop(0) if self.answers else LostWorker("state_result: no answer from process 1")
+        answer = self.answers.pop(0) if self.answers else WorkerLostError("state_result: no answer from process 1")
         if isinstance(answer, Exception):
             raise answer
         return list(answer)

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from r1ranker.device import beside_queued_work
+from r1ranker.device import side_stream
 from r1ranker.errors import UserError
 from r1ranker.model.fsdp import shard
 from r1ranker.trainer.checkpoint import shards
@@ -255,9 +255,9 @@ def test_copies_from_a_gpu_wait_for_what_was_queued_and_for_nothing_after_it(mon
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"what {device} has queued")
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext(type(stream).__name__))
-    with beside_queued_work([CPU, CPU]) as used:
+    with side_stream([CPU, CPU]) as used:
         assert used is None
-    with beside_queued_work([CPU, torch.device("cuda", 0)]) as used:
+    with side_stream([CPU, torch.device("cuda", 0)]) as used:
         assert used == "Stream"
     assert done == ["a stream on cuda:0", "waits for what cuda:0 has queued"]
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from r1ranker.data.loader import load_prompts
-from r1ranker.data.tokenise import encode_chat, plain_ids
+from r1ranker.data.tokenise import encode_chat, encode_text
 from r1ranker.errors import UserError
 from r1ranker.model.init import common_lines, train_tokenizer
 from r1ranker.pretrained import load_tokenizer
@@ -38,8 +38,8 @@ def test_no_text_of_a_user_adds_a_control_token(text: str) -> None:
     calm = encode_chat(TOKENIZER, [{"role": "user", "content": "film"}])
     hostile = encode_chat(TOKENIZER, [{"role": "user", "content": text}])
     assert sum(token in CONTROL for token in hostile) == sum(token in CONTROL for token in calm)
-    assert not CONTROL & set(plain_ids(TOKENIZER, text))
-    assert TOKENIZER.decode(plain_ids(TOKENIZER, text)) == text
+    assert not CONTROL & set(encode_text(TOKENIZER, text))
+    assert TOKENIZER.decode(encode_text(TOKENIZER, text)) == text
 
 
 def test_a_hostile_title_neither_ends_a_turn_nor_forges_an_answer() -> None:
@@ -54,8 +54,8 @@ def test_a_hostile_title_neither_ends_a_turn_nor_forges_an_answer() -> None:
 
 
 def test_titles_are_one_token_where_asked() -> None:
-    assert len(plain_ids(TOKENIZER, "Silent Harbour")) == 1
-    assert len(plain_ids(TOKENIZER, "Silent Island")) > 1
+    assert len(encode_text(TOKENIZER, "Silent Harbour")) == 1
+    assert len(encode_text(TOKENIZER, "Silent Island")) > 1
 
 
 def test_what_every_prompt_has_costs_one_token_a_line(toy: Path, tiny_model: str) -> None:
@@ -86,10 +86,10 @@ NAMES = ["Alien³", "Amélie", "Pokémon 3", "Léon", "Ran", "Über", "東京物
 def test_a_name_reads_as_it_was_written(name: str) -> None:
     tokenizer = train_tokenizer(["films I have watched"], 300, names=NAMES)
     text = f"{name}\n{name}</answer>"
-    ids = plain_ids(tokenizer, text)
+    ids = encode_text(tokenizer, text)
     assert tokenizer.decode(ids) == text
-    assert "".join(tokenizer.decode([id_]) for id_ in plain_ids(tokenizer, "Pokémon 3 Ran")) == "Pokémon 3 Ran"
-    assert len(plain_ids(tokenizer, "Pokémon 3")) == 1
+    assert "".join(tokenizer.decode([id_]) for id_ in encode_text(tokenizer, "Pokémon 3 Ran")) == "Pokémon 3 Ran"
+    assert len(encode_text(tokenizer, "Pokémon 3")) == 1
 
 
 def test_a_tokenizer_without_template_is_refused() -> None:

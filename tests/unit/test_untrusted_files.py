@@ -16,7 +16,7 @@ import torch
 from r1ranker.errors import UserError
 from r1ranker.model.loading import load_causal_lm
 from r1ranker.pretrained import load_tokenizer
-from r1ranker.tasks.own import read_task
+from r1ranker.tasks.custom import read_task
 
 ROOT = Path(__file__).parents[2]
 CODE = ("r1ranker", "eval", "examples", "benchmarks", "scripts")

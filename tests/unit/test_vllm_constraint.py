@@ -25,12 +25,12 @@ NAMES = [(5, 6), (5, 7), (8,), (10, 11, 12)]
 
 def direct(begun: bool = True) -> PoolConstraint:
     return PoolConstraint(
-        tuple((*name, BREAK) for name in NAMES), tuple((*name, CLOSE, EOS) for name in NAMES), begun=begun
+        tuple((*name, BREAK) for name in NAMES), tuple((*name, CLOSE, EOS) for name in NAMES), answer_open=begun
     )
 
 
 def iterative() -> PoolConstraint:
-    return PoolConstraint((), tuple((*name, CLOSE, EOS) for name in NAMES), begun=True)
+    return PoolConstraint((), tuple((*name, CLOSE, EOS) for name in NAMES), answer_open=True)
 
 
 def state_of(constraint: PoolConstraint) -> ConstraintState:
@@ -62,8 +62,8 @@ class Sequence:
             return logits
         state = state_of(self.constraint)
         for token in self.output:
-            state.advance(token)
-        allowed = state.allowed() or list(range(VOCABULARY))
+            state.accept_token(token)
+        allowed = state.allowed_token_ids() or list(range(VOCABULARY))
         return torch.full_like(logits, -torch.inf).index_copy(0, torch.tensor(allowed), logits[allowed])
 
 

@@ -18,7 +18,7 @@ from r1ranker.rollout.engine import EngineSettings
 if not find_spec("vllm"):
     pytest.skip("vLLM is not installed; '.[cpu]' brings it", allow_module_level=True)
 
-from r1ranker.rollout.vllm_failure import refuse_start
+from r1ranker.rollout.vllm_failure import raise_if_out_of_memory
 from r1ranker.rollout.vllm_start import engine_arguments, separate_compile_cache, set_environment
 
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
@@ -154,10 +154,14 @@ def test_an_engine_that_has_too_little_memory_says_what_to_change(call: tuple[An
     with pytest.raises(Exception) as raised:
         function(*arguments)
     with pytest.raises(RunError) as refused:
-        refuse_start(raised.value, EngineSettings(gpu_memory_utilization=0.4), GPU, (30 * GIB, 40 * GIB))
+        raise_if_out_of_memory(raised.value, EngineSettings(gpu_memory_utilization=0.4), GPU, (30 * GIB, 40 * GIB))
     assert str(refused.value) == SAID[call]
 
 
 def test_another_failure_is_left_alone() -> None:
-    refuse_start(ValueError("Model architectures ['X'] are not supported"), EngineSettings(), GPU, (30 * GIB, 40 * GIB))
-    refuse_start(ValueError("Model architectures ['X'] are not supported"), EngineSettings(), CPU, (30 * GIB, 40 * GIB))
+    raise_if_out_of_memory(
+        ValueError("Model architectures ['X'] are not supported"), EngineSettings(), GPU, (30 * GIB, 40 * GIB)
+    )
+    raise_if_out_of_memory(
+        ValueError("Model architectures ['X'] are not supported"), EngineSettings(), CPU, (30 * GIB, 40 * GIB)
+    )

@@ -19,10 +19,10 @@ from torch.distributed.tensor import DTensor
 from r1ranker.errors import UserError
 from r1ranker.model import weights
 from r1ranker.model.attention import PACKED
-from r1ranker.model.execution import Execution
+from r1ranker.model.execution import ExecutionOptions
 from r1ranker.model.export import write_model
-from r1ranker.model.fsdp import local_rows
-from r1ranker.model.loading import empty_causal_lm, load_causal_lm
+from r1ranker.model.fsdp import local_shard
+from r1ranker.model.loading import init_empty_causal_lm, load_causal_lm
 from r1ranker.model.policy_model import PolicyModel
 from r1ranker.model.value import ValueModel
 from r1ranker.model.weights import locate_weights, match_parameters
@@ -47,14 +47,14 @@ def several_files(tiny_model: str, tmp_path: Path) -> str:
 def assert_rows_of_the_whole(path: str, rank: int, world_size: int) -> None:
     whole = dict(load_causal_lm(path, torch.float32, PACKED).named_parameters())
     with process(rank, world_size):
-        policy = Execution(world_size).load(path, CPU, PolicyModel).language_model
-        critic = Execution(world_size).load(path, CPU, ValueModel)
+        policy = ExecutionOptions(world_size).load(path, CPU, PolicyModel).language_model
+        critic = ExecutionOptions(world_size).load(path, CPU, ValueModel)
         trunk = {f"model.{name}": one for name, one in critic.trunk.named_parameters()}
         assert set(trunk) == {name for name in whole if name.startswith("model.")}
         assert set(dict(policy.named_parameters())) == set(whole)
         for name, parameter in [*policy.named_parameters(), *trunk.items()]:
             assert isinstance(parameter, DTensor)
-            rows, first = local_rows(parameter)
+            rows, first = local_shard(parameter)
             assert rows.dtype == torch.float32
             torch.testing.assert_close(rows, whole[name][first : first + len(rows)], atol=0, rtol=0)
         assert (policy.lm_head.weight is policy.model.embed_tokens.weight) == ("lm_head.weight" not in whole)
@@ -78,9 +78,9 @@ def test_rows_are_read_in_pieces(untied_model: str, monkeypatch: pytest.MonkeyPa
 def test_a_frozen_model_rests_in_the_type_it_is_computed_with(tiny_model: str) -> None:
     whole = dict(load_causal_lm(tiny_model, torch.bfloat16, PACKED).named_parameters())
     with process(1, 2):
-        reference = Execution(2, dtype="bfloat16", frozen=True).load(tiny_model, CPU, PolicyModel)
+        reference = ExecutionOptions(2, dtype="bfloat16", frozen=True).load(tiny_model, CPU, PolicyModel)
         for name, parameter in reference.language_model.named_parameters():
-            rows, first = local_rows(parameter)
+            rows, first = local_shard(parameter)
             assert not parameter.requires_grad
             torch.testing.assert_close(rows, whole[name][first : first + len(rows)], atol=0, rtol=0)
 
@@ -89,8 +89,8 @@ def test_a_process_of_sixty_four_runs_a_pass_forward_and_back(tiny_model: str) -
     parameters = load_shape(tiny_model).parameters
     one = Trajectory([1, 2, 3], [4, 5, 6], np.full(3, -6.0), "stop", 0, advantages=np.ones(3), weights=np.full(3, 0.1))
     with process(63, 64):
-        policy = Policy(tiny_model, CPU, 1.0, Execution(64))
-        assert sum(local_rows(parameter)[0].numel() for parameter in policy.module.parameters()) < parameters / 32
+        policy = Policy(tiny_model, CPU, 1.0, ExecutionOptions(64))
+        assert sum(local_shard(parameter)[0].numel() for parameter in policy.module.parameters()) < parameters / 32
         assert len(policy.logprobs([[one]])[0][0]) == 3
         policy.accumulate_gradients([[one]], PolicyLoss(ClipRange(0.2, 0.2, 3.0)))
         for parameter in policy.module.parameters():
@@ -109,7 +109,7 @@ def test_a_tied_parameter_that_stands_twice_is_read_by_rows(tiny_model: str, tmp
     tensors = load_file(Path(tiny_model) / "model.safetensors")
     twice = tensors | {"lm_head.weight": tensors["model.embed_tokens.weight"].clone()}
     path = with_tensors(tiny_model, tmp_path / "twice", twice)
-    assert match_parameters(empty_causal_lm(path, torch.float32, PACKED), locate_weights(path), path) is not None
+    assert match_parameters(init_empty_causal_lm(path, torch.float32, PACKED), locate_weights(path), path) is not None
     assert_rows_of_the_whole(path, 1, 2)
 
 
@@ -123,7 +123,7 @@ def test_two_embeddings_where_one_is_meant_and_other_names_are_read_whole(
     trunk = {name.removeprefix("model."): one for name, one in tensors.items()}
     for kind, held in {"two": tensors | {"lm_head.weight": head}, "trunk": trunk}.items():
         path = with_tensors(tiny_model, tmp_path / kind, held)
-        model = empty_causal_lm(path, torch.float32, PACKED)
+        model = init_empty_causal_lm(path, torch.float32, PACKED)
         assert match_parameters(model, locate_weights(path), path) is None
         assert_rows_of_the_whole(path, 1, 2)
         assert "have to be converted" in capsys.readouterr().err
@@ -136,17 +136,17 @@ def test_a_damaged_or_missing_file_is_named(several_files: str) -> None:
         gone, _ = tensors.popitem()
         save_file(tensors, one)
         with pytest.raises(UserError, match=f"{one.name} holds no {gone}, which model.safetensors.index.json says"):
-            Execution(2).load(several_files, CPU, PolicyModel)
+            ExecutionOptions(2).load(several_files, CPU, PolicyModel)
         one.write_bytes(kept)
         one.write_bytes(one.read_bytes()[:100])
         with pytest.raises(UserError, match=f"{one.name} is damaged"):
-            Execution(2).load(several_files, CPU, PolicyModel)
+            ExecutionOptions(2).load(several_files, CPU, PolicyModel)
         other.unlink()
         with pytest.raises(UserError, match=f"no {other.name}, which model.safetensors.index.json names for"):
-            Execution(2).load(several_files, CPU, PolicyModel)
+            ExecutionOptions(2).load(several_files, CPU, PolicyModel)
         (Path(several_files) / "model.safetensors.index.json").write_text("{}")
         with pytest.raises(UserError, match=r"index.json: not an index of safetensors files \(KeyError"):
-            Execution(2).load(several_files, CPU, PolicyModel)
+            ExecutionOptions(2).load(several_files, CPU, PolicyModel)
 
 
 def test_a_hub_id_is_found_in_the_cache(several_files: str, tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ LOADING = """
 import re, sys, torch, torch.distributed as dist
 from pathlib import Path
 from torch.testing._internal.distributed.fake_pg import FakeStore
-from r1ranker.model.execution import Execution
+from r1ranker.model.execution import ExecutionOptions
 from r1ranker.model.policy_model import PolicyModel
 
 def resident(kind):
@@ -179,10 +179,10 @@ def resident(kind):
 
 dist.init_process_group("fake", store=FakeStore(), rank=1, world_size=4)
 small, large = sys.argv[1:]
-Execution(4).load(small, torch.device("cpu"), PolicyModel)  # what every model takes
+ExecutionOptions(4).load(small, torch.device("cpu"), PolicyModel)  # what every model takes
 before = resident("VmRSS")
 Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
-policy = Execution(4).load(large, torch.device("cpu"), PolicyModel)
+policy = ExecutionOptions(4).load(large, torch.device("cpu"), PolicyModel)
 print(resident("VmHWM") - before)
 """
 

@@ -11,9 +11,9 @@ try:
 
     from r1ranker.cli.options import one_of
     from r1ranker.cli.run import run_command
-    from r1ranker.data.prepare import build_and_show, raw_settings
+    from r1ranker.data.prepare import build_and_print, raw_settings
     from r1ranker.data.raw import LICENCES, recommendation_source
-    from r1ranker.data.sources.recommendation import ATOMIC
+    from r1ranker.data.sources.recommendation import RECBOLE_DATA_SETS
 except ModuleNotFoundError as missing:
     how = "run: pip install -e . (or bash scripts/setup.sh, then source .venv/bin/activate)"
     print(f"error: r1ranker is not installed ({missing}); {how}", file=sys.stderr)
@@ -21,7 +21,7 @@ except ModuleNotFoundError as missing:
 
 
 def build(
-    task: Annotated[str, Option(parser=one_of(ATOMIC), help=", ".join(ATOMIC))],
+    task: Annotated[str, Option(parser=one_of(RECBOLE_DATA_SETS), help=", ".join(RECBOLE_DATA_SETS))],
     inter: Annotated[str, Option(help="user_id, item_id, rating, timestamp; tab-separated")],
     item: Annotated[str, Option(help="item_id, title; tab-separated")],
     local_dir: Annotated[str, Option(help="where to write")] = "data/bench",
@@ -34,8 +34,8 @@ def build(
 ) -> None:
     """Build a recommendation task from RecBole's atomic files."""
     settings = raw_settings([str(history)], candidates=candidates, users=users, seed=seed, positions=positions)
-    source = recommendation_source(task, inter, item, settings.of(task))
-    build_and_show({task: source}, local_dir, [f"{task}: {inter}, {item}. {LICENCES[task]}"], seed, test_share)
+    source = recommendation_source(task, inter, item, settings.for_task(task))
+    build_and_print({task: source}, local_dir, [f"{task}: {inter}, {item}. {LICENCES[task]}"], seed, test_share)
 
 
 if __name__ == "__main__":

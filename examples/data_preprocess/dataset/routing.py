@@ -11,7 +11,7 @@ try:
 
     from r1ranker.cli.options import one_of
     from r1ranker.cli.run import run_command
-    from r1ranker.data.prepare import build_and_show
+    from r1ranker.data.prepare import build_and_print
     from r1ranker.data.raw import LICENCES, routing_source
     from r1ranker.data.sources.routing import OBJECTIVES
 except ModuleNotFoundError as missing:
@@ -31,7 +31,7 @@ def build(
     """Build the routing tasks from router_data.csv."""
     source = routing_source(router_data, descriptions, seed, task or list(OBJECTIVES))
     line = f"Router: {router_data}. {LICENCES['Router']}"
-    build_and_show({"routing": source}, local_dir, [line], seed, test_share)
+    build_and_print({"routing": source}, local_dir, [line], seed, test_share)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ LIKELY = 0.001
 
 
 @dataclass(frozen=True)
-class About:
+class DataSetInfo:
     """Where a data set comes from."""
 
     title: str
@@ -28,6 +28,8 @@ class About:
     seed: int
     command: str = ""
     """that makes it again"""
+    source: str = ""
+    """what the manifest calls the source; empty: nothing"""
 
 
 Rows = list[list[str]]
@@ -77,7 +79,7 @@ def statistics_rows(statistics: Mapping[str, RowStatistics]) -> tuple[list[str],
             size = f"{low}" if low == high else f"{low} to {high}"
             lengths = task.token_figures(figures.most_tokens)
             shown = [f"{lengths[0]:,.0f}", f"{lengths[1]:,.0f}", f"{lengths[2]:.1%}"] if lengths else ["", "", ""]
-            p = task.spread()
+            p = task.position_p_value()
             rows.append([name, kind, size, *shown, f"{p:.3f}{' uneven' if p < LIKELY else ''}"])
     if not tokens:
         header, rows = header[:3] + header[6:], [row[:3] + row[6:] for row in rows]
@@ -105,8 +107,8 @@ def print_tables(title: str, tally: Tally, statistics: Mapping[str, RowStatistic
         console.print(table)
 
 
-def card(
-    about: About, tally: Tally, statistics: Mapping[str, RowStatistics], files: Mapping[str, Mapping[str, Any]]
+def render_card(
+    about: DataSetInfo, tally: Tally, statistics: Mapping[str, RowStatistics], files: Mapping[str, Mapping[str, Any]]
 ) -> str:
     """The README.md of a data set, in Markdown."""
     parts = [f"# {about.title}", "", "## Sources and licences", "", *(f"- {line}" for line in about.sources), ""]

@@ -11,17 +11,17 @@ from typing import Any
 
 import pyarrow as pa
 
-from r1ranker.atomic import atomic_path, flush
-from r1ranker.data.files.card import About, card
-from r1ranker.data.files.manifest import MANIFEST, describe, described, write_manifest
+from r1ranker.atomic import atomic_path, fsync_path
+from r1ranker.data.files.card import DataSetInfo, render_card
+from r1ranker.data.files.manifest import MANIFEST, list_manifest_files, manifest_entry, write_manifest
 from r1ranker.data.files.parquet import RowWriter
 from r1ranker.data.files.statistics import RowStatistics
 from r1ranker.data.files.tally import Tally
 from r1ranker.errors import UserError
 from r1ranker.tasks.catalog import TASKS
-from r1ranker.tasks.own import TASKS_FILE, write_tasks
+from r1ranker.tasks.custom import TASKS_FILE, write_tasks
 
-__all__ = ["About", "DataSetWriter", "command_line"]
+__all__ = ["DataSetInfo", "DataSetWriter", "command_line"]
 
 
 def command_line() -> str:
@@ -37,7 +37,7 @@ class DataSetWriter:
     Files of an earlier data set there that this one does not have are deleted then, so that none is taken for its.
     """
 
-    def __init__(self, directory: Path, about: About, commit: ExitStack | None = None) -> None:
+    def __init__(self, directory: Path, about: DataSetInfo, commit: ExitStack | None = None) -> None:
         self.directory = directory
         self.about = about
         self.tally = Tally()
@@ -52,7 +52,7 @@ class DataSetWriter:
     def __enter__(self) -> DataSetWriter:
         # what is entered first takes its place last: nothing is described before it is there
         self._stack.push(self._delete_old)
-        self._old = [*described(self.directory), TASKS_FILE]
+        self._old = [*list_manifest_files(self.directory), TASKS_FILE]
         self._manifest = self._place(MANIFEST)
         self._readme = self._place("README.md")
         return self
@@ -75,8 +75,8 @@ class DataSetWriter:
         self._new.add(name)
         with RowWriter(temporary, schema) as writer:
             yield writer
-        flush(temporary)
-        self._described[name] = describe(temporary, writer.count)
+        fsync_path(temporary)
+        self._described[name] = manifest_entry(temporary, writer.count)
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         if error is None:
@@ -90,8 +90,8 @@ class DataSetWriter:
             self._stack.__exit__(kind, error, trace)
 
     def _finish(self) -> None:
-        write_manifest(self._described, self._manifest)
-        self._readme.write_text(card(self.about, self.tally, self.statistics, self._described), encoding="utf-8")
+        write_manifest(self._described, self._manifest, self.about.source)
+        self._readme.write_text(render_card(self.about, self.tally, self.statistics, self._described), encoding="utf-8")
         own = [TASKS[name] for name in self.tally.tasks if name in TASKS and TASKS[name].scenario == "own"]
         if own:
             write_tasks(own, self._place(TASKS_FILE))

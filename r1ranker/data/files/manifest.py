@@ -24,17 +24,27 @@ def sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
-def describe(path: Path, rows: int) -> dict[str, Any]:
+def manifest_entry(path: Path, rows: int) -> dict[str, Any]:
     """The manifest's entry of a file."""
     return {"rows": rows, "bytes": path.stat().st_size, "sha256": sha256(path)}
 
 
-def write_manifest(files: dict[str, dict[str, Any]], path: Path) -> None:
-    """Write the entries of files by name."""
-    path.write_text(json.dumps({"files": files}, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+def write_manifest(files: dict[str, dict[str, Any]], path: Path, source: str = "") -> None:
+    """Write the entries of files by name, and the name of the source where it has one."""
+    content: dict[str, Any] = {"files": files} | ({"source": source} if source else {})
+    path.write_text(json.dumps(content, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def verify(path: Path) -> None:
+def source_of(directory: Path) -> str:
+    """The source that a data set's manifest names; empty where it names none, or cannot be read."""
+    try:
+        source = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))["source"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return ""
+    return source if isinstance(source, str) else ""
+
+
+def verify_checksum(path: Path) -> None:
     """Raise UserError where a manifest beside `path`, or in the directory above, describes another file of its name.
 
     A file that no manifest describes is taken as it is.
@@ -46,7 +56,7 @@ def verify(path: Path) -> None:
                 _compare(path, entry, base)
 
 
-def described(directory: Path) -> list[str]:
+def list_manifest_files(directory: Path) -> list[str]:
     """Names of the parquet files in `directory` that its manifest describes; none where there is none that can be read."""
     try:
         names = list(json.loads((directory / MANIFEST).read_text(encoding="utf-8"))["files"])

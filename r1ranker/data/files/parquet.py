@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from r1ranker.atomic import atomic_path
-from r1ranker.data.files.table import read_table
+from r1ranker.data.files.parquet_reader import read_table
 from r1ranker.errors import UserError
 from r1ranker.rewards import MODES
+from r1ranker.tasks.custom import register_tasks_of
 from r1ranker.tasks.example import RankingExample
-from r1ranker.tasks.own import know_tasks_of
 from r1ranker.tasks.parsing import parse_problem
 from r1ranker.tasks.prompts import AnswerFormat, Mode, chat_messages, render_problem, user_problem
 
@@ -60,7 +60,7 @@ _COLUMNS = {
 }
 
 
-def training_row(
+def example_to_row(
     example: RankingExample,
     mode: Mode,
     split: str,
@@ -154,7 +154,7 @@ def fill_file(rows: Iterable[dict[str, Any]], path: Path, schema: pa.Schema | No
 def read_training_rows(paths: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Rows of training parquet, read in batches; raises UserError naming file and row for whatever cannot be trained on."""
     for path in paths:
-        know_tasks_of(Path(path).parent)
+        register_tasks_of(Path(path).parent)
         for number, row in enumerate(read_table(path, _COLUMNS)):
             _check(row, f"{path}: row {number}")
             yield row
@@ -213,9 +213,9 @@ def row_to_example(row: dict[str, Any]) -> RankingExample:
     return replace(example, positive=truth["gt"], grades=tuple(truth.get("grades") or ()))
 
 
-def reworded(row: dict[str, Any], answer_format: AnswerFormat) -> dict[str, Any]:
+def reword_row(row: dict[str, Any], answer_format: AnswerFormat) -> dict[str, Any]:
     """The same row worded for another answer format."""
     extra = row["extra_info"]
-    return training_row(
+    return example_to_row(
         row_to_example(row), row_mode(row), extra.get("split") or "", extra.get("index") or 0, answer_format
     )

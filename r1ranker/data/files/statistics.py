@@ -28,7 +28,7 @@ class TaskStatistics:
         self.sizes[candidates] += 1
         self.places[place] += 1
 
-    def spread(self) -> float:
+    def position_p_value(self) -> float:
         """p of the chi-square test that every place of a pool is as likely to hold the positive; 1 where nothing can be said."""
         from scipy.stats import chisquare
 
@@ -61,7 +61,7 @@ class RowStatistics:
     most_tokens: int = 0
     """the limit that the share of too long prompts refers to"""
 
-    def of(self, task: str) -> TaskStatistics:
+    def for_task(self, task: str) -> TaskStatistics:
         """Those of `task`, new where it had none."""
         if task not in self.tasks:
             self.tasks[task] = TaskStatistics()

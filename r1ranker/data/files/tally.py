@@ -26,7 +26,7 @@ class Tally:
 
     tasks: dict[str, TaskTally] = field(default_factory=dict)
 
-    def of(self, task: str) -> TaskTally:
+    def for_task(self, task: str) -> TaskTally:
         """The counts of `task`, new where it had none."""
         if task not in self.tasks:
             self.tasks[task] = TaskTally()

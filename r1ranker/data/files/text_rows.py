@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from r1ranker.errors import UserError, nearest, note
+from r1ranker.errors import UserError, note, suggest
 
 STDIN = "-"
 """in place of a path"""
@@ -101,7 +101,7 @@ class TextTable:
             reason = "a carriage return without a line feed" if "new-line" in str(error) else error
             raise UserError(f"{self.path}: line {self._last}: not a row of the table ({reason})") from error
 
-    def places(self, names: Sequence[str], like: str) -> list[int]:
+    def column_indices(self, names: Sequence[str], like: str) -> list[int]:
         """Where the columns of these names stand; raises UserError, with `like` as an example of the header wanted."""
         for name in names:
             others = [one for one in _DELIMITERS if one != self._delimiter and one in "".join(self._header)]
@@ -113,7 +113,7 @@ class TextTable:
             if name not in self.columns:
                 found = ", ".join(self.columns[:12])[:200]
                 raise UserError(
-                    f"{self.path}: line 1: no column {name!r}{nearest(name, self.columns)}; found {found!r}; "
+                    f"{self.path}: line 1: no column {name!r}{suggest(name, self.columns)}; found {found!r}; "
                     f"a header such as {like} is wanted"
                 )
             self.once(name)
@@ -143,7 +143,7 @@ class TextTable:
             raise UserError(f"{self.path}: a header and no rows; at least one is wanted")
 
 
-def parsed_json(text: str, where: str) -> Any:
+def parse_json(text: str, where: str) -> Any:
     """The value that a JSON text holds; raises UserError where it is none, or holds half a character."""
     try:
         value = json.loads(text)
@@ -164,7 +164,7 @@ def json_rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
     for number, line in text_lines(path):
         if not line.strip():
             continue
-        row = parsed_json(line, f"{path}: line {number}")
+        row = parse_json(line, f"{path}: line {number}")
         if not isinstance(row, dict):
             raise UserError(f"{path}: line {number}: found {type(row).__name__}; an object is wanted")
         rows += 1
@@ -173,7 +173,7 @@ def json_rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
         raise UserError(f"{path}: no rows; at least one is wanted")
 
 
-def finite(text: str, where: str) -> float:
+def parse_finite(text: str, where: str) -> float:
     """The number in `text`; raises UserError unless it is a finite one."""
     try:
         value = float(text)

@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from r1ranker.data.files.table import read_table
+from r1ranker.data.files.parquet_reader import read_table
 from r1ranker.data.files.tally import Tally
-from r1ranker.data.sources.sourced import SPLITS, Split
-from r1ranker.errors import UserError, at_least
+from r1ranker.data.sources.source_example import SPLITS, Split
+from r1ranker.errors import UserError, check_at_least
 from r1ranker.tasks.answers import normalise
 from r1ranker.tasks.example import RankingExample
 
 SIZES = {"Passage-5": 5, "Passage-7": 7, "Passage-9": 9}
-ROWS = 10_000
-"""iterative rows of a task and split at most: ROWS // (passages - 1) queries"""
+MAX_ROWS = 10_000
+"""iterative rows of a task and split at most: MAX_ROWS // (passages - 1) queries"""
 MOST_CHARACTERS = 2_600
 """of passage text in a row"""
 
@@ -26,13 +26,13 @@ MOST_CHARACTERS = 2_600
 class PassageSettings:
     """Which rows become examples; the published values."""
 
-    rows: int = ROWS
+    rows: int = MAX_ROWS
     characters: int = MOST_CHARACTERS
     seed: int = 42
 
     def __post_init__(self) -> None:
-        at_least("--rows", self.rows, 1)
-        at_least("--characters", self.characters, 1)
+        check_at_least("--rows", self.rows, 1)
+        check_at_least("--characters", self.characters, 1)
 
 
 @dataclass
@@ -57,15 +57,15 @@ def read_passages(
             for row in _rows(path):
                 task = next((name for name, size in SIZES.items() if size == len(row.texts)), None)
                 for name in SIZES:
-                    tally.of(name).read[f"{split} rows"] += 1
-                    tally.of(name).left_out["rows with another number of passages"] += name != task
+                    tally.for_task(name).read[f"{split} rows"] += 1
+                    tally.for_task(name).left_out["rows with another number of passages"] += name != task
                 if task is None:
                     continue
                 reason = _unusable(row, settings)
                 if reason is None and split == "train" and normalise(row.query) in held_out:
                     reason = "training rows whose query is in the test rows"
                 if reason:
-                    tally.of(task).left_out[reason] += 1
+                    tally.for_task(task).left_out[reason] += 1
                     continue
                 if split == "test":
                     held_out.add(normalise(row.query))
@@ -73,7 +73,7 @@ def read_passages(
         for task, rows in usable.items():
             most = settings.rows // (SIZES[task] - 1)
             if len(rows) > most:
-                tally.of(task).left_out[f"{split} rows beyond the {most} drawn"] += len(rows) - most
+                tally.for_task(task).left_out[f"{split} rows beyond the {most} drawn"] += len(rows) - most
                 drawn = set(random.Random(f"{settings.seed} {task} {split}").sample(range(len(rows)), most))
                 rows = [row for place, row in enumerate(rows) if place in drawn]
             for row in rows:

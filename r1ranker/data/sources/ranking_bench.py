@@ -9,12 +9,12 @@ from typing import Any
 
 import pyarrow as pa
 
-from r1ranker.data.files.table import read_table
-from r1ranker.data.sources.sourced import Split
+from r1ranker.data.files.parquet_reader import read_table
+from r1ranker.data.sources.source_example import Split
 from r1ranker.errors import UserError
 from r1ranker.tasks.catalog import get_task
+from r1ranker.tasks.custom import register_tasks_of
 from r1ranker.tasks.example import RankingExample
-from r1ranker.tasks.own import know_tasks_of
 from r1ranker.tasks.parsing import parse_problem
 from r1ranker.tasks.prompts import Mode, render_problem
 
@@ -36,7 +36,7 @@ def bench_schema(graded: bool = False, subjects: bool = False) -> pa.Schema:
     return pa.schema(fields)
 
 
-def bench_row(example: RankingExample, config: Mode) -> dict[str, Any]:
+def example_to_bench_row(example: RankingExample, config: Mode) -> dict[str, Any]:
     """The row of an example in the benchmark's layout."""
     row: dict[str, Any] = {
         "problem": render_problem(example, config),
@@ -62,7 +62,7 @@ def read_ranking_bench(source: str, config: Mode, split: Split) -> Iterator[tupl
                 f"{source}: no such directory; one holding {config}/{split}.parquet, or a hub id, is wanted"
             )
         where = str(Path(source) / config / f"{split}.parquet")
-        know_tasks_of(Path(source))
+        register_tasks_of(Path(source))
         rows: Iterable[dict[str, Any]] = read_table(where, COLUMNS, OPTIONAL)
     else:
         where = f"{source} ({config}, {split})"
@@ -70,12 +70,12 @@ def read_ranking_bench(source: str, config: Mode, split: Split) -> Iterator[tupl
     count = 0
     for number, row in enumerate(rows):
         count += 1
-        yield number, example_of(row, f"{where}: row {number}")
+        yield number, bench_row_to_example(row, f"{where}: row {number}")
     if not count:
         raise UserError(f"{where}: no rows; at least one is wanted")
 
 
-def example_of(row: dict[str, Any], where: str) -> RankingExample:
+def bench_row_to_example(row: dict[str, Any], where: str) -> RankingExample:
     """The validated example of a row of the benchmark's layout."""
     for column in COLUMNS:
         if row.get(column) is None:

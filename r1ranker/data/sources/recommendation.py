@@ -12,16 +12,16 @@ from itertools import pairwise
 import numpy as np
 
 from r1ranker.data.files.tally import TaskTally
-from r1ranker.data.files.text_rows import TextTable, finite
-from r1ranker.data.sources.sourced import Sourced
-from r1ranker.errors import UserError, at_least
+from r1ranker.data.files.text_rows import TextTable, parse_finite
+from r1ranker.data.sources.source_example import SourceExample
+from r1ranker.errors import UserError, check_at_least
 from r1ranker.tasks.answers import normalise
 from r1ranker.tasks.example import RankingExample
 from r1ranker.tasks.text import one_line
 
 LONGEST_TITLE = 200
 """characters; longer ones are fragments of web pages"""
-ATOMIC = {"Rec-Movie": "ml-1m", "Rec-Music": "Amazon_CDs_and_Vinyl", "Rec-Game": "Amazon_Video_Games"}
+RECBOLE_DATA_SETS = {"Rec-Movie": "ml-1m", "Rec-Music": "Amazon_CDs_and_Vinyl", "Rec-Game": "Amazon_Video_Games"}
 """task -> the name of its RecBole data set, where no other is named"""
 
 
@@ -49,7 +49,7 @@ class RecommendationSettings:
             ("--positions", self.positions, 1),
             ("--pools", self.pools, 1),
         ):
-            at_least(name, value, least)
+            check_at_least(name, value, least)
 
     def targets(self, length: int) -> list[int]:
         """Places of the positives in a user's sequence of more than `history` items; the `history` items before each are shown.
@@ -68,14 +68,14 @@ class Interactions:
 
     users: list[str]
     items: list[str]
-    user: np.ndarray
-    item: np.ndarray
-    order: np.ndarray
+    user_codes: np.ndarray
+    item_codes: np.ndarray
+    timestamps: np.ndarray
 
 
 def read_recommendation(
     task: str, inter: str, item: str, settings: RecommendationSettings, tally: TaskTally
-) -> Iterator[Sourced]:
+) -> Iterator[SourceExample]:
     """Examples of the users drawn: `history` items in a row, the next one as positive, others that the user never
     took; one such example at each of `positions` places of the user's sequence, with `pools` - 1 more of other candidates.
 
@@ -85,19 +85,19 @@ def read_recommendation(
     """
     titles = read_titles(item, tally)
     read = read_interactions(inter)
-    tally.read["interactions"] += len(read.user)
+    tally.read["interactions"] += len(read.user_codes)
     form_of = {name: normalise(title) for name, title in titles.items()}
     title_of = {form: titles[name] for name, form in reversed(form_of.items())}
     if len(title_of) < settings.candidates + settings.history:
         raise UserError(f"{item}: {len(title_of)} titles; at least {settings.candidates + settings.history} are wanted")
-    order = np.lexsort((np.arange(len(read.user)), read.order, read.user))
-    bounds = np.flatnonzero(np.diff(read.user[order], prepend=-1, append=-1))
+    order = np.lexsort((np.arange(len(read.user_codes)), read.timestamps, read.user_codes))
+    bounds = np.flatnonzero(np.diff(read.user_codes[order], prepend=-1, append=-1))
     taken: dict[str, list[str]] = {}
     tied: set[str] = set()
     for start, end in pairwise(bounds):
         rows = order[start:end]
-        user = read.users[int(read.user[rows[0]])]
-        forms = [form_of.get(read.items[int(code)]) for code in read.item[rows]]
+        user = read.users[int(read.user_codes[rows[0]])]
+        forms = [form_of.get(read.items[int(code)]) for code in read.item_codes[rows]]
         tally.left_out["interactions with an item that has no title"] += forms.count(None)
         known = [form for form in forms if form is not None]
         first = list(dict.fromkeys(known))
@@ -107,7 +107,7 @@ def read_recommendation(
             tally.left_out[f"users with {settings.history} titles or fewer"] += 1
             continue
         taken[user] = first
-        times = read.order[rows][: settings.targets(len(first))[-1] + 1]
+        times = read.timestamps[rows][: settings.targets(len(first))[-1] + 1]
         if len(set(times.tolist())) < len(times):
             tied.add(user)
     if not taken:
@@ -121,7 +121,7 @@ def read_recommendation(
                 _example(task, user, taken[user], target, catalogue, title_of, settings, number)
                 for number in range(settings.pools)
             )
-            yield Sourced(user, example, more=tuple(more))
+            yield SourceExample(user, example, variants=tuple(more))
 
 
 def _draw(taken: dict[str, list[str]], settings: RecommendationSettings, tally: TaskTally) -> list[str]:
@@ -177,7 +177,7 @@ def _example(
 def read_titles(path: str, tally: TaskTally) -> dict[str, str]:
     """Item -> title: the second column, whatever it is called."""
     table = _atomic(path)
-    (place,) = table.places(["item_id"], "item_id:token<tab>title:token_seq")
+    (place,) = table.column_indices(["item_id"], "item_id:token<tab>title:token_seq")
     if len(table.columns) < 2:
         raise UserError(f"{path}: line 1: one column; item_id and a title are wanted")
     titles: dict[str, str] = {}
@@ -202,7 +202,7 @@ def read_interactions(path: str) -> Interactions:
     """The rows of a .inter file; raises UserError naming file and line."""
     table = _atomic(path)
     like = "user_id:token<tab>item_id:token<tab>rating:float<tab>timestamp:float"
-    user_place, item_place = table.places(["user_id", "item_id"], like)
+    user_place, item_place = table.column_indices(["user_id", "item_id"], like)
     named = [name for name in ("timestamp", "position") if name in table.columns]
     if not named and len(table.columns) < 4:
         raise UserError(f"{path}: line 1: no column 'timestamp'; a header such as {like} is wanted")
@@ -216,7 +216,7 @@ def read_interactions(path: str) -> Interactions:
                 raise UserError(f"{path}: line {line}: {name} is empty; an id is wanted")
         user.append(users.setdefault(row[user_place], len(users)))
         item.append(items.setdefault(row[item_place], len(items)))
-        order.append(finite(row[order_place], f"{path}: line {line}: {table.columns[order_place]}"))
+        order.append(parse_finite(row[order_place], f"{path}: line {line}: {table.columns[order_place]}"))
     return Interactions(list(users), list(items), np.array(user), np.array(item), np.array(order))
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from r1ranker.data.files.tally import Tally
-from r1ranker.data.files.text_rows import TextTable, finite, parsed_json
-from r1ranker.errors import UserError, nearest
+from r1ranker.data.files.text_rows import TextTable, parse_finite, parse_json
+from r1ranker.errors import UserError, suggest
 from r1ranker.tasks.example import RankingExample
-from r1ranker.tasks.text import shown
+from r1ranker.tasks.text import sanitise
 
 OBJECTIVES = {"Router-Performance": (1.0, 0.0), "Router-Balance": (0.5, 0.5), "Router-Cost": (0.2, 0.8)}
 """task -> (a, b) of a * effect - b * cost"""
@@ -21,7 +21,7 @@ LLMS = (
     "LLaMA-3 (70b)", "LLaMA-3-Turbo (8b)", "LLaMA-3-Turbo (70b)", "Llama-3.1-Turbo (70b)", "Qwen-1.5 (72b)",
 )  # fmt: skip
 """the published order of the rows of a query, where there is no column `llm`"""
-LEFT_OUT = ("multi_news",)
+EXCLUDED_TASKS = ("multi_news",)
 """tasks of router_data.csv that the benchmark leaves out"""
 _LIKE = "task_id,query,llm,effect,cost"
 
@@ -51,14 +51,14 @@ def read_routing(
     for one in read_queries(path, tally):
         for name in one.llms:
             if texts and name not in texts:
-                raise UserError(f"{descriptions}: no description of {name!r}{nearest(name, texts)}; found {len(texts)}")
+                raise UserError(f"{descriptions}: no description of {name!r}{suggest(name, texts)}; found {len(texts)}")
         order = list(range(len(one.llms)))
         random.Random(f"{seed} {one.query}").shuffle(order)
         pool = tuple(one.llms[place] for place in order)
         shown = tuple(texts[name] for name in pool) if texts else ()
         for task, weights in OBJECTIVES.items():
             best, tied = best_llm(one, *weights)
-            tally.of(task).noted["queries whose best LLM was a tie"] += tied
+            tally.for_task(task).noted["queries whose best LLM was a tie"] += tied
             example = RankingExample(task, pool, best, query=one.query, texts=shown)
             if merits:
                 grades = merit_grades(one, *weights, path)
@@ -102,7 +102,7 @@ def read_queries(path: str, tally: Tally, dollars: bool = False) -> Iterator[Rou
     names = ["task_id", "query", "effect", "cost"]
     if dollars and "cost_usd" in table.columns:
         names.append("cost_usd")
-    places = table.places(names, _LIKE)
+    places = table.column_indices(names, _LIKE)
     llm_place = table.columns.index("llm") if "llm" in table.columns else None
     block: list[tuple[int, list[str]]] = []
     known: tuple[str, ...] | None = None
@@ -112,11 +112,11 @@ def read_queries(path: str, tally: Tally, dollars: bool = False) -> Iterator[Rou
         nonlocal known
         one = _query(path, block, places, llm_place, known)
         for task in OBJECTIVES:
-            tally.of(task).read["queries"] += 1
+            tally.for_task(task).read["queries"] += 1
         known = known or tuple(sorted(one.llms))
         reason = (
             f"queries of {block[0][1][places[0]]}"
-            if block[0][1][places[0]] in LEFT_OUT
+            if block[0][1][places[0]] in EXCLUDED_TASKS
             else "queries that stand there twice"
             if one.query in seen
             else None
@@ -124,7 +124,7 @@ def read_queries(path: str, tally: Tally, dollars: bool = False) -> Iterator[Rou
         seen.add(one.query)
         if reason:
             for task in OBJECTIVES:
-                tally.of(task).left_out[reason] += 1
+                tally.for_task(task).left_out[reason] += 1
             return None
         return one
 
@@ -137,7 +137,7 @@ def read_queries(path: str, tally: Tally, dollars: bool = False) -> Iterator[Rou
                 yield one
             block = []
         for place in places[2:]:
-            finite(row[place], f"{path}: line {line}: {table.columns[place]}")
+            parse_finite(row[place], f"{path}: line {line}: {table.columns[place]}")
         block.append((line, row))
     if (one := finish()) is not None:
         yield one
@@ -171,7 +171,7 @@ def _query(
                 f"{where}: {len(llms)} rows of one query, other LLMs than before ({', '.join(missing)}); the same "
                 f"{len(known)} are wanted for every query, in rows next to each other"
             )
-        if len({shown(name) for name in llms}) < len(llms):
+        if len({sanitise(name) for name in llms}) < len(llms):
             raise UserError(f"{where}: an LLM stands there twice for one query; each once is wanted")
         if len(llms) < 2:
             raise UserError(
@@ -186,7 +186,7 @@ def read_descriptions(path: str) -> dict[str, str]:
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file; a JSON file of name -> description is wanted")
     try:
-        read = parsed_json(Path(path).read_text(encoding="utf-8-sig"), path)
+        read = parse_json(Path(path).read_text(encoding="utf-8-sig"), path)
     except (ValueError, OSError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from error
     if not isinstance(read, dict) or not read:

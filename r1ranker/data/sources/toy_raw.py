@@ -15,7 +15,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from r1ranker.data.sources.recommendation import ATOMIC
+from r1ranker.data.sources.recommendation import RECBOLE_DATA_SETS
 from r1ranker.data.sources.routing import LLMS
 
 PASSAGES = pa.schema(
@@ -32,7 +32,7 @@ LONGEST_HISTORY = 30
 def write_toy_raw(directory: str, users: int = 40, queries: int = 40, seed: int = 42) -> None:
     """Write atomic files, router_data.csv.gz with llm_descriptions.json, and passage parquet to `directory`."""
     rng = random.Random(f"{seed} raw")
-    for name in ATOMIC.values():
+    for name in RECBOLE_DATA_SETS.values():
         _write_atomic(Path(directory) / "rec", name, users, rng)
     _write_router(Path(directory) / "router", queries, rng)
     _write_passages(Path(directory) / "passage", queries, rng)

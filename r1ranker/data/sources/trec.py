@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from r1ranker.data.files.tally import TaskTally
-from r1ranker.data.files.text_rows import finite, json_rows, text_lines
-from r1ranker.data.sources.sourced import Sourced
+from r1ranker.data.files.text_rows import json_rows, parse_finite, text_lines
+from r1ranker.data.sources.source_example import SourceExample
 from r1ranker.errors import UserError
 from r1ranker.tasks.answers import normalise
 from r1ranker.tasks.example import HIGHEST_GRADE, RankingExample
@@ -30,7 +30,7 @@ class TrecFiles:
 
 def read_trec(
     files: TrecFiles, task: str, candidates: int, shuffle: bool, seed: int, tally: TaskTally
-) -> Iterator[Sourced]:
+) -> Iterator[SourceExample]:
     """An example a query: the first `candidates` documents of the run, named 'passage 0', ..., graded by the qrels.
 
     Queries without a judged relevant document among them are left out. Raises UserError naming file and line.
@@ -64,7 +64,7 @@ def read_trec(
             random.Random(f"{seed} {query}").shuffle(order)
         names = tuple(f"passage {place}" for place in range(len(pool)))
         graded = tuple(relevance[place] for place in order)
-        yield Sourced(
+        yield SourceExample(
             queries[query],
             RankingExample(
                 task,
@@ -149,7 +149,7 @@ def _run(path: str) -> dict[str, list[str]]:
         documents = scored.setdefault(fields[0], {})
         if fields[2] in documents:
             raise UserError(f"{path}: line {number}: document {fields[2]!r} stands there twice for query {fields[0]!r}")
-        documents[fields[2]] = finite(fields[4], f"{path}: line {number}: score")
+        documents[fields[2]] = parse_finite(fields[4], f"{path}: line {number}: score")
     return {query: sorted(documents, key=lambda name: -documents[name]) for query, documents in scored.items()}
 
 
@@ -159,7 +159,7 @@ def _qrels(path: str) -> dict[str, dict[str, float]]:
         fields = line.split()
         if len(fields) != 4:
             raise UserError(f"{path}: line {number}: found {len(fields)} fields; query 0 document grade are wanted")
-        grade = finite(fields[3], f"{path}: line {number}: grade")
+        grade = parse_finite(fields[3], f"{path}: line {number}: grade")
         if grade > HIGHEST_GRADE:
             raise UserError(f"{path}: line {number}: grade: found {grade:g}; at most {HIGHEST_GRADE} is wanted")
         if grades.setdefault(fields[0], {}).setdefault(fields[2], grade) != grade:

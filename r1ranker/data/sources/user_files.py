@@ -7,15 +7,15 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from r1ranker.data.files.table import read_table
+from r1ranker.data.files.parquet_reader import read_table
 from r1ranker.data.files.tally import Tally
-from r1ranker.data.files.text_rows import STDIN, TextTable, json_rows, parsed_json
-from r1ranker.data.sources.sourced import Sourced, Split
-from r1ranker.errors import UserError, nearest, note
+from r1ranker.data.files.text_rows import STDIN, TextTable, json_rows, parse_json
+from r1ranker.data.sources.source_example import SourceExample, Split
+from r1ranker.errors import UserError, note, suggest
 from r1ranker.tasks.catalog import TASKS
+from r1ranker.tasks.custom import default_task, ensure_registered, render_request, template_variables
 from r1ranker.tasks.example import HIGHEST_GRADE, RankingExample
-from r1ranker.tasks.own import default_task, know, request_uses, word_request
-from r1ranker.tasks.text import shown
+from r1ranker.tasks.text import sanitise
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".jsonl.gz", ".csv.gz", ".tsv.gz")
 COLUMNS = ("task", "id", "split", "query", "history", "candidates", "texts", "positive", "labels")
@@ -24,7 +24,7 @@ OWN = "Own"
 """name of the task of rows that name none"""
 
 
-def read_user_file(path: str, task: str | None, shuffle: bool, seed: int, tally: Tally) -> Iterator[Sourced]:
+def read_user_file(path: str, task: str | None, shuffle: bool, seed: int, tally: Tally) -> Iterator[SourceExample]:
     """The examples of a file; rows without a column `task` are of `task`.
 
     Each row has `query` (a text) or `history` (a list of texts), `candidates` (a list of names), and `positive` (one of
@@ -36,7 +36,7 @@ def read_user_file(path: str, task: str | None, shuffle: bool, seed: int, tally:
     for number, (where, row) in enumerate(_rows(path)):
         name, query, history = _request(row, task, where)
         found.add(name)
-        counts = tally.of(name)
+        counts = tally.for_task(name)
         counts.read["rows"] += 1
         example = _example(row, name, query, history, where)
         if example is None:
@@ -51,7 +51,7 @@ def read_user_file(path: str, task: str | None, shuffle: bool, seed: int, tally:
             pool = list(example.candidates)
             random.Random(f"{seed} {number}").shuffle(pool)
             example = example.with_pool(tuple(pool))
-        yield Sourced(_key(row, query, history, where), example, _split(row, where))
+        yield SourceExample(_key(row, query, history, where), example, _split(row, where))
     if task is not None and task not in found:
         raise UserError(
             f"{path}: no row is of the task {task!r} that was named; its rows name {', '.join(sorted(found))}"
@@ -76,9 +76,9 @@ def _request(row: Mapping[str, Any], task: str | None, where: str) -> tuple[str,
     name = _text(row, "task", where) or task or OWN
     history = _texts(row, "history", where)
     query = _text(row, "query", where)
-    if not all(map(shown, history)):
+    if not all(map(sanitise, history)):
         raise UserError(f"{where}: history holds a blank text")
-    if bool(history) == bool(shown(query)):
+    if bool(history) == bool(sanitise(query)):
         raise UserError(
             f"{where}: found {'both' if history else 'neither'} of query and history; one of them is wanted"
         )
@@ -89,12 +89,12 @@ def _request(row: Mapping[str, Any], task: str | None, where: str) -> tuple[str,
 def _check_words(name: str, query: str, history: tuple[str, ...], where: str) -> None:
     """Have the task known, and see that its words say what the row holds."""
     if name not in TASKS:
-        know(default_task(name, bool(history), where))
+        ensure_registered(default_task(name, bool(history), where))
     task = TASKS[name]
     kind = "history" if history else "query"
     if task.scenario == "own":
-        fitting = kind in request_uses(task.request)
-        word_request(task.request, query, history, where)
+        fitting = kind in template_variables(task.request)
+        render_request(task.request, query, history, where)
     else:
         fitting = kind == ("history" if task.scenario == "recommendation" else "query")
     if not fitting:
@@ -194,7 +194,7 @@ def _rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
             yield f"{path}: row {number}", row
     elif plain.endswith((".csv", ".tsv")):
         table = TextTable(path, "," if plain.endswith(".csv") else "\t", quoted=True)
-        table.places(["candidates"], "query,candidates,positive")
+        table.column_indices(["candidates"], "query,candidates,positive")
         for name in COLUMNS:
             table.once(name)
         _check_keys(table.columns, f"{path}: line 1")
@@ -214,15 +214,15 @@ def _check_keys(keys: Iterable[str], where: str) -> None:
     """Candidates have to be there; a key that is nearly an optional one is pointed out."""
     keys = set(keys)
     if "candidates" not in keys:
-        raise UserError(f"{where}: no key 'candidates'{nearest('candidates', keys)}; a list of names is wanted")
+        raise UserError(f"{where}: no key 'candidates'{suggest('candidates', keys)}; a list of names is wanted")
     for key in keys - set(COLUMNS):
-        if like := nearest(key, set(COLUMNS) - keys, 0.8):
+        if like := suggest(key, set(COLUMNS) - keys, 0.8):
             note(f"{where}: {key!r} is not used{like}")
 
 
 def _list(text: str, key: str, where: str) -> list[Any]:
     if text.lstrip().startswith('["') or (text.lstrip().startswith("[") and text.rstrip().endswith("]")):
-        value = parsed_json(text, f"{where}: {key}")
+        value = parse_json(text, f"{where}: {key}")
         return value if isinstance(value, list) else [value]
     parts = [part.strip() for part in text.split("|")]
     if key != "labels":

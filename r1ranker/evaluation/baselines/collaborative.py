@@ -12,12 +12,12 @@ import numpy as np
 from r1ranker.data.files.tally import TaskTally
 from r1ranker.data.sources.recommendation import read_interactions, read_titles
 from r1ranker.errors import UserError
-from r1ranker.evaluation.baselines.scored import ScoredOrder
+from r1ranker.evaluation.baselines.scoring import ScoringBaseline
 from r1ranker.evaluation.baselines.sequences import Items, item_of
 from r1ranker.tasks.example import RankingExample
 
 
-class Popularity(ScoredOrder):
+class Popularity(ScoringBaseline):
     """Candidates by how often they were taken."""
 
     def __init__(self, taken: Mapping[str, int], name: str = "popularity") -> None:
@@ -27,7 +27,7 @@ class Popularity(ScoredOrder):
 
     @classmethod
     def of_sequences(cls, sequences: Sequence[Items]) -> Popularity:
-        """By the number of users of training rows (see `sequences_of`) who took an item."""
+        """By the number of users of training rows (see `reconstruct_sequences`) who took an item."""
         return cls(Counter(item for items in sequences for item in items))
 
     @classmethod
@@ -44,12 +44,12 @@ class Popularity(ScoredOrder):
         form_of = [item_of(titles[name]) if name in titles else None for name in read.items]
         shown = {tuple(map(item_of, example.history)) for example in test}
         lengths = {len(history) for history in shown}
-        order = np.lexsort((np.arange(len(read.user)), read.order, read.user))
-        bounds = np.flatnonzero(np.diff(read.user[order], prepend=-1, append=-1))
+        order = np.lexsort((np.arange(len(read.user_codes)), read.timestamps, read.user_codes))
+        bounds = np.flatnonzero(np.diff(read.user_codes[order], prepend=-1, append=-1))
         taken: Counter[str] = Counter()
         found = set()
         for start, end in pairwise(bounds):
-            forms = [form for form in (form_of[code] for code in read.item[order[start:end]]) if form is not None]
+            forms = [form for form in (form_of[code] for code in read.item_codes[order[start:end]]) if form is not None]
             first = list(dict.fromkeys(forms))  # a reader may have left out what a user took again
             ends = []
             for one, length in ((one, length) for one in (forms, first) for length in lengths):
@@ -71,13 +71,13 @@ class Popularity(ScoredOrder):
         return [float(self._taken.get(item_of(name), 0)) for name in example.candidates]
 
 
-class CoOccurrence(ScoredOrder):
+class CoOccurrence(ScoringBaseline):
     """Candidates by how many users of training rows took both them and an item of the history, summed over the history."""
 
     name = "co-occurrence"
 
     def __init__(self, sequences: Sequence[Items]) -> None:
-        """`sequences`: of the training rows, see `sequences_of`."""
+        """`sequences`: of the training rows, see `reconstruct_sequences`."""
         self._users: dict[str, set[int]] = {}
         for user, items in enumerate(sequences):
             for item in items:
@@ -93,7 +93,7 @@ class CoOccurrence(ScoredOrder):
         ]
 
 
-class BPR(ScoredOrder):
+class BPR(ScoringBaseline):
     """Matrix factorisation by Bayesian personalised ranking (Rendle et al., 2009) through implicit.
 
     A user of a test row was not there in training: its vector is the mean of the factors of its history's items, those
@@ -103,7 +103,7 @@ class BPR(ScoredOrder):
     name = "BPR"
 
     def __init__(self, sequences: Sequence[Items], factors: int = 16, iterations: int = 100, seed: int = 0) -> None:
-        """`sequences`: of the training rows, see `sequences_of`."""
+        """`sequences`: of the training rows, see `reconstruct_sequences`."""
         from implicit.cpu.bpr import BayesianPersonalizedRanking
         from scipy.sparse import csr_matrix
 

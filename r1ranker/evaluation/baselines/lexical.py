@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from r1ranker.evaluation.baselines.scored import ScoredOrder
+from r1ranker.evaluation.baselines.scoring import ScoringBaseline
 from r1ranker.tasks.example import RankingExample
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def documents_of(example: RankingExample) -> Sequence[str]:
     return example.texts or example.candidates
 
 
-class BM25(ScoredOrder):
+class BM25(ScoringBaseline):
     """BM25 (Robertson and Zaragoza, 2009) through bm25s; the pool is the collection, so there is nothing to fit.
 
     Sum over the words t of the query, as often as they stand there, of
@@ -70,7 +70,7 @@ class TfIdf:
         return self._weigh.transform(self._count.transform(texts))
 
 
-class TfIdfCosine(ScoredOrder):
+class TfIdfCosine(ScoringBaseline):
     """Cosine of TF-IDF vectors, with the document frequencies of the candidates' texts in training, each text once."""
 
     name = "TF-IDF"

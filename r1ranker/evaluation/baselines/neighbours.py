@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from r1ranker.evaluation.baselines.lexical import TfIdf, query_of
-from r1ranker.evaluation.baselines.scored import DECIMALS, ScoredOrder
+from r1ranker.evaluation.baselines.scoring import DECIMALS, ScoringBaseline
 from r1ranker.tasks.example import RankingExample
 
 
-class NearestQueries(ScoredOrder):
+class NearestQueries(ScoringBaseline):
     """k-nearest-neighbour router: the mean grade of each LLM over the k training queries with the highest TF-IDF cosine.
 
     Without grades that is how often it was the positive among them. Queries as near as the k-th share the places that

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 import torch
 
 from r1ranker.errors import UserError
-from r1ranker.evaluation.baselines.scored import ScoredOrder
+from r1ranker.evaluation.baselines.scoring import ScoringBaseline
 from r1ranker.evaluation.baselines.sequences import Items, item_of
 from r1ranker.tasks.example import RankingExample
 
@@ -22,7 +22,7 @@ def is_installed() -> bool:
     return find_spec("cornac") is not None
 
 
-class SASRec(ScoredOrder):
+class SASRec(ScoringBaseline):
     """Self-attention over the history's items, trained to tell each next item of the sequences from sampled others.
 
     Others are drawn uniformly over the items of training, as pools are, so that scores keep what popularity tells. An item
@@ -42,7 +42,7 @@ class SASRec(ScoredOrder):
         steps: int = 1500,
         seed: int = 0,
     ) -> None:
-        """`sequences`: of the training rows, see `sequences_of`; `history`: the most items that are looked back at;
+        """`sequences`: of the training rows, see `reconstruct_sequences`; `history`: the most items that are looked back at;
         `steps`: updates at least, each from BATCH next items, in whole epochs.
 
         Raises UserError where cornac is not installed.

@@ -25,7 +25,7 @@ def items_of(example: RankingExample) -> Items:
     return tuple(dict.fromkeys(map(item_of, (*example.history, example.positive))))
 
 
-def sequences_of(training: Sequence[RankingExample]) -> list[Items]:
+def reconstruct_sequences(training: Sequence[RankingExample]) -> list[Items]:
     """The users' sequences, as far as the rows show them.
 
     Where a row ends as another one begins, in LEAST_IN_COMMON items or more, the two are joined, the longest overlaps

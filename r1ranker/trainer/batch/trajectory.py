@@ -160,7 +160,7 @@ def pack(trajectories: Sequence[Trajectory], share_prompts: bool = True, forced_
     return MicroBatch(
         input_ids=torch.tensor([tokens]),
         position_ids=torch.from_numpy(np.concatenate(positions))[None],
-        layout=RowLayout.of(lengths, prefixes),
+        layout=RowLayout.from_lengths(lengths, prefixes),
         predicting=torch.from_numpy(np.concatenate(predicting)),
         targets=torch.tensor([token for one in trajectories for token in one.response_ids], dtype=torch.long),
         constrained=constrained,
@@ -185,7 +185,7 @@ def _filler() -> MicroBatch:
     return MicroBatch(
         input_ids=torch.zeros(1, 1, dtype=torch.long),
         position_ids=torch.zeros(1, 1, dtype=torch.long),
-        layout=RowLayout.of([1]),
+        layout=RowLayout.from_lengths([1]),
         predicting=empty,
         targets=empty,
         constrained=constrained,

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
-from r1ranker.atomic import flush
-from r1ranker.device import beside_queued_work
+from r1ranker.atomic import fsync_path
+from r1ranker.device import side_stream
 from r1ranker.errors import UserError
-from r1ranker.model.fsdp import local_rows
+from r1ranker.model.fsdp import local_shard
 from r1ranker.trainer.checkpoint.random_state import get_random_states, set_random_states
 from r1ranker.trainer.checkpoint.state import describe_file
 from r1ranker.trainer.learners.optimisation import Optimisation
@@ -64,7 +64,7 @@ class PartWriter:
         self._failure: str | None = f"{self._directory.parent}: the writing thread broke off"
         self._files: dict[str, dict[str, Any]] = {}
         self._written = {role: Event() for role in learners}
-        self._beside = beside_queued_work(one.tensor.device for rows in self._rows.values() for one in rows)
+        self._beside = side_stream(one.tensor.device for rows in self._rows.values() for one in rows)
         self._thread = Thread(target=self._write, name="state")
         self._thread.start()
         for role, (_, optimisation) in learners.items():
@@ -88,11 +88,11 @@ class PartWriter:
                     for number, piece in enumerate(_pieces(self._rows.pop(role), PIECE_BYTES)):
                         name = f"rank_{self._rank:05d}_{role}_{number:05d}.safetensors"
                         save_file(copies.of(piece), self._directory / name)
-                        flush(self._directory / name)
+                        fsync_path(self._directory / name)
                         files[name] = {one.name: (one.first, one.end) for one in piece}
                     self._written[role].set()
             about.write_text(json.dumps(self._about | {"files": files}), encoding="utf-8")
-            flush(about)
+            fsync_path(about)
             # a checksum takes as long as writing, and needs the weights no more
             self._files = {name: describe_file(self._directory / name) for name in (*files, about.name)}
             self._failure = None
@@ -135,7 +135,7 @@ def _held_rows(role: str, module: nn.Module, optimisation: Optimisation) -> Iter
             f"{role}/{kind}/{name}": state[kind] for kind in MOMENTS if kind in state
         }
         for full_name, tensor in named.items():
-            local, first = local_rows(tensor)
+            local, first = local_shard(tensor)
             if len(local):
                 yield _Rows(full_name, local.detach(), first)
 
@@ -228,7 +228,7 @@ def _parts(directory: str) -> list[dict[str, Any]]:
 @torch.no_grad()
 def _fill(directory: str, parts: Sequence[Mapping[str, Any]], wanted: Mapping[str, Tensor]) -> None:
     """Copy this process's rows of each tensor from the files that hold them, one file open at a time."""
-    own = {name: local_rows(tensor) for name, tensor in wanted.items()}
+    own = {name: local_shard(tensor) for name, tensor in wanted.items()}
     missing = {name: len(local) for name, (local, _) in own.items()}
     for file, held in (item for part in parts for item in part["files"].items()):
         overlaps = {}

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from r1ranker.atomic import flush, flush_directory
+from r1ranker.atomic import fsync_directory, fsync_path
 from r1ranker.data.files.manifest import sha256
 from r1ranker.errors import UserError
 
@@ -110,16 +110,16 @@ def begin_state(states: Path, step: int, driver: Mapping[str, Any]) -> Path:
 
 def publish_state(directory: Path, files: Mapping[str, Any]) -> Path:
     """Put a state in its place, given the entries of the processes' files. Raises OSError."""
-    flush(directory / DRIVER)
+    fsync_path(directory / DRIVER)
     manifest = {"format": FORMAT, "files": {**files, DRIVER: describe_file(directory / DRIVER)}}
     (directory / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    flush(directory / MANIFEST)
-    flush_directory(directory)
+    fsync_path(directory / MANIFEST)
+    fsync_directory(directory)
     target = directory.parent / directory.name.removeprefix(".").removesuffix(_WRITING)
     if target.exists():  # one that was found damaged
         shutil.rmtree(target)
     os.replace(directory, target)
-    flush_directory(directory.parent)
+    fsync_directory(directory.parent)
     return target
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from r1ranker.device import DTYPES
-from r1ranker.errors import UserError, nearest
+from r1ranker.errors import UserError, suggest
 from r1ranker.rollout.start import ENGINES
 from r1ranker.trainer.config.batch_checks import check_batch_sizes, fit_mini_batches
 from r1ranker.trainer.config.schema import (
@@ -305,7 +305,7 @@ def samples_per_step(config: Config) -> int:
 
 def _one_of(key: str, value: str, known: Sequence[str]) -> None:
     if value not in known:
-        raise UserError(f"{key}: found {value!r}{nearest(value, known)}; one of {', '.join(known)} is wanted")
+        raise UserError(f"{key}: found {value!r}{suggest(value, known)}; one of {', '.join(known)} is wanted")
 
 
 def list_files(value: Any, key: str) -> list[str]:

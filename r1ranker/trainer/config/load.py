@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from r1ranker.errors import UserError, nearest
+from r1ranker.errors import UserError, suggest
 from r1ranker.trainer.config.checks import check_config
 from r1ranker.trainer.config.schema import Config
 
@@ -31,7 +31,7 @@ def load_config(name: str, overrides: Sequence[str] = (), config_path: str | Non
     if not (directory / f"{name}.yaml").is_file():
         found = sorted(path.stem for path in directory.glob("*.yaml"))
         raise UserError(
-            f"{directory}/{name}.yaml: no such config{nearest(name, found)}; there are {', '.join(found) or 'none'}"
+            f"{directory}/{name}.yaml: no such config{suggest(name, found)}; there are {', '.join(found) or 'none'}"
         )
     schema = OmegaConf.structured(Config)
     known = set(_keys(schema))
@@ -60,7 +60,7 @@ def to_config(values: DictConfig, where: str) -> Config:
     known = set(_keys(OmegaConf.structured(Config)))
     for key in _keys(values):
         if key not in known and not _is_free(key):
-            raise UserError(f"{where}: unknown key {key!r}{nearest(key, known)}")
+            raise UserError(f"{where}: unknown key {key!r}{suggest(key, known)}")
     merged = OmegaConf.structured(Config)
     for key in _leaves(values):
         try:
@@ -88,7 +88,7 @@ def _checked(override: str, known: set[str]) -> str:
     if not equals:
         raise UserError(f"override {override!r}: found no '='; key=value is wanted")
     if key not in known and not _is_free(key):
-        raise UserError(f"override {override!r}: unknown key {key!r}{nearest(key, known)}")
+        raise UserError(f"override {override!r}: unknown key {key!r}{suggest(key, known)}")
     return entry
 
 

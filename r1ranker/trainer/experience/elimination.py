@@ -14,7 +14,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from r1ranker.data.files.parquet import row_to_example
-from r1ranker.data.prompts import Prompt
+from r1ranker.data.prompt_store import Prompt
 from r1ranker.data.tokenise import encode_chats
 from r1ranker.rollout.engine import Completion, SamplingParams
 from r1ranker.tasks.answers import parse_answer
@@ -123,6 +123,6 @@ def count_votes(prompt: Prompt, texts: Sequence[str]) -> list[int]:
     votes: Counter[int] = Counter()
     for text, count in Counter(texts).items():
         answer = parse_answer(text, names, prompt.mode, prompt.answer_format)
-        if answer.usable(prompt.mode, len(names)):
+        if answer.is_valid(prompt.mode, len(names)):
             votes[answer.named[0]] += count
     return sorted(votes, key=lambda candidate: (votes[candidate], candidate), reverse=True)

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from r1ranker.data.prompts import Prompt
+from r1ranker.data.prompt_store import Prompt
 from r1ranker.errors import RunError, UserError
 from r1ranker.rollout.constraint import PoolConstraint, build_constraint
 from r1ranker.rollout.engine import Completion
@@ -65,12 +65,12 @@ def _check_constraint(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> Poo
 def _enumerate_paths(constraint: PoolConstraint, prompt: Prompt, group: int) -> list[Trajectory]:
     # what may follow each beginning; as ConstraintState has it, where one answer alone goes on no place is a choice any more
     following: dict[tuple[int, ...], list[int]] = {}
-    for ids in constraint.last:
+    for ids in constraint.final_ids:
         for depth, token in enumerate(ids):
             following.setdefault(ids[:depth], []).append(token)
     choices = {begun: sorted(set(tokens)) for begun, tokens in following.items() if len(tokens) > 1}
     answers = []
-    for ids in constraint.last:
+    for ids in constraint.final_ids:
         allowed = [choices.get(ids[:depth], [token]) for depth, token in enumerate(ids)]
         nothing = np.zeros(len(ids))
         answers.append(Trajectory(prompt.token_ids, list(ids), nothing, "stop", group, allowed=allowed))

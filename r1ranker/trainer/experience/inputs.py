@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from transformers import PreTrainedTokenizerBase
 
 from r1ranker.data.loader import load_prompts
-from r1ranker.data.prompts import Prompt
+from r1ranker.data.prompt_store import Prompt
 from r1ranker.errors import UserError
 from r1ranker.pretrained import load_tokenizer
 from r1ranker.trainer.config.checks import list_files

@@ -8,7 +8,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from r1ranker.data.loader import PromptLoader
-from r1ranker.data.prompts import Prompt
+from r1ranker.data.prompt_store import Prompt
 from r1ranker.rollout.engine import Completion, Request, SamplingParams
 from r1ranker.trainer.config.schema import Config
 from r1ranker.trainer.experience.collect import SampledBatch, build_requests, replay_completions
@@ -53,7 +53,7 @@ class Sampler:
         params = SamplingParams(
             n=rollout.n, temperature=rollout.temperature, max_tokens=self.config.data.max_response_length
         )
-        self._before_ahead = self.loader.state()
+        self._before_ahead = self.loader.state_dict()
         prompts, spent = self.loader.next(), 0
         if rollout.eliminate_to is not None:
             with timed(timing, "eliminate"):
@@ -89,12 +89,12 @@ class Sampler:
     def state(self) -> dict[str, Any]:
         """Where the loader stands, and the batch ahead, as JSON takes them."""
         if self._ahead is None:
-            return {"loader": self.loader.state(), "ahead": None}
+            return {"loader": self.loader.state_dict(), "ahead": None}
         return {"loader": self._before_ahead, "ahead": self._ahead.state()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Go on from where `state` was taken; raises UserError where other rows would be dealt."""
-        self.loader.restore(state["loader"])
+        self.loader.load_state_dict(state["loader"])
         ahead = state["ahead"]
         if ahead is not None:
             self._before_ahead = state["loader"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from r1ranker.data.prompts import Prompt
+from r1ranker.data.prompt_store import Prompt
 from r1ranker.rollout.engine import SamplingParams
 from r1ranker.trainer.experience.collect import build_requests
 from r1ranker.trainer.experience.sampler import Sampler

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from r1ranker.model.execution import Execution
+from r1ranker.model.execution import ExecutionOptions
 from r1ranker.model.fsdp import reshard
 from r1ranker.model.value import ValueModel
 from r1ranker.trainer.algorithm.losses import value_loss
@@ -21,7 +21,7 @@ from r1ranker.trainer.learners.policy import Bins, split_tokens
 class Critic:
     """A sharded value model over packed rows."""
 
-    def __init__(self, path: str, device: torch.device, clip_range: float, execution: Execution) -> None:
+    def __init__(self, path: str, device: torch.device, clip_range: float, execution: ExecutionOptions) -> None:
         self.device = device
         self._clip_range = clip_range
         self._execution = execution

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from r1ranker.model.execution import Execution
+from r1ranker.model.execution import ExecutionOptions
 from r1ranker.model.fsdp import reshard
 from r1ranker.model.policy_model import PolicyModel
 from r1ranker.trainer.algorithm.kl import kl_estimate
@@ -71,7 +71,7 @@ class PolicyLoss:
 class Policy:
     """A sharded causal language model over packed rows."""
 
-    def __init__(self, path: str, device: torch.device, temperature: float, execution: Execution) -> None:
+    def __init__(self, path: str, device: torch.device, temperature: float, execution: ExecutionOptions) -> None:
         self.device = device
         self._temperature = temperature
         self._execution = execution
@@ -83,7 +83,7 @@ class Policy:
         return pack(trajectories, self._execution.share_prompts, forced_ends=False).to(self.device)
 
     def forward(
-        self, batch: MicroBatch, with_entropy: bool, entropy_learns: bool = False
+        self, batch: MicroBatch, with_entropy: bool, entropy_requires_grad: bool = False
     ) -> tuple[Tensor, Tensor | None]:
         """Log-probabilities [R] and entropies [R] of the sampled tokens of a micro-batch on this device."""
         logprobs, entropy = self.module(
@@ -93,7 +93,7 @@ class Policy:
             batch.allowed,
             self._temperature,
             with_entropy,
-            entropy_learns,
+            entropy_requires_grad,
             **batch.model_inputs(),
         )
         return logprobs, entropy
@@ -113,7 +113,7 @@ class Policy:
         totals = {"loss": 0.0}
         for trajectories in bins:
             batch = self.pack(trajectories)
-            logprobs, entropy = self.forward(batch, with_entropy=True, entropy_learns=loss.entropy_coeff != 0)
+            logprobs, entropy = self.forward(batch, with_entropy=True, entropy_requires_grad=loss.entropy_coeff != 0)
             value, sums = loss(batch, logprobs, entropy)
             # FSDP averages gradients over processes; the shares in the loss are already global
             (value * self._execution.world_size).backward()

@@ -11,7 +11,7 @@ import numpy as np
 from r1ranker.data.files.text_rows import json_rows
 from r1ranker.device import pick_device
 from r1ranker.errors import UserError
-from r1ranker.model.execution import Execution
+from r1ranker.model.execution import ExecutionOptions
 from r1ranker.trainer.algorithm.losses import ClipRange
 from r1ranker.trainer.batch.trajectory import COLUMNS, Trajectory
 from r1ranker.trainer.config.schema import TrainerConfig
@@ -37,7 +37,7 @@ def replay(file: str, model: str) -> Iterator[str]:
         ) from error
     device = pick_device()
     join_process_group(None, 0, 1, device, TrainerConfig().timeout)
-    policy = Policy(model, device, temperature, Execution())
+    policy = Policy(model, device, temperature, ExecutionOptions())
     vocabulary = policy.language_model.config.get_text_config().vocab_size
     wrong = 0
     yield f"{file}: {rows[0][1]['what']} in step {rows[0][1]['step']}; {len(samples)} samples, computed anew with {model}"

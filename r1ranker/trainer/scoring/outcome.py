@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import TYPE_CHECKING, Any
 
-from r1ranker.data.prompts import Prompt
+from r1ranker.data.prompt_store import Prompt
 from r1ranker.errors import Terminated, UserError
-from r1ranker.rewards.base import get_reward
+from r1ranker.rewards.registry import get_reward
 from r1ranker.tasks.text import one_line
 from r1ranker.trainer.config.schema import RewardFunctionConfig
 

@@ -6,7 +6,7 @@ import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 
-from r1ranker.data.prompts import Prompt
+from r1ranker.data.prompt_store import Prompt
 from r1ranker.trainer.config.schema import RewardFunctionConfig
 from r1ranker.trainer.scoring.outcome import Outcome, find_definition, load_reward, score_response
 from r1ranker.trainer.scoring.process import RewardProcess

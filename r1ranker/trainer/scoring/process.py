@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from multiprocessing import connection, get_context, parent_process
 from types import FrameType
 
-from r1ranker.data.prompts import Prompt
+from r1ranker.data.prompt_store import Prompt
 from r1ranker.errors import RunError, UserError
 from r1ranker.trainer.config.schema import RewardFunctionConfig
 from r1ranker.trainer.scoring.outcome import (

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import torch.distributed as dist
 
-from r1ranker.errors import LostWorker, RunError, UserError
+from r1ranker.errors import RunError, UserError, WorkerLostError
 from r1ranker.trainer.config.schema import Config
 from r1ranker.trainer.workers.process import Process, RolloutProcess
 from r1ranker.trainer.workers.worker import Worker
@@ -166,14 +166,14 @@ class RayWorkers:
             except self._ray.exceptions.RayError:
                 continue
 
-    def _unanswered(self, method: str, ranks: Sequence[int]) -> LostWorker:
+    def _unanswered(self, method: str, ranks: Sequence[int]) -> WorkerLostError:
         numbers = ", ".join(map(str, sorted(ranks)))
         limit = "" if self._patience < self._timeout else "trainer.timeout = "
-        return LostWorker(f"{method}: no answer from process {numbers} within {limit}{self._patience:g} seconds")
+        return WorkerLostError(f"{method}: no answer from process {numbers} within {limit}{self._patience:g} seconds")
 
     @contextmanager
     def _said(self, method: str) -> Iterator[None]:
-        """A process's own UserError or RunError is raised as such; its death, or a collective that broke off, as LostWorker."""
+        """A process's own UserError or RunError is raised as such; its death, or a collective that broke off, as WorkerLostError."""
         try:
             yield
         except self._ray.exceptions.RayTaskError as error:
@@ -181,16 +181,16 @@ class RayWorkers:
                 self._patience = min(self._timeout, AFTER_FAILURE)  # others may wait for it in a collective
                 raise type(error.cause)(str(error.cause)) from None
             if isinstance(error.cause, self._ray.exceptions.RayError) or is_lost(error.cause):
-                raise LostWorker(
+                raise WorkerLostError(
                     f"{method}: a collective of the processes broke off ({_first_line(error.cause)})"
                 ) from None
             raise
         except self._ray.exceptions.RayActorError as error:
-            raise LostWorker(f"a process of the run died in {method} ({_first_line(error)})") from None
+            raise WorkerLostError(f"a process of the run died in {method} ({_first_line(error)})") from None
         except self._ray.exceptions.OutOfMemoryError as error:
             raise RunError(f"{method}: {_out_of_memory(error)}") from None  # begun again, it would need as much
         except self._ray.exceptions.RayError as error:  # its node, or what it owned
-            raise LostWorker(f"{method}: {_first_line(error)}") from None
+            raise WorkerLostError(f"{method}: {_first_line(error)}") from None
 
     def close(self) -> None:
         """End the processes and give their places back."""

@@ -12,9 +12,9 @@ import numpy as np
 from r1ranker.atomic import atomic_path
 from r1ranker.device import compute_dtype, peak_memory_gib
 from r1ranker.model.buckets import fill_buckets
-from r1ranker.model.execution import Execution
+from r1ranker.model.execution import ExecutionOptions
 from r1ranker.model.export import write_model
-from r1ranker.model.fsdp import full_parameters, full_tensor
+from r1ranker.model.fsdp import full_tensor, gather_parameters
 from r1ranker.pretrained import load_tokenizer
 from r1ranker.trainer.checkpoint.export import write_ranker_settings
 from r1ranker.trainer.checkpoint.shards import Learner, PartWriter, read_part, restore_random_state
@@ -39,7 +39,7 @@ class Worker(Process):
         self.tokenizer = load_tokenizer(path)
         actor = config.actor_rollout_ref.actor
         self.dtype = compute_dtype(self.device, model.dtype)
-        execution = Execution(
+        execution = ExecutionOptions(
             world,
             _offload(actor.fsdp_config),
             model.enable_gradient_checkpointing,
@@ -127,14 +127,14 @@ class Worker(Process):
 
     def sync_weights(self) -> None:
         """Bring the policy's weights into this process's engine, gathered one parameter at a time. Collective."""
-        self.wake().load_weights(full_parameters(self.policy.language_model, self.device, self.dtype))
+        self.wake().load_weights(gather_parameters(self.policy.language_model, self.device, self.dtype))
 
     def export_weights(self, queues: Sequence[Any]) -> None:
         """Put the policy's weights into Ray's object store, bucket by bucket, and the references into every queue; None ends them.
 
         A full queue holds the gathering up, so that few buckets are there at once. Collective.
         """
-        weights = full_parameters(self.policy.language_model, self.device, self.dtype)
+        weights = gather_parameters(self.policy.language_model, self.device, self.dtype)
         if self.rank:
             for _ in weights:  # gathered together, sent by the first alone
                 pass
@@ -153,7 +153,7 @@ class Worker(Process):
 
     def save_policy(self, directory: str, about: dict[str, Any]) -> None:
         """Write the policy as a Hugging Face directory, whole or not at all, in the type it is computed in. Collective."""
-        weights = full_parameters(self.policy.language_model, self.device, self.dtype)
+        weights = gather_parameters(self.policy.language_model, self.device, self.dtype)
         try:
             if self.rank == 0:
                 with atomic_path(Path(directory)) as temporary:
@@ -201,7 +201,9 @@ class Worker(Process):
 
     def weights(self) -> dict[str, np.ndarray]:
         """The policy's whole parameters by name. Collective; for checks."""
-        return {name: weight.cpu().numpy() for name, weight in full_parameters(self.policy.language_model, self.device)}
+        return {
+            name: weight.cpu().numpy() for name, weight in gather_parameters(self.policy.language_model, self.device)
+        }
 
 
 def _offload(config: FSDPConfig) -> bool:

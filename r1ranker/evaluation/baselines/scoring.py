@@ -12,7 +12,7 @@ DECIMALS = 9
 """scores are told apart by so many decimals: sums of the same terms in another order are no different scores"""
 
 
-class ScoredOrder(ABC):
+class ScoringBaseline(ABC):
     """Candidates by a score. Equal scores cannot be told apart, so metrics are the exact expectation over their orders."""
 
     name: str
@@ -22,7 +22,7 @@ class ScoredOrder(ABC):
     def scores(self, example: RankingExample) -> list[float]:
         """A score for each candidate, in the order of `example.candidates`; higher is better, -inf comes last."""
 
-    def blocks(self, example: RankingExample) -> list[list[str]]:
+    def rank_with_ties(self, example: RankingExample) -> list[list[str]]:
         """The candidates, best first; those of equal score together."""
         blocks: dict[float, list[str]] = {}
         for name, score in zip(example.candidates, self.scores(example), strict=True):
@@ -31,4 +31,6 @@ class ScoredOrder(ABC):
 
     def __call__(self, example: RankingExample, cutoffs: Sequence[int]) -> dict[str, float]:
         """Metrics of one row: mrr, hit@k and ndcg@k."""
-        return expected_metrics([[example.grade_of(name) for name in block] for block in self.blocks(example)], cutoffs)
+        return expected_metrics(
+            [[example.grade_of(name) for name in block] for block in self.rank_with_ties(example)], cutoffs
+        )

@@ -9,8 +9,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from r1ranker.data.files.manifest import verify
-from r1ranker.errors import UserError, nearest
+from r1ranker.data.files.manifest import verify_checksum
+from r1ranker.errors import UserError, suggest
 
 
 def read_table(
@@ -23,13 +23,13 @@ def read_table(
     column, a column of another kind, and a file that is not the one its manifest describes.
     """
     file = open_parquet(path)
-    verify(Path(path))
+    verify_checksum(Path(path))
     schema = _schema(path, file)
     wanted = dict(columns) | {name: kind for name, kind in (optional or {}).items() if name in schema.names}
     for name, kind in wanted.items():
         if name not in schema.names:
             raise UserError(
-                f"{path}: no column {name!r}{nearest(name, schema.names)}; found {', '.join(schema.names) or 'none'}"
+                f"{path}: no column {name!r}{suggest(name, schema.names)}; found {', '.join(schema.names) or 'none'}"
             )
         if schema.names.count(name) > 1:
             raise UserError(f"{path}: column {name!r} stands there twice")

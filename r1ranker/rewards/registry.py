@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from r1ranker.errors import UserError, nearest
+from r1ranker.errors import UserError, suggest
 
 RewardFunction = Callable[..., Any]
 """(data_source, solution_str, ground_truth, extra_info) -> a number, or a dict with `score` and its parts"""
@@ -41,7 +41,7 @@ def get_reward(name: str) -> RewardFunction:
 
         if name not in REWARDS:
             raise UserError(
-                f"unknown reward {name!r}{nearest(name, REWARDS)}; one of {', '.join(REWARDS)} or path/to/file.py:function is wanted"
+                f"unknown reward {name!r}{suggest(name, REWARDS)}; one of {', '.join(REWARDS)} or path/to/file.py:function is wanted"
             )
         return REWARDS[name]
     file = Path(path)
@@ -63,5 +63,5 @@ def get_reward(name: str) -> RewardFunction:
     function = getattr(module, function_name, None)
     if not callable(function):
         functions = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise UserError(f"{path}: no function {function_name!r}{nearest(function_name, functions)}")
+        raise UserError(f"{path}: no function {function_name!r}{suggest(function_name, functions)}")
     return function

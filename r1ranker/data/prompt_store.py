@@ -14,12 +14,12 @@ import pyarrow as pa
 from r1ranker.rewards import MODES
 from r1ranker.tasks.prompts import AnswerFormat, Mode
 
-ROWS = pa.schema([("token_ids", pa.list_(pa.int32())), ("row", pa.string())])
+ROW_SCHEMA = pa.schema([("token_ids", pa.list_(pa.int32())), ("row", pa.string())])
 """of a tokenised file; row: JSON of what a Prompt holds beside its token ids"""
-INDEX = pa.schema([("length", pa.int32()), ("task", pa.string()), ("candidates", pa.int16())])
+INDEX_SCHEMA = pa.schema([("length", pa.int32()), ("task", pa.string()), ("candidates", pa.int16())])
 """beside it, of each row: tokens, task and size of the pool"""
 ROWS_FILE, INDEX_FILE = "rows.arrow", "index.arrow"
-TOGETHER = 16
+ROWS_PER_BATCH = 16
 """rows that are read at once"""
 
 
@@ -80,7 +80,7 @@ class TokenisedFile:
 
     def read(self, row: int) -> Prompt:
         """The prompt of a row."""
-        number, place = divmod(row, TOGETHER)
+        number, place = divmod(row, ROWS_PER_BATCH)
         if self._last[0] != number:
             self._last = (number, self._reader.get_batch(number))
         (found,) = self._last[1].slice(place, 1).to_pylist()

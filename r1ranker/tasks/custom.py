@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from r1ranker.errors import UserError, nearest
+from r1ranker.errors import UserError, suggest
 from r1ranker.tasks.catalog import TASKS, Task
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def read_task(path: str, name: str | None = None) -> Task:
 def _task(values: dict[str, Any], path: str) -> Task:
     for key in values:
         if key not in _FIELDS:
-            raise UserError(f"{path}: unknown key {key!r}{nearest(str(key), _FIELDS)}; {', '.join(_FIELDS)} are known")
+            raise UserError(f"{path}: unknown key {key!r}{suggest(str(key), _FIELDS)}; {', '.join(_FIELDS)} are known")
     values = _DEFAULTS | values
     for key, kind in _FIELDS.items():
         if key not in values:
@@ -65,8 +65,8 @@ def _task(values: dict[str, Any], path: str) -> Task:
         values[key] = values[key].strip()
         if len(values[key].splitlines()) != 1:
             raise UserError(f"{path}: {key}: found {values[key]!r}; one line of text is wanted")
-    word_request(values["request"], "a query", ("an item",), path)
-    if not request_uses(values["request"]):
+    render_request(values["request"], "a query", ("an item",), path)
+    if not template_variables(values["request"]):
         raise UserError(f"{path}: request: uses neither query nor history; one of them is wanted")
     return Task(
         values["name"],
@@ -79,7 +79,7 @@ def _task(values: dict[str, Any], path: str) -> Task:
     )
 
 
-def word_request(template: str, query: str, history: Sequence[str], where: str = "request") -> str:
+def render_request(template: str, query: str, history: Sequence[str], where: str = "request") -> str:
     """The request in the template's words; raises UserError for a template that fails."""
     try:
         return _worded(template, query, tuple(history))
@@ -89,7 +89,7 @@ def word_request(template: str, query: str, history: Sequence[str], where: str =
 
 
 @lru_cache(maxsize=64)
-def request_uses(template: str) -> frozenset[str]:
+def template_variables(template: str) -> frozenset[str]:
     """Which of `query` and `history` a template speaks of."""
     from jinja2 import Environment, meta
 
@@ -120,7 +120,7 @@ def write_tasks(tasks: Sequence[Task], path: Path) -> None:
     path.write_text(yaml.safe_dump(entries, sort_keys=False, allow_unicode=True), encoding="utf-8")
 
 
-def know_tasks_of(directory: Path) -> list[str]:
+def register_tasks_of(directory: Path) -> list[str]:
     """Register the tasks that a data set brings; returns their names. Raises UserError where one is known by other words."""
     file = directory / TASKS_FILE
     if not file.is_file():
@@ -130,11 +130,11 @@ def know_tasks_of(directory: Path) -> list[str]:
         raise UserError(f"{file}: a list of tasks is wanted")
     tasks = [_task(entry, str(file)) for entry in entries]
     for task in tasks:
-        know(task)
+        ensure_registered(task)
     return [task.name for task in tasks]
 
 
-def know(task: Task) -> None:
+def ensure_registered(task: Task) -> None:
     """Register `task` unless it is known; raises UserError where it is known by other words."""
     if TASKS.setdefault(task.name, task) != task:
         raise UserError(f"task {task.name!r} is known by other words already; another name is wanted")

@@ -14,7 +14,7 @@ SPLITS: tuple[Split, ...] = ("train", "test")
 
 
 @dataclass(frozen=True)
-class Sourced:
+class SourceExample:
     """An example on its way into a data set."""
 
     key: str
@@ -22,11 +22,11 @@ class Sourced:
     example: RankingExample
     split: Split | None = None
     """where the source says it itself"""
-    more: tuple[RankingExample, ...] = ()
+    variants: tuple[RankingExample, ...] = ()
     """the same request with other candidates, for the training side alone"""
     graded_tests: bool = True
     """whether a test row keeps its grades; else it is measured by its positive alone"""
 
 
-Source = Callable[[Tally], Iterator[Sourced]]
+Source = Callable[[Tally], Iterator[SourceExample]]
 """reads everything anew at each call, counting as it goes"""

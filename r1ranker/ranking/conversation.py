@@ -23,7 +23,7 @@ class Question:
     """the request with the candidates that are left"""
     mode: Mode
     samples: int = 1
-    again: bool = False
+    is_retry: bool = False
     """the first answer was of no use: another seed is wanted"""
 
 
@@ -106,7 +106,7 @@ def _iterative(example: RankingExample, answer_format: AnswerFormat, settings: E
         rounds += 1
         shown = example.with_pool(state.pool)
         parsed = yield from _ask(Question(shown, "iterative", settings.samples), answer_format, result)
-        named = Counter(answer.named[0] for answer in parsed if answer.usable("iterative", len(state.pool)))
+        named = Counter(answer.named[0] for answer in parsed if answer.is_valid("iterative", len(state.pool)))
         if not named:
             result.fallbacks += 1
             first = parsed[0]
@@ -124,8 +124,8 @@ def _direct(example: RankingExample, answer_format: AnswerFormat) -> Conversatio
     """One answer; candidates that it does not name follow in the order shown."""
     result = RankingResult()
     parsed = yield from _ask(Question(example, "direct"), answer_format, result)
-    best = max(parsed, key=lambda answer: (answer.usable("direct", len(example.candidates)), len(answer.named)))
-    result.fallbacks += not best.usable("direct", len(example.candidates))
+    best = max(parsed, key=lambda answer: (answer.is_valid("direct", len(example.candidates)), len(answer.named)))
+    result.fallbacks += not best.is_valid("direct", len(example.candidates))
     named = [example.candidates[place] for place in best.named]
     result.ranking = (*named, *(name for name in example.candidates if name not in set(named)))
     return result
@@ -146,11 +146,11 @@ def _ask(
             answers.append(parsed)
             result.thoughts.append(parsed.thought)
             result.answers += 1
-            result.valid_answers += parsed.usable(question.mode, len(names))
+            result.valid_answers += parsed.is_valid(question.mode, len(names))
             result.prompt_tokens += reply.prompt_tokens
             result.cached_tokens += reply.cached_tokens
             result.response_tokens += reply.response_tokens
-        if any(answer.usable(question.mode, len(names)) for answer in answers):
+        if any(answer.is_valid(question.mode, len(names)) for answer in answers):
             break
     return answers
 
