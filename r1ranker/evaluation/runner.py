@@ -6,7 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +16,11 @@ from rich.text import Text
 
 from r1ranker.atomic import atomic_path
 from r1ranker.data.files.manifest import source_of
-from r1ranker.data.generate import HUB_ID
 from r1ranker.data.raw import find_recbole_files
 from r1ranker.data.sources.ranking_bench import read_ranking_bench
 from r1ranker.data.sources.recommendation import RECBOLE_DATA_SETS
 from r1ranker.data.sources.routing import OBJECTIVES
-from r1ranker.errors import UserError, check_at_least
+from r1ranker.errors import UserError
 from r1ranker.evaluation.baselines.collaborative import Popularity
 from r1ranker.evaluation.baselines.orders import (
     MostFrequentLabel,
@@ -31,6 +30,7 @@ from r1ranker.evaluation.baselines.orders import (
 )
 from r1ranker.evaluation.baselines.scoring import ScoringBaseline
 from r1ranker.evaluation.journal import Journal
+from r1ranker.evaluation.options import ALL, EvaluationOptions, result_name
 from r1ranker.evaluation.records import Metrics, Record, metrics_of, record_of, strict_metrics_of, summarise_systems
 from r1ranker.evaluation.results import FORMAT, TIMING, write_trec
 from r1ranker.evaluation.routing import (
@@ -43,14 +43,10 @@ from r1ranker.evaluation.routing import (
 )
 from r1ranker.evaluation.table import print_results
 from r1ranker.pretrained import check_model_directory
-from r1ranker.ranking.conversation import EliminationSettings
-from r1ranker.ranking.ranker import Ranker, RankerSettings, check_ranges
+from r1ranker.ranking.ranker import Ranker, RankerSettings
 from r1ranker.tasks.catalog import TASK_NAMES, get_task
 from r1ranker.tasks.custom import register_tasks_of
 from r1ranker.tasks.example import RankingExample
-from r1ranker.tasks.prompts import AnswerStyle, Mode
-
-ALL = "all"
 
 
 def resolve_tasks(dataset: str, data: str) -> list[str]:
@@ -78,38 +74,6 @@ def examples_by_task(
     return found
 
 
-@dataclass(frozen=True)
-class EvaluationOptions:
-    """What can be asked of an evaluation; None leaves a choice to the model's own settings."""
-
-    data: str = HUB_ID
-    limit: int | None = None
-    """rows a task at most"""
-    seed: int = 0
-    output_dir: str = "eval/eval_result"
-    strategy: Mode | None = None
-    constrain: Any = None
-    think: bool | None = None
-    answer_style: AnswerStyle | None = None
-    max_tokens: int | None = None
-    """of an answer"""
-    elimination: EliminationSettings = field(default_factory=EliminationSettings)
-    engine: str = "hf"
-    gpu: int = 0
-    baselines: bool = False
-    """all of them, not only those that every table has"""
-    interactions: str | None = None
-    """a directory with RecBole's files: with the baselines, popularity over all that was taken, by whomever"""
-    router_data: str | None = None
-    """router_data.csv[.gz] that the routing rows were made from: quality and cost of the LLMs that come first"""
-
-    def check(self) -> None:
-        """Raise UserError for values out of range."""
-        if self.limit is not None:
-            check_at_least("--limit", self.limit, 1)
-        check_ranges(self.seed, self.elimination)
-
-
 def evaluate(
     model_path: str,
     test: dict[str, list[RankingExample]],
@@ -135,7 +99,7 @@ def evaluate(
         elimination=options.elimination,
         **({} if options.max_tokens is None else {"max_tokens": options.max_tokens}),
     )
-    file = Path(options.output_dir) / f"{_file_name(dataset, list(test), model_path, settings, options.limit)}.json"
+    file = Path(options.output_dir) / f"{result_name(dataset, list(test), model_path, settings, options.limit)}.json"
     about = {
         "model": model_path,
         "data": options.data,
@@ -287,34 +251,6 @@ def _state(model_path: str) -> list[tuple[str, int, int]]:
 def _digest(test: dict[str, list[RankingExample]]) -> str:
     """Of the rows that are ranked."""
     return hashlib.sha256(repr(test).encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _file_name(dataset: str, tasks: Sequence[str], model_path: str, settings: RankerSettings, limit: int | None) -> str:
-    """Task, model and strategy, and whatever else was asked for that is not the model's own way."""
-    path = Path(model_path.rstrip("/"))
-    own = RankerSettings.from_pretrained(model_path)
-    parts = [
-        dataset if len(tasks) == 1 or dataset == ALL else f"{len(tasks)}-tasks",
-        path.parent.name if path.name == "actor" else path.name,
-        settings.strategy,
-    ]
-    if settings.answer_format.think != own.answer_format.think:
-        parts.append("think" if settings.answer_format.think else "no-think")
-    if settings.answer_format.answer_style != own.answer_format.answer_style:
-        parts.append(settings.answer_format.answer_style)
-    if settings.constrain != own.constrain:
-        parts.append(f"constrain-{settings.constrain}")
-    asked, usual = settings.elimination, EliminationSettings()
-    for name, key in (("out", "eliminate"), ("votes", "votes"), ("top", "top_k")):
-        if getattr(asked, key) != getattr(usual, key):
-            parts.append(f"{name}-{getattr(asked, key)}")
-    if settings.max_tokens != own.max_tokens:
-        parts.append(f"tokens-{settings.max_tokens}")
-    if settings.seed:
-        parts.append(f"seed-{settings.seed}")
-    if limit is not None:
-        parts.append(f"first-{limit}")
-    return "_".join(parts)
 
 
 def run_evaluation(

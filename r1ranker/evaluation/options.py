@@ -1,0 +1,79 @@
+"""What can be asked of an evaluation, and the name of the result file that follows from it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from r1ranker.data.generate import HUB_ID
+from r1ranker.errors import check_at_least
+from r1ranker.ranking.conversation import EliminationSettings
+from r1ranker.ranking.ranker import RankerSettings, check_ranges
+from r1ranker.tasks.prompts import AnswerStyle, Mode
+
+ALL = "all"
+"""in place of a task's name"""
+
+
+@dataclass(frozen=True)
+class EvaluationOptions:
+    """What can be asked of an evaluation; None leaves a choice to the model's own settings."""
+
+    data: str = HUB_ID
+    limit: int | None = None
+    """rows a task at most"""
+    seed: int = 0
+    output_dir: str = "eval/eval_result"
+    strategy: Mode | None = None
+    constrain: Any = None
+    think: bool | None = None
+    answer_style: AnswerStyle | None = None
+    max_tokens: int | None = None
+    """of an answer"""
+    elimination: EliminationSettings = field(default_factory=EliminationSettings)
+    engine: str = "hf"
+    gpu: int = 0
+    baselines: bool = False
+    """all of them, not only those that every table has"""
+    interactions: str | None = None
+    """a directory with RecBole's files: with the baselines, popularity over all that was taken, by whomever"""
+    router_data: str | None = None
+    """router_data.csv[.gz] that the routing rows were made from: quality and cost of the LLMs that come first"""
+
+    def check(self) -> None:
+        """Raise UserError for values out of range."""
+        if self.limit is not None:
+            check_at_least("--limit", self.limit, 1)
+        check_ranges(self.seed, self.elimination)
+
+
+def result_name(
+    dataset: str, tasks: Sequence[str], model_path: str, settings: RankerSettings, limit: int | None
+) -> str:
+    """Task, model and strategy, and whatever else was asked for that is not the model's own way."""
+    path = Path(model_path.rstrip("/"))
+    own = RankerSettings.from_pretrained(model_path)
+    parts = [
+        dataset if len(tasks) == 1 or dataset == ALL else f"{len(tasks)}-tasks",
+        path.parent.name if path.name == "actor" else path.name,
+        settings.strategy,
+    ]
+    if settings.answer_format.think != own.answer_format.think:
+        parts.append("think" if settings.answer_format.think else "no-think")
+    if settings.answer_format.answer_style != own.answer_format.answer_style:
+        parts.append(settings.answer_format.answer_style)
+    if settings.constrain != own.constrain:
+        parts.append(f"constrain-{settings.constrain}")
+    asked, usual = settings.elimination, EliminationSettings()
+    for name, key in (("out", "eliminate"), ("votes", "votes"), ("top", "top_k")):
+        if getattr(asked, key) != getattr(usual, key):
+            parts.append(f"{name}-{getattr(asked, key)}")
+    if settings.max_tokens != own.max_tokens:
+        parts.append(f"tokens-{settings.max_tokens}")
+    if settings.seed:
+        parts.append(f"seed-{settings.seed}")
+    if limit is not None:
+        parts.append(f"first-{limit}")
+    return "_".join(parts)
