@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from forked_workers import ForkServer
 from runs import config_of
 
-from r1ranker.trainer.workers.cluster import ray_running
+from r1ranker.trainer.workers.cluster import start_ray
 
 
 class SharedRay:
@@ -32,7 +32,7 @@ class SharedRay:
             running = ExitStack()
             with self.forking():
                 config = config_of("x", "trainer.executor=ray", "trainer.n_gpus_per_node=4")
-                running.enter_context(ray_running(config))
+                running.enter_context(start_ray(config))
             self._running = running
 
     def stop(self) -> None:
