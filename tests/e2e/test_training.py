@@ -163,9 +163,8 @@ def test_a_ranker_learns_the_toy_world(mode: str, tmp_path: Path) -> None:
     actor, _ = train(data, base, tmp_path / "run", *overrides, mode=mode)
 
     def measured(model: str) -> dict[str, Any]:
-        options = EvaluationOptions(
-            str(data / "bench"), strategy=mode, constrain="candidates", output_dir=str(tmp_path)
-        )  # type: ignore[arg-type]
+        own = {"strategy": mode, "think": False, "constrain": "candidates"}  # which the base does not say of itself
+        options = EvaluationOptions(str(data / "bench"), output_dir=str(tmp_path), **own)  # type: ignore[arg-type]
         (report,) = run_evaluation("Rec-Movie", model, options, show=False)
         return report["tasks"]["Rec-Movie"]
 
