@@ -22,6 +22,17 @@ settings.load_profile("seeded")
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Hand tests out to pytest-xdist's workers by the file, and those that need Ray all to one: it starts once, and first.
+
+    The rest of the end-to-end tests comes next, the unit tests' small files last, so that both workers end at about the same time.
+    """
+    ray = {item.path for item in items if "shared_ray" in getattr(item, "fixturenames", ())}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("ray" if item.path in ray else item.path.stem))
+    items.sort(key=lambda item: (item.path not in ray, item.path.parent.name))
+
+
 @pytest.fixture(autouse=True)
 def only_the_nine_tasks() -> Iterator[None]:
     """Tasks that a test makes known are forgotten after it."""

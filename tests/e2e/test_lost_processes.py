@@ -158,9 +158,9 @@ def test_a_process_that_hangs_is_named_with_its_method(
             return {}
 
     monkeypatch.setattr(cluster_module, "Worker", Hanging)
-    wanted = r"step 1: end_step: no answer from process 0 within trainer.timeout = 45 seconds; no actor was saved"
+    wanted = r"step 1: end_step: no answer from process 0 within trainer.timeout = 20 seconds; no actor was saved"
     with pytest.raises(RunError, match=wanted):
-        train(toy, tiny_model, tmp_path, *SMALL, *RAY, "trainer.timeout=45", "trainer.max_restarts=0")
+        train(toy, tiny_model, tmp_path, *SMALL, *RAY, "trainer.timeout=20", "trainer.max_restarts=0")
 
 
 def test_a_failure_in_one_process_does_not_wait_for_others_that_hang_in_a_collective(

@@ -81,50 +81,53 @@ def stop_in(monkeypatch: pytest.MonkeyPatch, at: int, number: int = signal.SIGTE
     monkeypatch.setattr(Run, "step", stopping)
 
 
-def run_killed(spec: dict[str, Any]) -> dict[str, Any]:
-    """killed_run.py's last line."""
-    called = [sys.executable, str(Path(__file__).parent / "killed_run.py"), json.dumps(spec)]
+def run_killed(*specs: dict[str, Any]) -> list[dict[str, Any]]:
+    """What killed_run.py says of each run."""
+    called = [sys.executable, str(Path(__file__).parent / "killed_run.py"), *map(json.dumps, specs)]
     done = subprocess.run(
         called, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False
     )
     assert done.returncode == 0, done.stderr
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+    return [json.loads(line) for line in done.stdout.splitlines()[-len(specs) :]]
 
 
-def test_a_run_killed_at_any_moment_ends_as_one_that_was_left_alone(toy: Path, tiny_model: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("kills", "steps", "epoch"), [(8, 16, 1), pytest.param(24, 40, 3, marks=pytest.mark.long)])
+def test_a_run_killed_at_any_moment_ends_as_one_that_was_left_alone(
+    kills: int, steps: int, epoch: int, toy: Path, tiny_model: str, tmp_path: Path
+) -> None:
     more = (
-        *PPO, "trainer.total_training_steps=40", "trainer.test_freq=7", "trainer.val_before_train=true",
+        *PPO, f"trainer.total_training_steps={steps}", "trainer.test_freq=7", "trainer.val_before_train=true",
         "trainer.best_metric=val-core/Rec-Movie/reward/mean", f"data.task_weights={ONE_TASK}",
     )  # fmt: skip
-    seen = {}
-    for name, kills in (("alone", 0), ("killed", 24)):
-        output = tmp_path / name
-        spec = {
-            "overrides": overrides_of(toy, tiny_model, output, *more),
-            "output": str(output),
-            "log": str(tmp_path / f"{name}.log"),
+    specs = [
+        {
+            "overrides": overrides_of(toy, tiny_model, tmp_path / name, *more), "output": str(tmp_path / name),
+            "log": str(tmp_path / f"{name}.log"), "kills": number, "seed": 5,
         }
-        seen[name] = run_killed(spec | {"kills": kills, "seed": 5})
+        for name, number in (("alone", 0), ("killed", kills))
+    ]  # fmt: skip
+    alone, killed = run_killed(*specs)
     log = (tmp_path / "killed.log").read_text()
-    assert seen["alone"]["code"] == seen["killed"]["code"] == 0, log
-    assert seen["killed"]["kills"] == 24, log  # each came before the end
-    assert seen["killed"]["in a save"] >= 4
-    assert [line["step"] for line in figures(tmp_path / "killed")] == list(range(41))
+    assert alone["code"] == killed["code"] == 0, log
+    assert killed["kills"] == kills, log  # each came before the end
+    assert killed["in a save"] >= kills // 6
+    assert [line["step"] for line in figures(tmp_path / "killed")] == list(range(steps + 1))
     assert_same_run(tmp_path / "killed", tmp_path / "alone")
-    assert driver(tmp_path / "killed", 40) == driver(tmp_path / "alone", 40)
-    assert driver(tmp_path / "alone", 40)["loader"]["epoch"] == 3
-    assert driver(tmp_path / "alone", 40)["kl_coef"] != 0.001
-    for name, value in tensors_of(tmp_path / "alone" / "state" / "step_40").items():
-        np.testing.assert_array_equal(tensors_of(tmp_path / "killed" / "state" / "step_40")[name], value)
+    assert driver(tmp_path / "killed", steps) == driver(tmp_path / "alone", steps)
+    assert driver(tmp_path / "alone", steps)["loader"]["epoch"] == epoch
+    assert driver(tmp_path / "alone", steps)["kl_coef"] != 0.001
+    last = Path("state") / f"step_{steps}"
+    for name, value in tensors_of(tmp_path / "alone" / last).items():
+        np.testing.assert_array_equal(tensors_of(tmp_path / "killed" / last)[name], value)
     for name, value in weights(tmp_path / "alone" / "best").items():
         np.testing.assert_array_equal(weights(tmp_path / "killed" / "best")[name], value)
-    assert states(tmp_path / "killed") == ["step_39", "step_40"]
+    assert states(tmp_path / "killed") == [f"step_{steps - 1}", f"step_{steps}"]
     assert not [path.name for path in (tmp_path / "killed").iterdir() if path.name.startswith(".")]
     for kept in ("actor", "best"):
         AutoModelForCausalLM.from_pretrained(tmp_path / "killed" / kept)
         AutoTokenizer.from_pretrained(tmp_path / "killed" / kept)
     # nothing in a state needs unpickling
-    assert {path.suffix for path in (tmp_path / "killed" / "state" / "step_40").iterdir()} == {".json", ".safetensors"}
+    assert {path.suffix for path in (tmp_path / "killed" / last).iterdir()} == {".json", ".safetensors"}
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -360,7 +363,7 @@ def test_directories_that_may_not_be_written_or_read_are_named(toy: Path, tiny_m
             "output": str(place / "run"), "log": str(log), "uid": nobody,
             "before": [f"trainer.default_local_dir={place}/before", f"data.cache_dir={place}/cache", "trainer.total_training_steps=1"],
         }  # fmt: skip
-        assert run_killed(spec)["code"] == 1
+        assert run_killed(spec)[0]["code"] == 1
         text = " ".join(log.read_text().split())
         assert (
             f"RunError: step 6: the state of step 6 could not be saved ({place}/run/state: Permission denied)" in text
@@ -373,7 +376,7 @@ def test_directories_that_may_not_be_written_or_read_are_named(toy: Path, tiny_m
         (place / "run" / "state" / "step_6" / "rank_00000_actor_00000.safetensors").chmod(0)
         log.unlink()
         shutil.rmtree(place / "before")
-        assert run_killed(spec)["code"] == 1
+        assert run_killed(spec)[0]["code"] == 1
         text = " ".join(log.read_text().split())
         assert (
             f"UserError: {place}/run/state/step_6: cannot be moved to {place}/run/state_before (Permission denied)"
@@ -382,7 +385,7 @@ def test_directories_that_may_not_be_written_or_read_are_named(toy: Path, tiny_m
         os.chown(place / "run" / "state" / "step_6", nobody, nobody)
         log.unlink()
         shutil.rmtree(place / "before")
-        assert run_killed(spec)["code"] == 0, log.read_text()
+        assert run_killed(spec)[0]["code"] == 0, log.read_text()
         text = " ".join(log.read_text().split())
         assert (
             "step_6/rank_00000_actor_00000.safetensors: cannot be read (Permission denied); going on from step_5"
