@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,8 +33,10 @@ def start_vllm(directory: str, device: torch.device, settings: EngineSettings) -
     if settings.tensor_parallel_size > 1:
         _name_shared_memory()
     memory = device_memory(device)
+    start = vllm.LLM  # which imports the rest
+    gc.freeze()  # vLLM collects garbage five times as it starts: going through all that was imported takes two seconds
     try:
-        return vllm.LLM(trust_remote_code=False, **engine_arguments(directory, device, settings))
+        return start(trust_remote_code=False, **engine_arguments(directory, device, settings))
     except Exception as error:
         raise_if_out_of_memory(error, settings, device, memory)
         raise

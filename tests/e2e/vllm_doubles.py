@@ -247,4 +247,5 @@ def failures(cases: Sequence[dict[str, Any]]) -> list[str]:
 
 if __name__ == "__main__":
     case = {"cycles": cycles, "second_runner": second_runner, "failures": failures}[sys.argv[1]]
-    print(json.dumps(case(**json.loads(sys.argv[2]))))
+    print(json.dumps(case(**json.loads(sys.argv[2]))), flush=True)
+    os._exit(0)  # to take all apart that vLLM has imported is four seconds' work
