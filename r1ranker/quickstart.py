@@ -1,4 +1,4 @@
-"""The quick start: built-in data, a tiny model, a cold start, two trained rankers and their evaluation, on one CPU."""
+"""The quick start: built-in data, a tiny model of random weights, two trained rankers and their evaluation, on one CPU."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from rich.console import Console
 
 from r1ranker.data.prepare import PrepareOptions, prepare
-from r1ranker.errors import UserError, exit_on_user_error
+from r1ranker.errors import check_at_least, exit_on_user_error
 from r1ranker.tasks.prompts import Mode
 
 TASKS = ("Rec-Movie", "Rec-Music", "Rec-Game", "Router-Performance", "Router-Balance", "Router-Cost")
@@ -26,14 +26,14 @@ def main() -> None:
     """Run it; see --help."""
     parser = argparse.ArgumentParser(prog="scripts/quickstart.sh", description=__doc__)
     parser.add_argument("--steps", type=int, help="GRPO steps of each ranker (as in configs/quickstart_*.yaml)")
-    parser.add_argument("--sft_steps", type=int, default=40, help="steps of the cold start (%(default)s)")
+    parser.add_argument("--sft_steps", type=int, default=0, help="steps of a cold start before (%(default)s: none)")
     parser.add_argument("--size", type=int, default=200, help="direct training rows a task (%(default)s)")
     parser.add_argument("--output", default="checkpoints/quickstart", help="where everything goes (%(default)s)")
     options = parser.parse_args()
-    for name in ("steps", "sft_steps", "size"):
+    for name, least in (("steps", 1), ("sft_steps", 0), ("size", 1)):
         value = getattr(options, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name}: found {value}; at least 1 is wanted")
+        if value is not None:
+            check_at_least(f"--{name}", value, least)
     run(Path(options.output), options.steps, options.sft_steps, options.size)
 
 
@@ -45,8 +45,9 @@ def run(output: Path, steps: int | None, sft_steps: int, size: int) -> None:
     console = Console()
     began = time.perf_counter()
     console.rule("1. built-in data")
-    prepare(PrepareOptions("toy", str(output / "data"), think=False, size=size, tasks=TASKS, cold_start=True))
-    console.rule("2. a tiny base model with a cold start: it learns how to answer, not what")
+    cold_start = sft_steps > 0
+    prepare(PrepareOptions("toy", str(output / "data"), think=False, size=size, tasks=TASKS, cold_start=cold_start))
+    console.rule("2. a tiny base model of random weights")
     build_base(output, sft_steps, console)
     actors = {}
     for place, mode in enumerate(MODES, 3):
@@ -55,27 +56,34 @@ def run(output: Path, steps: int | None, sft_steps: int, size: int) -> None:
     console.rule("5. evaluation on unseen requests")
     reports = evaluate(output, actors)
     console.print(compare_table(list(reports.items())))
-    console.print(in_words(reports), highlight=False)
+    console.print(in_words(reports), highlight=False, soft_wrap=True)
     page = output / "report.html"
     write_report([*(str(output / mode) for mode in MODES), str(output / "eval")], str(page))
     for mode in MODES:
-        console.print(f"{RANKERS[mode]}: {actors[mode]}", highlight=False)
-    console.print(f"report, for a browser: {page}", highlight=False)
+        console.print(f"{RANKERS[mode]}: {actors[mode]}", highlight=False, soft_wrap=True)
+    console.print(f"report, for a browser: {page}", highlight=False, soft_wrap=True)
     console.print(f"{time.perf_counter() - began:.0f} s in all", highlight=False)
 
 
 def build_base(output: Path, sft_steps: int, console: Console) -> None:
-    """`output`/base: a model of random weights that was fine-tuned on random answers of the right form."""
+    """`output`/base: a model of random weights.
+
+    Answers are constrained to the pool, so it need not learn their form first. With `sft_steps` it is fine-tuned on random
+    answers all the same.
+    """
     from r1ranker.model.init import init_model
     from r1ranker.trainer.sft import SFTSettings, fine_tune
 
     rows = [output / "data" / f"{mode}_ranking" for mode in MODES]
-    untrained, base = str(output / "untrained"), str(output / "base")
+    base = str(output / "base")
+    begun = str(output / "untrained") if sft_steps else base
     training = [str(directory / "train.parquet") for directory in rows]
-    parameters = init_model(untrained, training, vocab_size=600, title_tokens=True, title_words=True)
-    cold_start = [str(directory / "sft.parquet") for directory in rows]
-    losses = fine_tune(untrained, cold_start, base, SFTSettings(steps=sft_steps))
-    console.print(f"{parameters:,} parameters; cold start: loss {losses[0]:.2f} -> {losses[-1]:.2f}", highlight=False)
+    parameters = init_model(begun, training, vocab_size=600, title_tokens=True, title_words=True)
+    console.print(f"{parameters:,} parameters", highlight=False)
+    if sft_steps:
+        answers = [str(directory / "sft.parquet") for directory in rows]
+        losses = fine_tune(begun, answers, base, SFTSettings(steps=sft_steps))
+        console.print(f"cold start: loss {losses[0]:.2f} -> {losses[-1]:.2f}", highlight=False)
 
 
 def train(output: Path, mode: Mode, steps: int | None) -> str:
