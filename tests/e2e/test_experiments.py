@@ -18,7 +18,9 @@ from r1ranker.experiments.run import run_experiment
 from r1ranker.experiments.spec import BUILT_IN, keep_experiment, load_experiment
 from r1ranker.experiments.summary import course_of
 
-SMALL = ("steps=1", "cold_start=2", "data.size=16", "data.limit=3")
+SMALL = (
+    "steps=1", "cold_start=2", "data.size=16", "data.limit=2", "overrides=[data.max_response_length=24]",
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", ["direct_iterative", "zero_shot", "model_sizes", "answers", "thinking"])
@@ -223,14 +225,16 @@ arms:
             assert one["settings"]["max_tokens"] == 8
             assert one["tasks"]["Rec-Movie"]["rankings"] == other["tasks"]["Rec-Movie"]["rankings"]
     assert "one, seed 1" in (tmp_path / "beside" / "seed_1" / "one.log").read_text()
-    broken = load_experiment(str(tmp_path / "own.yaml"), ["arms.one.overrides=[trainer.nonsense=1]", "arms.other={}"])
+    broken = load_experiment(
+        str(tmp_path / "own.yaml"), ["seeds=[1]", "arms.one.overrides=[trainer.nonsense=1]", "arms.other={}"]
+    )
     with pytest.raises(UserError, match=r"one, seed 1: .*nonsense") as raised:
         run_experiment(broken, tmp_path / "broken", jobs=2)
     assert "other" not in str(raised.value).replace(str(tmp_path), "")
     assert {path.parent.parent.name for path in (tmp_path / "broken").glob("seed_*/other/actor/config.json")} == {
         "other"
     }
-    assert len(result_files(tmp_path / "broken" / "seed_2" / "eval" / "other" / "after")) == 1
+    assert len(result_files(tmp_path / "broken" / "seed_1" / "eval" / "other" / "after")) == 1
 
 
 def test_a_course_is_told_of_steps_without_an_update_too(tmp_path: Path) -> None:

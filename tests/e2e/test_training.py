@@ -191,7 +191,7 @@ def test_pools_that_the_policy_leaves_are_small_and_the_same_again(
 
 def test_a_cold_start_lowers_the_loss_and_teaches_the_form(toy_thinking: Path, tiny_model: str, tmp_path: Path) -> None:
     files = [str(toy_thinking / "iterative_ranking" / "sft.parquet")]
-    losses = fine_tune(tiny_model, files, str(tmp_path / "sft"), SFTSettings(steps=200, batch_size=16, lr=1e-2))
+    losses = fine_tune(tiny_model, files, str(tmp_path / "sft"), SFTSettings(steps=100, batch_size=16, lr=1e-2))
     assert losses[-1] < 0.3 * losses[0]
     _, lines = train(
         toy_thinking, str(tmp_path / "sft"), tmp_path / "run", "actor_rollout_ref.rollout.constrain=none", "trainer.total_training_steps=1",

@@ -267,7 +267,9 @@ def test_names_of_tasks() -> None:
 
 def test_results_asked_for_in_other_ways_have_files_of_their_own(toy: Path, tiny_model: str, tmp_path: Path) -> None:
     for changes in ({}, {"think": False}, {"constrain": "candidates"}, {"answer_style": "label"}):
-        options = EvaluationOptions(str(toy / "bench"), 1, output_dir=str(tmp_path), strategy="direct", **changes)
+        options = EvaluationOptions(
+            str(toy / "bench"), 1, output_dir=str(tmp_path), strategy="direct", max_tokens=32, **changes
+        )
         run_evaluation("Rec-Movie", tiny_model, options, show=False)
     assert len([path for path in tmp_path.iterdir() if "timing" not in path.name]) == 4
 

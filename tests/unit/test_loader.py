@@ -189,12 +189,27 @@ def test_rows_are_tokenised_once_for_each_content_tokenizer_and_wording(
 
 
 FILL = """
-import sys
+import os, sys, traceback
 from r1ranker.data.loader import load_prompts
 from r1ranker.pretrained import load_tokenizer
-tokenizer = load_tokenizer(sys.argv[2])
-for number in range(30):
-    print(len(load_prompts([sys.argv[1]], tokenizer, 10_000, cache_dir=f"{sys.argv[3]}/{number}")[0]), flush=True)
+started = []
+for _ in range(2):  # four processes, which have nothing in common but what they imported
+    if (process := os.fork()) == 0:
+        started.clear()
+    else:
+        started.append(process)
+code = 1
+try:
+    tokenizer = load_tokenizer(sys.argv[2])
+    for number in range(30):
+        count = len(load_prompts([sys.argv[1]], tokenizer, 10_000, cache_dir=f"{sys.argv[3]}/{number}")[0])
+        os.write(1, f"{count}\\n".encode())
+    code = 0
+except BaseException:
+    traceback.print_exc()
+for process in started:
+    code |= os.waitstatus_to_exitcode(os.waitpid(process, 0)[1])
+os._exit(code)
 """
 
 
@@ -203,11 +218,10 @@ def test_processes_that_fill_one_cache_at_once_do_not_disturb_each_other(
 ) -> None:
     file = str(toy / "direct_ranking" / "test.parquet")
     command = [sys.executable, "-c", FILL, file, tiny_model, str(tmp_path)]
-    started = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(4)]
-    for process in started:
-        out, err = process.communicate()
-        assert process.returncode == 0, err
-        assert len(set(out.split())) == 1
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(done.stdout.split()) == 4 * 30
+    assert len(set(done.stdout.split())) == 1
     assert {path.suffix for path in tmp_path.rglob("*") if path.is_file()} == {".arrow"}
     assert len(list(tmp_path.glob("*/*"))) == len(list(tmp_path.glob("*/.*"))) + 30 == 30
 

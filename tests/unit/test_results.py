@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from r1ranker.errors import UserError
 from r1ranker.evaluation.journal import Journal
 from r1ranker.evaluation.records import metrics_of, record_of, strict_metrics_of, summarise_systems
 from r1ranker.evaluation.results import compare_results, randomisation_test, read_result, recompute_metrics, write_trec
+from r1ranker.evaluation.runner import EvaluationOptions, run_evaluation
 from r1ranker.experiments.summary import ArmResult, summarise_experiment
 from r1ranker.ranking.conversation import RankingResult
 from r1ranker.ranking.metrics import mean_with_interval
@@ -213,27 +215,31 @@ def test_a_journal_is_taken_up_line_by_line_and_only_by_the_same_evaluation(
 
 EVALUATE = """
 import sys, time
-from r1ranker.evaluation.runner import EvaluationOptions, run_evaluation
+from test_results import evaluate
 from r1ranker.rollout.hf_batch import ContinuousBatch
 whole = ContinuousBatch.step
 def slowly(self):
-    time.sleep(float(sys.argv[4]))
+    time.sleep(0.05)
     return whole(self)
 ContinuousBatch.step = slowly
-options = EvaluationOptions(sys.argv[2], 6, output_dir=sys.argv[3], strategy="iterative", think=False, constrain="candidates")
-run_evaluation("Rec-Movie,Passage-5,Passage-7", sys.argv[1], options, show=False)
+evaluate(*sys.argv[1:])
 """
 
 
-def test_a_killed_evaluation_goes_on_and_ends_as_if_nothing_had_been(
-    toy: Path, tiny_model: str, tmp_path: Path
-) -> None:
-    def start(name: str, wait: float) -> subprocess.Popen[str]:
-        arguments = [tiny_model, str(toy / "bench"), str(tmp_path / name), str(wait)]
-        return subprocess.Popen([sys.executable, "-c", EVALUATE, *arguments], stderr=subprocess.PIPE, text=True)
+def evaluate(model: str, data: str, output: str) -> None:
+    options = EvaluationOptions(data, 6, output_dir=output, strategy="iterative", think=False, constrain="candidates")
+    run_evaluation("Rec-Movie,Passage-5,Passage-7", model, options, show=False)
 
-    undisturbed = start("undisturbed", 0)
-    killed = start("killed", 0.05)
+
+def test_a_killed_evaluation_goes_on_and_ends_as_if_nothing_had_been(
+    toy: Path, tiny_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    of = (tiny_model, str(toy / "bench"))
+    killed = subprocess.Popen(
+        [sys.executable, "-c", EVALUATE, *of, str(tmp_path / "killed")], stderr=subprocess.PIPE, text=True,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join((str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")))},
+    )  # fmt: skip
+    evaluate(*of, str(tmp_path / "undisturbed"))
     journal = []
     while not journal or journal[0].read_bytes().count(b"\n") < 4:  # some queries of the shortest task are done
         assert killed.poll() is None, killed.stderr.read()  # type: ignore[union-attr]
@@ -241,11 +247,9 @@ def test_a_killed_evaluation_goes_on_and_ends_as_if_nothing_had_been(
         time.sleep(0.01)
     killed.send_signal(signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL
-    assert undisturbed.wait() == 0, undisturbed.stderr.read()  # type: ignore[union-attr]
-    again = start("killed", 0)
-    _, said = again.communicate()
-    assert again.returncode == 0, said
-    assert "queries were ranked before and are taken over" in said
+    capsys.readouterr()
+    evaluate(*of, str(tmp_path / "killed"))
+    assert "queries were ranked before and are taken over" in capsys.readouterr().err
     (file,) = (path for path in (tmp_path / "undisturbed").glob("*.json") if "timing" not in path.name)
     assert (tmp_path / "killed" / file.name).read_bytes() == file.read_bytes()
     assert not list(tmp_path.glob("*/*.part.jsonl"))
