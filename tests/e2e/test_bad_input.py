@@ -103,7 +103,7 @@ def train(
 
 
 def evaluate(*arguments: str | Callable[[Place], str]) -> Command:
-    """python eval/eval.py, with what is in order first; the last of two equal arguments counts."""
+    """python eval/eval.py, with what is in order first; of an option that takes one value the last counts."""
 
     def command(place: Place) -> list[str]:
         named = ["--dataset", "Rec-Movie", "--model_path", place.model, "--data", str(place.toy / "bench")]
