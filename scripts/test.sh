@@ -17,7 +17,7 @@ fi
 if [ $# -gt 0 ]; then
     exec python -m pytest "${chosen[@]}" "$@"
 fi
-# Two files of tests side by side; tests/conftest.py says which come first. One thread each: two processes that both want all
-# cores hold each other up.
+# Two files of tests side by side; tests/conftest.py says which come first and what stays together. One thread each: two
+# processes that both want all cores hold each other up.
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-exec python -m pytest "${chosen[@]}" -n 2 --dist loadgroup --no-loadscope-reorder --durations 25
+exec python -m pytest "${chosen[@]}" -n 2 --dist loadfile --no-loadscope-reorder --durations 25

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import tempfile
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -22,15 +25,31 @@ settings.load_profile("seeded")
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Hand tests out to pytest-xdist's workers by the file, and those that need Ray all to one: it starts once, and first.
+RAY_FIXTURES = re.compile(r"\b(one_ray|shared_ray|forking)\b")
 
-    The rest of the end-to-end tests comes next, the unit tests' small files last, so that both workers end at about the same time.
-    """
-    ray = {item.path for item in items if "shared_ray" in getattr(item, "fixturenames", ())}
-    for item in items:
-        item.add_marker(pytest.mark.xdist_group("ray" if item.path in ray else item.path.stem))
-    items.sort(key=lambda item: (item.path not in ray, item.path.parent.name))
+
+@cache
+def needs_ray(file: Path) -> bool:
+    """Whether tests of a file take the Ray that tests share."""
+    return file.parent.name == "e2e" and bool(RAY_FIXTURES.search(file.read_text(encoding="utf-8")))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests that need Ray, for they take longest; the unit tests' small files come last."""
+    items.sort(key=lambda item: (not needs_ray(item.path), item.path.parent.name))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Hand tests out to the workers by the file, and those that need Ray all to one, where it starts once."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class OneRay(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "ray" if needs_ray(config.rootpath / file) else file
+
+    return OneRay(config, log)
 
 
 @pytest.fixture(autouse=True)
