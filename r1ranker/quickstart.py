@@ -26,7 +26,9 @@ def main() -> None:
     """Run it; see --help."""
     parser = argparse.ArgumentParser(prog="scripts/quickstart.sh", description=__doc__)
     parser.add_argument("--steps", type=int, help="GRPO steps of each ranker (as in configs/quickstart_*.yaml)")
-    parser.add_argument("--sft_steps", "--sft-steps", type=int, default=0, help="steps of a cold start before (%(default)s: none)")
+    parser.add_argument(
+        "--sft_steps", "--sft-steps", type=int, default=0, help="steps of a cold start before (%(default)s: none)"
+    )
     parser.add_argument("--size", type=int, default=200, help="direct training rows a task (%(default)s)")
     parser.add_argument("--output", default="checkpoints/quickstart", help="where everything goes (%(default)s)")
     options = parser.parse_args()
