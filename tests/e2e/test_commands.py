@@ -12,11 +12,13 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from r1ranker.data.sources.ranking_bench import read_ranking_bench
 from r1ranker.data.sources.toy_raw import write_toy_raw
 from r1ranker.evaluation.results import result_files
+from r1ranker.quickstart import build_base
 from r1ranker.quickstart import run as quickstart
 from r1ranker.tasks.catalog import TASK_NAMES
 
@@ -138,6 +140,10 @@ def test_the_quick_start_goes_from_nothing_to_two_evaluated_rankers(
     page = (tmp_path / "report.html").read_text()
     assert "2 training runs, 4 evaluation results, 6 tasks" in page
     assert 'class="paper"' not in page
+    untrained, base = ((tmp_path / name / "model.safetensors") for name in ("untrained", "base"))
+    assert base.read_bytes() != untrained.read_bytes()
+    build_base(tmp_path, 0, Console())  # without a cold start it is the model of random weights
+    assert base.read_bytes() == untrained.read_bytes()
     for mode in ("iterative", "direct"):
         assert (tmp_path / mode / "actor" / "model.safetensors").is_file()
         assert str(tmp_path / mode / "actor") in printed.replace("\n", "")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from r1ranker.data.sources.toy import World, genre_of, toy_examples, toy_rows
+from r1ranker.data.files.manifest import source_of
+from r1ranker.data.sources.toy import TOY, World, genre_of, toy_examples, toy_rows, write_toy
 from r1ranker.evaluation.baselines.orders import MostFrequentLabel, random_order_metrics
 from r1ranker.tasks.catalog import TASK_NAMES
 from r1ranker.tasks.example import RankingExample
@@ -64,6 +66,15 @@ def test_the_most_frequent_label_does_not_solve_it(seed: int) -> None:
         most_frequent = MostFrequentLabel(train)
         chance = np.mean([random_order_metrics(one, ())["mrr"] for one in test])
         assert np.mean([most_frequent(one, ())["mrr"] for one in test]) <= (chance + 1) / 2, task
+
+
+def test_the_manifest_names_the_built_in_world(tmp_path: Path) -> None:
+    assert source_of(tmp_path) == ""
+    write_toy(str(tmp_path), 2, tasks=["Rec-Movie"])
+    assert source_of(tmp_path) == TOY
+    for text in ("{", "[]", '{"files": {}}', '{"source": 7}'):
+        (tmp_path / "manifest.json").write_text(text)
+        assert source_of(tmp_path) == ""
 
 
 @pytest.mark.parametrize("task", [task for task in TASK_NAMES if task.startswith("Rec")])
