@@ -83,7 +83,7 @@ def _invoke(app: typer.Typer) -> None:
     except typer.Abort as error:
         raise KeyboardInterrupt from error
     except ModuleNotFoundError as error:
-        if str(error.name).startswith("r1ranker."):
+        if error.name is None or error.name.split(".")[0] == "r1ranker":
             raise
         raise UserError(f"{error.name} is not installed; {HOW_TO_INSTALL}") from error
     except Exception as error:

@@ -110,7 +110,8 @@ def evaluate(
     with Journal(file.with_suffix(".part.jsonl"), about | {"files": _state(model_path), "rows": _digest(test)}) as kept:
         timing = _rank(model_path, settings, test, options, kept)
         records = {task: [kept.done[task, row] for row in range(len(rows))] for task, rows in test.items()}
-    known = {"source": source_of(Path(options.data))}
+    source = source_of(Path(options.data))
+    known = {"source": source} if source else {}
     report = {"format": FORMAT, **about, **known, **_measured(test, train, records, options, router)}
     _write(file, report)
     _write(file.with_suffix(TIMING), timing)

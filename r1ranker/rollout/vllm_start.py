@@ -34,6 +34,7 @@ def start_vllm(directory: str, device: torch.device, settings: EngineSettings) -
         _name_shared_memory()
     memory = device_memory(device)
     start = vllm.LLM  # which imports the rest
+    gc.collect()  # what is garbage by now must not be frozen with the rest
     gc.freeze()  # vLLM collects garbage five times as it starts: going through all that was imported takes two seconds
     try:
         return start(trust_remote_code=False, **engine_arguments(directory, device, settings))

@@ -29,6 +29,7 @@ from r1ranker.trainer.experience.validation import validate
 from r1ranker.trainer.monitoring.metrics import policy_lag, step_metrics, timed
 from r1ranker.trainer.monitoring.non_finite import NonFiniteSteps, refuse_non_finite
 from r1ranker.trainer.prepare import is_stale, prepare
+from r1ranker.trainer.scoring.pool import RewardPool
 from r1ranker.trainer.update import Updater
 from r1ranker.trainer.workers.cluster import Cluster, call_all
 
@@ -44,6 +45,7 @@ class Run:
         self.notes: list[str] = []
         """lines for the reader before the first step"""
         data, trainer, control = config.data, config.trainer, config.algorithm.kl_ctrl
+        rewards = RewardPool(config.custom_reward_function, config.reward.num_workers, config.reward.timeout)
         tokenizer = load_shared_tokenizer(config)
         train = load_split(config, tokenizer, data.train_files, "data.train_files", self.notes.append)
         validation: Sequence[Prompt] = []
@@ -55,7 +57,7 @@ class Run:
         )
         steps = self.loader.steps_per_epoch * trainer.total_epochs
         self.total_steps = min(steps, trainer.total_training_steps or steps)
-        self.sampler = Sampler(config, tokenizer, self.loader)
+        self.sampler = Sampler(config, tokenizer, self.loader, rewards)
         self.updater = Updater(config)
         target = control.target_kl if control.type == "adaptive" else None
         self.kl_control = KLController(control.kl_coef, target, control.horizon)

@@ -239,7 +239,6 @@ def test_a_killed_evaluation_goes_on_and_ends_as_if_nothing_had_been(
         [sys.executable, "-c", EVALUATE, *of, str(tmp_path / "killed")], stderr=subprocess.PIPE, text=True,
         env=os.environ | {"PYTHONPATH": os.pathsep.join((str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")))},
     )  # fmt: skip
-    evaluate(*of, str(tmp_path / "undisturbed"))
     journal = []
     while not journal or journal[0].read_bytes().count(b"\n") < 4:  # some queries of the shortest task are done
         assert killed.poll() is None, killed.stderr.read()  # type: ignore[union-attr]
@@ -247,6 +246,7 @@ def test_a_killed_evaluation_goes_on_and_ends_as_if_nothing_had_been(
         time.sleep(0.01)
     killed.send_signal(signal.SIGKILL)
     assert killed.wait() == -signal.SIGKILL
+    evaluate(*of, str(tmp_path / "undisturbed"))
     capsys.readouterr()
     evaluate(*of, str(tmp_path / "killed"))
     assert "queries were ranked before and are taken over" in capsys.readouterr().err

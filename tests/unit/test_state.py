@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+import r1ranker
 from r1ranker.errors import RunError, UserError, WorkerLostError
+from r1ranker.trainer.checkpoint import record
 from r1ranker.trainer.checkpoint.random_state import get_random_states, set_random_states
 from r1ranker.trainer.checkpoint.record import write_record
 from r1ranker.trainer.checkpoint.resume import choose_state
@@ -260,6 +262,7 @@ def test_a_runs_directory_says_how_to_repeat_it(tmp_path: Path) -> None:
     about = json.loads((tmp_path / "run.json").read_text())
     assert about["seed"] == 7
     assert about["versions"]["torch"] == torch.__version__
+    assert Path(str(r1ranker.__file__)).parent == record.PROJECT  # the commit is that of the whole package
     assert find_run_config(str(tmp_path / "elsewhere")) is None
 
 

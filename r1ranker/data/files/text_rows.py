@@ -21,15 +21,15 @@ MOST_CHARACTERS = 10_000_000
 _DELIMITERS = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "bars", "::": "'::'"}
 
 
-def text_lines(path: str) -> Iterator[tuple[int, str]]:
-    """(number from 1, line with its end) of a UTF-8 file, or of stdin for `-`. A byte-order mark and Windows line ends
-    are taken off.
+def text_lines(path: str, stdin: bool = False) -> Iterator[tuple[int, str]]:
+    """(number from 1, line with its end) of a UTF-8 file, or with `stdin` of stdin where `path` is `-`. A byte-order
+    mark and Windows line ends are taken off.
 
     Raises UserError for a file that is not there, is a directory, is empty, is cut short or is not text.
     """
     number = 0
     try:
-        with _opened(path) as file:
+        with nullcontext(sys.stdin.buffer) if stdin and path == STDIN else _opened(path) as file:
             for number, raw in enumerate(file, 1):
                 yield number, _decoded(path, number, raw)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
@@ -42,8 +42,6 @@ def text_lines(path: str) -> Iterator[tuple[int, str]]:
 
 def _opened(path: str) -> AbstractContextManager[Iterable[bytes]]:
     """The lines of a file as they stand in it, unpacked."""
-    if path == STDIN:
-        return nullcontext(sys.stdin.buffer)
     if Path(path).is_dir():
         raise UserError(f"{path}: found a directory; a file is wanted")
     if not Path(path).is_file():
@@ -158,10 +156,10 @@ def parse_json(text: str, where: str) -> Any:
     return value
 
 
-def json_rows(path: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """(line, object) of a JSON-lines file."""
+def json_rows(path: str, stdin: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:
+    """(line, object) of a JSON-lines file, or with `stdin` of stdin where `path` is `-`."""
     rows = 0
-    for number, line in text_lines(path):
+    for number, line in text_lines(path, stdin):
         if not line.strip():
             continue
         row = parse_json(line, f"{path}: line {number}")

@@ -63,7 +63,7 @@ def read_requests(path: str, task: str | None) -> Iterator[tuple[str | int | Non
 
     Rows are those of `read_user_file`; positive, labels and split are not read. Raises UserError naming file and row.
     """
-    for where, row in _rows(path):
+    for where, row in _rows(path, stdin=True):
         name, query, history = _request(row, task, where)
         candidates, texts = _texts(row, "candidates", where), _texts(row, "texts", where)
         example = RankingExample(name, candidates, query=query, history=history, texts=texts)
@@ -180,11 +180,11 @@ def _short(value: Any) -> str:
     return repr(value)[:100]
 
 
-def _rows(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+def _rows(path: str, stdin: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
     """(file and row, values) of a file of any of the kinds."""
     plain = path.lower().removesuffix(".gz")
-    if plain.endswith((".jsonl", ".json")) or path == STDIN:
-        for line, row in json_rows(path):
+    if plain.endswith((".jsonl", ".json")) or (stdin and path == STDIN):
+        for line, row in json_rows(path, stdin):
             _check_keys(row, f"{path}: line {line}")
             yield f"{path}: line {line}", row
     elif plain.endswith(".parquet"):

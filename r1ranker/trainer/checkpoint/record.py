@@ -28,6 +28,9 @@ PACKAGES = (
 )
 CONFIG, ABOUT = "config.yaml", "run.json"
 
+PROJECT = Path(__file__).parents[2]
+"""the package: whose files a recorded commit is about"""
+
 
 def write_record(config: Config, resumed_from: str | None) -> None:
     """Put both files into the run's directory; `resumed_from`: the state it goes on from."""
@@ -64,7 +67,7 @@ def _commit() -> dict[str, Any] | None:
     """The commit of this project's files and whether they differ from it; None where they are in no repository."""
 
     def git(*arguments: str) -> str:
-        called = ["git", "-C", str(Path(__file__).parent), *arguments]
+        called = ["git", "-C", str(PROJECT), *arguments]
         return subprocess.run(called, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
 
     try:

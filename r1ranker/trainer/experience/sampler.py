@@ -23,10 +23,10 @@ from r1ranker.trainer.workers.cluster import Cluster
 class Sampler:
     """Deals prompts to the rollout engines and their responses to the reward."""
 
-    def __init__(self, config: Config, tokenizer: PreTrainedTokenizerBase, loader: PromptLoader) -> None:
-        """Raises UserError for a reward function that cannot be loaded."""
-        self.config, self.tokenizer, self.loader = config, tokenizer, loader
-        self.rewards = RewardPool(config.custom_reward_function, config.reward.num_workers, config.reward.timeout)
+    def __init__(
+        self, config: Config, tokenizer: PreTrainedTokenizerBase, loader: PromptLoader, rewards: RewardPool
+    ) -> None:
+        self.config, self.tokenizer, self.loader, self.rewards = config, tokenizer, loader, rewards
         self._ahead: SampledBatch | None = None
         """the next step's batch, where it is sampled while this one is trained on"""
         self._before_ahead: dict[str, Any] = {}
