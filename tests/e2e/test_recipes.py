@@ -15,7 +15,7 @@ from forked_commands import forked_python
 
 ROOT = Path(__file__).resolve().parents[2]
 STEMS = sorted(file.stem for file in (ROOT / "examples" / "recipes").glob("*.sh"))
-TINY = {"SIZE": "4", "STEPS": "1", "SFT_STEPS": "1", "BATCH_SIZE": "4"}
+TINY = {"SIZE": "4", "STEPS": "1", "BATCH_SIZE": "4"}
 UNVALIDATED = "trainer.val_before_train=false"
 STAMP = "cat pyproject.toml scripts/setup.sh scripts/flash_attn.sh | cksum > .venv/.installed"
 
