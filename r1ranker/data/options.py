@@ -14,6 +14,7 @@ from r1ranker.data.raw import is_raw
 from r1ranker.data.sources.passage import SIZES
 from r1ranker.data.sources.recommendation import RECBOLE_DATA_SETS
 from r1ranker.data.sources.routing import OBJECTIVES
+from r1ranker.data.sources.toy import MAX_SIZE
 from r1ranker.data.sources.trec import TrecFiles
 from r1ranker.data.sources.user_files import SUFFIXES, is_user_file
 from r1ranker.errors import UserError, check_at_least
@@ -129,6 +130,8 @@ def check_options(options: PrepareOptions, kind: Kind) -> None:
         ("--max-prompt-length", options.max_prompt_length, 1),
     ):
         check_at_least(name, value, least)
+    if options.size > MAX_SIZE:
+        raise UserError(f"--size: found {options.size}; at most {MAX_SIZE} rows a task are wanted")
     parse_pool_sizes(options.pool_sizes)
     changed = {one.name for one in fields(options) if getattr(options, one.name) != one.default}
     for field, (name, kinds) in _USES.items():

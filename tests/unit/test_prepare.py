@@ -61,6 +61,7 @@ USELESS: list[tuple[str, dict[str, Any], str]] = [
     ("toy", {"shuffle": True}, "--shuffle: of no use"),
     ("toy", {"teacher": True}, "--teacher: of no use without --cold-start"),
     (PLANTS, {"teacher": True}, "--teacher: of no use with a file of one's own"),
+    ("toy", {"size": 20_001}, "--size: found 20001; at most 20000 rows a task are wanted"),
     ("toy", {"tasks": ["Rec-Movies"]}, r"did you mean 'Rec-Movie'"),
     ("RAW", {"tasks": ["Passage-5"], "test_share": 0.5}, "--test-share: of no use with Passage-5, whose source is split"),
     ("RAW", {"tasks": ["Rec-Movie"], "merits": True}, "--merits: of no use with Rec-Movie; a routing task has them"),

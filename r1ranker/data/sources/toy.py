@@ -29,6 +29,8 @@ OF_GENRE = 2
 """candidates of each genre in a recommendation"""
 HISTORY = (3, 5)
 """from how many to how many items in a history, all of the user's taste"""
+MAX_SIZE = 20_000
+"""training rows a task: with the test rows, well below the 43,680 histories that there are"""
 TEST_SHARE = 0.4
 """test rows to training rows"""
 
