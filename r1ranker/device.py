@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from r1ranker.errors import UserError
+from r1ranker.errors import UserError, first_line
 
 DEVICE_FILES = Path("/dev")
 
@@ -46,7 +46,7 @@ def why_no_gpu() -> str:
     try:
         torch.cuda.init()
     except Exception as error:  # AssertionError of a CPU build, RuntimeError of a driver that is too old
-        return str(error).strip().split("\n")[0]
+        return first_line(error)
     return "torch sees no device"
 
 

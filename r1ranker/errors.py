@@ -40,6 +40,11 @@ def check_at_least(name: str, value: int, least: int) -> None:
         raise UserError(f"{name}: found {value}; at least {least} is wanted")
 
 
+def first_line(error: BaseException, most: int | None = None) -> str:
+    """What an error of a library says first, at `most` so many characters of it."""
+    return str(error).strip().split("\n")[0][:most]
+
+
 def note(text: str) -> None:
     """Say on stderr, once, what was found and put right on the way."""
     if text not in _NOTED:

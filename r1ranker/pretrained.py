@@ -9,7 +9,7 @@ from pathlib import Path
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-from r1ranker.errors import UserError
+from r1ranker.errors import UserError, first_line
 
 _TOKENIZER_FILES = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
 """any of these sets holds a vocabulary"""
@@ -42,15 +42,10 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: the tokenizer cannot be loaded ({first_line(error)})") from error
+        raise UserError(f"{path}: the tokenizer cannot be loaded ({first_line(error, 300)})") from error
     if tokenizer.eos_token_id is None:
         raise UserError(f"{path}: the tokenizer has no eos_token; one is wanted to end a response")
     return tokenizer
-
-
-def first_line(error: BaseException) -> str:
-    """What a library's error says first, at most 300 characters."""
-    return str(error).strip().split("\n")[0][:300]
 
 
 def silence_transformers() -> None:

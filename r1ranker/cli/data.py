@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from r1ranker.cli.options import RANKING_BENCH, Reason, Style
+from r1ranker.cli.options import Reason, Style
 from r1ranker.errors import UserError
+from r1ranker.tasks.catalog import HUB_ID
 
 if TYPE_CHECKING:
     from r1ranker.data.sources.trec import TrecFiles
@@ -33,7 +34,7 @@ def prepare(
             help="a hub data set or directory in Ranking-bench's layout; a directory with its raw sources; a file of "
             "one's own (.jsonl, .csv, .parquet); `trec`; or `toy`",
         ),
-    ] = RANKING_BENCH,
+    ] = HUB_ID,
     output: Annotated[str, typer.Option(help="directory for direct_ranking/, iterative_ranking/ and bench/")] = "data",
     answer_style: Style = "name",
     think: Reason = True,
@@ -148,7 +149,7 @@ def rows_command(mode: Mode) -> Callable[..., None]:
     """The command of examples/data_preprocess/<mode>_data_generation.py."""
 
     def write_rows(
-        source: LayoutSource = RANKING_BENCH,
+        source: LayoutSource = HUB_ID,
         local_dir: LocalDir = f"data/{mode}_ranking",
         answer_style: Style = "name",
         think: Reason = True,

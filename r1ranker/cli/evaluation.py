@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from r1ranker.cli.options import (
-    RANKING_BENCH,
     AnswerStyle,
     Constrain,
     Eliminate,
@@ -20,6 +19,7 @@ from r1ranker.cli.options import (
     TopK,
     Votes,
 )
+from r1ranker.tasks.catalog import HUB_ID
 
 BESIDE = "What stands beside the model"
 
@@ -27,7 +27,7 @@ BESIDE = "What stands beside the model"
 def evaluate(
     dataset: Annotated[str, typer.Option(help="a task, several with commas between them, or all")],
     model_path: Annotated[list[str], typer.Option(help="model directory or hub id; several in one table")],
-    data: Annotated[str, typer.Option(help="a directory in Ranking-bench's layout, or a hub data set")] = RANKING_BENCH,
+    data: Annotated[str, typer.Option(help="a directory in Ranking-bench's layout, or a hub data set")] = HUB_ID,
     limit: Annotated[int | None, typer.Option(help="rows a task at most")] = None,
     output_dir: Annotated[str, typer.Option(help="where result files go")] = "eval/eval_result",
     trec_dir: Annotated[str | None, typer.Option(help="also write TREC run and qrels files here")] = None,
@@ -70,7 +70,8 @@ def evaluate(
     Prints MRR, hit rate, NDCG and the share of valid answers.
     Every ranking is kept in a JSON file.
     """
-    from r1ranker.evaluation.runner import EvaluationOptions, run_evaluation
+    from r1ranker.evaluation.options import EvaluationOptions
+    from r1ranker.evaluation.runner import run_evaluation
     from r1ranker.ranking.conversation import EliminationSettings
 
     options = EvaluationOptions(

@@ -7,7 +7,6 @@ from typing import Annotated, Literal
 
 import typer
 
-RANKING_BENCH = "ulab-ai/Ranking-bench"
 AS_TRAINED = "How to rank (where nothing is said: as the model was trained)"
 ELIMINATION = "How an iterative ranking goes"
 

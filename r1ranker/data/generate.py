@@ -31,7 +31,6 @@ from r1ranker.tasks.text import sanitise
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-HUB_ID = "ulab-ai/Ranking-bench"
 SFT = "sft"
 TOKENISE_BATCH_SIZE = 512
 """prompts tokenised at once"""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from r1ranker.data.build import TEST_SHARE
-from r1ranker.data.generate import HUB_ID, MOST_TOKENS, TOY
+from r1ranker.data.generate import MOST_TOKENS, TOY
 from r1ranker.data.raw import is_raw
 from r1ranker.data.sources.passage import SIZES
 from r1ranker.data.sources.recommendation import RECBOLE_DATA_SETS
@@ -18,7 +18,7 @@ from r1ranker.data.sources.toy import MAX_SIZE
 from r1ranker.data.sources.trec import TrecFiles
 from r1ranker.data.sources.user_files import SUFFIXES, is_user_file
 from r1ranker.errors import UserError, check_at_least
-from r1ranker.tasks.catalog import get_task
+from r1ranker.tasks.catalog import HUB_ID, get_task
 from r1ranker.tasks.custom import register_tasks_of
 
 TREC = "trec"

@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from r1ranker.data.generate import HUB_ID
 from r1ranker.errors import check_at_least
 from r1ranker.ranking.conversation import EliminationSettings
 from r1ranker.ranking.ranker import RankerSettings, check_ranges
+from r1ranker.tasks.catalog import HUB_ID
 from r1ranker.tasks.prompts import AnswerStyle, Mode
 
 ALL = "all"

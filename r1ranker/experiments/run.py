@@ -278,8 +278,9 @@ def _evaluate(
     experiment: Experiment, arm: Arm, model: str, config: Config, rows: EvaluationRows, directory: Path, seed: int
 ) -> Report:
     """A model's result under the form of answers of its training: free or constrained, with thoughts or without."""
+    from r1ranker.evaluation.options import EvaluationOptions
     from r1ranker.evaluation.results import read_result, result_files
-    from r1ranker.evaluation.runner import EvaluationOptions, evaluate
+    from r1ranker.evaluation.runner import evaluate
 
     done = result_files(directory)
     if done:

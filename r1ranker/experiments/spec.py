@@ -9,7 +9,7 @@ from typing import Any
 
 from r1ranker.atomic import atomic_path
 from r1ranker.data.options import PrepareOptions
-from r1ranker.errors import UserError, suggest
+from r1ranker.errors import UserError, first_line, suggest
 from r1ranker.ranking.conversation import EliminationSettings
 from r1ranker.tasks.catalog import TASK_NAMES
 
@@ -134,8 +134,7 @@ def load_experiment(name: str, overrides: Sequence[str] = ()) -> Experiment:
         parts = [OmegaConf.structured(Experiment), OmegaConf.load(file), OmegaConf.from_dotlist(list(overrides))]
         merged: Any = OmegaConf.to_object(OmegaConf.merge(*parts))
     except (OmegaConfBaseException, ValueError, OSError) as error:
-        first = str(error).strip().split("\n")[0]
-        raise UserError(f"{file.name}: {first}") from error
+        raise UserError(f"{file.name}: {first_line(error)}") from error
     if not merged.arms:
         raise UserError(f"{file.name}: arms: found none; at least one is wanted")
     if merged.data.source is None:

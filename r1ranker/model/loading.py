@@ -16,9 +16,9 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from r1ranker.errors import UserError
+from r1ranker.errors import UserError, first_line
 from r1ranker.model.attention import register_packed
-from r1ranker.pretrained import check_model_directory, first_line, silence_transformers
+from r1ranker.pretrained import check_model_directory, silence_transformers
 
 
 def load_causal_lm(path: str, dtype: torch.dtype, attention: str) -> PreTrainedModel:
@@ -59,10 +59,10 @@ def _named_errors(path: str) -> Iterator[None]:
     try:
         yield
     except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise UserError(f"{path}: the model cannot be loaded ({first_line(error)})") from error
+        raise UserError(f"{path}: the model cannot be loaded ({first_line(error, 300)})") from error
     except Exception as error:  # safetensors raises a class of its own for a truncated file
         if type(error).__module__.startswith("safetensors") or type(error).__name__ == "SafetensorError":
-            raise UserError(f"{path}: model.safetensors is damaged ({first_line(error)})") from error
+            raise UserError(f"{path}: model.safetensors is damaged ({first_line(error, 300)})") from error
         raise
 
 

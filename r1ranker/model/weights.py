@@ -15,7 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.utils.hub import cached_file
 
-from r1ranker.errors import UserError
+from r1ranker.errors import UserError, first_line
 from r1ranker.model.fsdp import local_shard
 from r1ranker.pretrained import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
@@ -159,7 +159,7 @@ def _file(path: str, name: str) -> Path | None:
     try:
         found = cached_file(path, name, _raise_exceptions_for_missing_entries=False)
     except OSError as error:
-        raise UserError(f"{path}: {name} cannot be loaded ({str(error).strip().splitlines()[0][:300]})") from error
+        raise UserError(f"{path}: {name} cannot be loaded ({first_line(error, 300)})") from error
     return None if found is None else Path(found)
 
 
@@ -167,4 +167,4 @@ def _opened(path: str, file: Path) -> Any:
     try:
         return safe_open(file, "pt")
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: {file.name} is damaged ({str(error).strip().splitlines()[0][:300]})") from error
+        raise UserError(f"{path}: {file.name} is damaged ({first_line(error, 300)})") from error

@@ -65,6 +65,8 @@ TASKS: dict[str, Task] = {
     )
 }
 TASK_NAMES: tuple[str, ...] = tuple(TASKS)
+HUB_ID = "ulab-ai/Ranking-bench"
+"""the data set that the nine tasks are from"""
 
 
 def get_task(name: str) -> Task:

@@ -16,7 +16,8 @@ from sklearn.metrics import ndcg_score
 
 from r1ranker.cli import app
 from r1ranker.data.files.parquet import read_training_rows
-from r1ranker.evaluation.runner import EvaluationOptions, run_evaluation
+from r1ranker.evaluation.options import EvaluationOptions
+from r1ranker.evaluation.runner import run_evaluation
 from r1ranker.pretrained import SETTINGS_FILE
 from r1ranker.trainer.config.load import load_config
 from r1ranker.trainer.fit import fit

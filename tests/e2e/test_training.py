@@ -15,7 +15,8 @@ from safetensors.numpy import load_file
 from r1ranker import Ranker
 from r1ranker.data.prepare import PrepareOptions, prepare
 from r1ranker.errors import RunError, UserError
-from r1ranker.evaluation.runner import EvaluationOptions, run_evaluation
+from r1ranker.evaluation.options import EvaluationOptions
+from r1ranker.evaluation.runner import run_evaluation
 from r1ranker.model.init import init_model
 from r1ranker.rollout.hf import HFEngine
 from r1ranker.trainer.monitoring.metrics import METRIC_NAMES, is_known_metric

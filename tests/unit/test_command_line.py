@@ -24,7 +24,7 @@ from r1ranker.data.sources.passage import SIZES
 from r1ranker.data.sources.recommendation import RECBOLE_DATA_SETS
 from r1ranker.data.sources.routing import OBJECTIVES
 from r1ranker.data.sources.user_files import read_requests
-from r1ranker.evaluation.runner import EvaluationOptions
+from r1ranker.evaluation.options import EvaluationOptions
 from r1ranker.ranking.conversation import EliminationSettings
 from r1ranker.ranking.ranker import Ranker
 

@@ -20,8 +20,9 @@ from sklearn.metrics import ndcg_score
 from r1ranker.data.sources.ranking_bench import read_ranking_bench
 from r1ranker.errors import UserError
 from r1ranker.evaluation.baselines.orders import MostFrequentLabel, given_order_metrics, random_order_metrics
+from r1ranker.evaluation.options import EvaluationOptions
 from r1ranker.evaluation.results import read_result
-from r1ranker.evaluation.runner import EvaluationOptions, resolve_tasks, run_evaluation
+from r1ranker.evaluation.runner import resolve_tasks, run_evaluation
 from r1ranker.ranking.conversation import EliminationSettings, Question, RankingResult, Reply, closest, converse
 from r1ranker.ranking.metrics import bootstrap_interval, expected_metrics, metrics_of_ranking, summarise
 from r1ranker.ranking.ranker import Ranker, RankerSettings

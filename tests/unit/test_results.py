@@ -21,9 +21,10 @@ from sklearn.metrics import ndcg_score
 
 from r1ranker.errors import UserError
 from r1ranker.evaluation.journal import Journal
+from r1ranker.evaluation.options import EvaluationOptions
 from r1ranker.evaluation.records import metrics_of, record_of, strict_metrics_of, summarise_systems
 from r1ranker.evaluation.results import compare_results, randomisation_test, read_result, recompute_metrics, write_trec
-from r1ranker.evaluation.runner import EvaluationOptions, run_evaluation
+from r1ranker.evaluation.runner import run_evaluation
 from r1ranker.experiments.summary import ArmResult, summarise_experiment
 from r1ranker.ranking.conversation import RankingResult
 from r1ranker.ranking.metrics import mean_with_interval

@@ -18,8 +18,9 @@ from r1ranker.data.sources.routing import RoutingQuery, merit_grades
 from r1ranker.data.sources.toy_raw import write_toy_raw
 from r1ranker.errors import UserError
 from r1ranker.evaluation.baselines.orders import MostFrequentLabel, fit_baselines
+from r1ranker.evaluation.options import EvaluationOptions
 from r1ranker.evaluation.routing import FixedLLM, RouterTable, routing_baselines, routing_figures, top_candidates
-from r1ranker.evaluation.runner import EvaluationOptions, examples_by_task, run_evaluation
+from r1ranker.evaluation.runner import examples_by_task, run_evaluation
 from r1ranker.experiments.summary import ArmResult, routing_of
 from r1ranker.tasks.example import RankingExample
 

@@ -37,10 +37,7 @@ def write_manifest(files: dict[str, dict[str, Any]], path: Path, source: str = "
 
 def source_of(directory: Path) -> str:
     """The source that a data set's manifest names; empty where it names none, or cannot be read."""
-    try:
-        source = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))["source"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return ""
+    source = _part(directory, "source")
     return source if isinstance(source, str) else ""
 
 
@@ -58,11 +55,17 @@ def verify_checksum(path: Path) -> None:
 
 def list_manifest_files(directory: Path) -> list[str]:
     """Names of the parquet files in `directory` that its manifest describes; none where there is none that can be read."""
-    try:
-        names = list(json.loads((directory / MANIFEST).read_text(encoding="utf-8"))["files"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return []
+    files = _part(directory, "files")
+    names = files if isinstance(files, dict | list) else ()
     return [name for name in names if name.endswith(".parquet") and ".." not in name and not name.startswith("/")]
+
+
+def _part(directory: Path, key: str) -> Any:
+    """What the manifest in `directory` has under `key`; None where it has nothing there, or cannot be read."""
+    try:
+        return json.loads((directory / MANIFEST).read_text(encoding="utf-8"))[key]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def _compare(path: Path, entry: Mapping[str, Any], base: Path) -> None:

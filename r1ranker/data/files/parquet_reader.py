@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from r1ranker.data.files.manifest import verify_checksum
-from r1ranker.errors import UserError, suggest
+from r1ranker.errors import UserError, first_line, suggest
 
 
 def read_table(
@@ -41,7 +41,7 @@ def read_table(
         for batch in file.iter_batches(batch_size=1024, columns=list(wanted)):
             yield from batch.to_pylist()
     except (pa.ArrowException, OSError, ValueError) as error:  # ValueError: text that is not UTF-8
-        raise UserError(f"{path}: damaged parquet ({_line(error)})") from error
+        raise UserError(f"{path}: damaged parquet ({first_line(error, 200)})") from error
 
 
 def _schema(path: str, file: pq.ParquetFile) -> pa.Schema:
@@ -50,7 +50,7 @@ def _schema(path: str, file: pq.ParquetFile) -> pa.Schema:
         schema.names  # noqa: B018  decodes them
         return schema
     except (pa.ArrowException, ValueError) as error:
-        raise UserError(f"{path}: damaged parquet ({_line(error)})") from error
+        raise UserError(f"{path}: damaged parquet ({first_line(error, 200)})") from error
 
 
 def open_parquet(path: str) -> pq.ParquetFile:
@@ -62,7 +62,7 @@ def open_parquet(path: str) -> pq.ParquetFile:
     try:
         return pq.ParquetFile(path)
     except (pa.ArrowException, OSError, ValueError) as error:
-        raise UserError(f"{path}: not a parquet file, or cut short ({_line(error)})") from error
+        raise UserError(f"{path}: not a parquet file, or cut short ({first_line(error, 200)})") from error
 
 
 def _is(found: pa.DataType, kind: str) -> bool:
@@ -80,7 +80,3 @@ def _is(found: pa.DataType, kind: str) -> bool:
 
 def _is_number(found: pa.DataType) -> bool:
     return bool(pa.types.is_floating(found) or pa.types.is_integer(found))
-
-
-def _line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0][:200]

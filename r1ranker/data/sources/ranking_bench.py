@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from r1ranker.data.files.parquet_reader import read_table
 from r1ranker.data.sources.source_example import Split
-from r1ranker.errors import UserError
+from r1ranker.errors import UserError, first_line
 from r1ranker.tasks.catalog import get_task
 from r1ranker.tasks.custom import register_tasks_of
 from r1ranker.tasks.example import RankingExample
@@ -104,8 +104,7 @@ def _hub_rows(source: str, config: Mode, split: Split) -> Iterable[dict[str, Any
     try:
         return datasets.load_dataset(source, config, split=split)
     except Exception as error:  # the hub's client raises many kinds, from no network to no such configuration
-        first = str(error).strip().split("\n")[0]
         raise UserError(
-            f"{source}: the hub data set cannot be read ({type(error).__name__}: {first}); "
+            f"{source}: the hub data set cannot be read ({type(error).__name__}: {first_line(error)}); "
             "a local directory of its layout works as well: --source DIR"
         ) from error

@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from r1ranker.errors import UserError, suggest
+from r1ranker.errors import UserError, first_line, suggest
 from r1ranker.trainer.config.checks import check_config
 from r1ranker.trainer.config.schema import Config
 
@@ -40,9 +40,9 @@ def load_config(name: str, overrides: Sequence[str] = (), config_path: str | Non
             # `+key=value` is how veRL's scripts set keys that their file lacks; ours has them all
             composed = compose(config_name=name, overrides=["++" + _checked(entry, known) for entry in overrides])
     except HydraException as error:
-        raise UserError(f"{directory}/{name}.yaml: {_first_line(error)}") from error
+        raise UserError(f"{directory}/{name}.yaml: {first_line(error)}") from error
     except OmegaConfBaseException as error:
-        raise UserError(f"{directory}/{name}.yaml: {_first_line(error)}") from error
+        raise UserError(f"{directory}/{name}.yaml: {first_line(error)}") from error
     except Exception as error:  # yaml's scanner and parser errors come through hydra as they are
         if type(error).__module__.startswith("yaml"):
             raise UserError(f"{directory}/{name}.yaml: not YAML ({' '.join(str(error).split())})") from error
@@ -66,11 +66,11 @@ def to_config(values: DictConfig, where: str) -> Config:
         try:
             value = OmegaConf.select(values, key)
         except OmegaConfBaseException as error:
-            raise UserError(f"{where}: {key}: {_first_line(error)}") from error
+            raise UserError(f"{where}: {key}: {first_line(error)}") from error
         try:
             OmegaConf.update(merged, key, value)
         except OmegaConfBaseException as error:
-            wanted = re.sub(r"^.*?(?:be converted to|cannot be|is not a valid|is not)\s*", "", _first_line(error))
+            wanted = re.sub(r"^.*?(?:be converted to|cannot be|is not a valid|is not)\s*", "", first_line(error))
             raise UserError(f"{where}: {key}: found {value!r}; {_wanted(key, wanted)} is wanted") from error
     config: Config = OmegaConf.to_object(merged)  # type: ignore[assignment]
     check_config(config)
@@ -131,7 +131,3 @@ def _wanted(key: str, fallback: str) -> str:
     }
     parts = [words.get(part.strip().split("[")[0], "") for part in declared.split("|")]
     return " or ".join(part for part in parts if part) or f"a section ({fallback})"
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0]

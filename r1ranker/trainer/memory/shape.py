@@ -78,13 +78,14 @@ def load_shape(path: str) -> ModelShape:
     """The shape of the model in a directory or on the hub; raises UserError where its config cannot be read."""
     from transformers import AutoConfig
 
-    from r1ranker.errors import UserError
+    from r1ranker.errors import UserError, first_line
 
     try:
         return ModelShape.from_config(AutoConfig.from_pretrained(path, trust_remote_code=False))
     except (OSError, ValueError, KeyError, AttributeError) as error:
-        first = str(error).strip().split("\n")[0]
-        raise UserError(f"{path}: config.json of a model shaped like Qwen2 or Llama is wanted ({first})") from error
+        raise UserError(
+            f"{path}: config.json of a model shaped like Qwen2 or Llama is wanted ({first_line(error)})"
+        ) from error
 
 
 def saved_by_block(shape: ModelShape, width: int, copies_output: bool = False) -> int:

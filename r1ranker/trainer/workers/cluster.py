@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import torch.distributed as dist
 
-from r1ranker.errors import RunError, UserError, WorkerLostError
+from r1ranker.errors import RunError, UserError, WorkerLostError, first_line
 from r1ranker.trainer.config.schema import Config
 from r1ranker.trainer.workers.process import Process, RolloutProcess
 from r1ranker.trainer.workers.worker import Worker
@@ -182,15 +182,15 @@ class RayWorkers:
                 raise type(error.cause)(str(error.cause)) from None
             if isinstance(error.cause, self._ray.exceptions.RayError) or is_lost(error.cause):
                 raise WorkerLostError(
-                    f"{method}: a collective of the processes broke off ({_first_line(error.cause)})"
+                    f"{method}: a collective of the processes broke off ({first_line(error.cause)})"
                 ) from None
             raise
         except self._ray.exceptions.RayActorError as error:
-            raise WorkerLostError(f"a process of the run died in {method} ({_first_line(error)})") from None
+            raise WorkerLostError(f"a process of the run died in {method} ({first_line(error)})") from None
         except self._ray.exceptions.OutOfMemoryError as error:
             raise RunError(f"{method}: {_out_of_memory(error)}") from None  # begun again, it would need as much
         except self._ray.exceptions.RayError as error:  # its node, or what it owned
-            raise WorkerLostError(f"{method}: {_first_line(error)}") from None
+            raise WorkerLostError(f"{method}: {first_line(error)}") from None
 
     def close(self) -> None:
         """End the processes and give their places back."""
@@ -213,10 +213,6 @@ def is_lost(error: BaseException) -> bool:
     text = str(error)
     lost = any(words in text for words in _LOST)
     return isinstance(error, dist.DistError | queue.Empty | queue.Full) or (isinstance(error, RuntimeError) and lost)
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().split("\n")[0]
 
 
 def _out_of_memory(error: BaseException) -> str:

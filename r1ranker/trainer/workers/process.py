@@ -20,7 +20,7 @@ from r1ranker.device import (
     pick_device,
     why_no_gpu,
 )
-from r1ranker.errors import RunError, UserError
+from r1ranker.errors import RunError, UserError, first_line
 from r1ranker.model.buckets import as_tensor
 from r1ranker.rollout.engine import Completion, Engine, EngineSettings, Request, SamplingParams
 from r1ranker.rollout.start import start_engine
@@ -137,8 +137,9 @@ class Process:
             raise
         except Exception as error:
             refuse_shortage(error, self.config, self.device)
-            first = str(error).strip().split("\n")[0]
-            raise RunError(f"the rollout failed in process {self.rank}: {type(error).__name__}: {first}") from error
+            raise RunError(
+                f"the rollout failed in process {self.rank}: {type(error).__name__}: {first_line(error)}"
+            ) from error
 
     def close(self) -> None:
         """Give back what outlives a process, such as shared memory."""
