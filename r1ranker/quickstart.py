@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import argparse
 import time
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from rich.console import Console
+from typer import Option
 
+from r1ranker.cli.run import run_command
 from r1ranker.data.prepare import PrepareOptions, prepare
-from r1ranker.errors import check_at_least, exit_on_user_error
+from r1ranker.errors import check_at_least
 from r1ranker.tasks.prompts import Mode
 
 TASKS = ("Rec-Movie", "Rec-Music", "Rec-Game", "Router-Performance", "Router-Balance", "Router-Cost")
@@ -24,19 +25,20 @@ Report = dict[str, Any]
 
 def main() -> None:
     """Run it; see --help."""
-    parser = argparse.ArgumentParser(prog="scripts/quickstart.sh", description=__doc__)
-    parser.add_argument("--steps", type=int, help="GRPO steps of each ranker (as in configs/quickstart_*.yaml)")
-    parser.add_argument(
-        "--sft_steps", "--sft-steps", type=int, default=0, help="steps of a cold start before (%(default)s: none)"
-    )
-    parser.add_argument("--size", type=int, default=200, help="direct training rows a task (%(default)s)")
-    parser.add_argument("--output", default="checkpoints/quickstart", help="where everything goes (%(default)s)")
-    options = parser.parse_args()
-    for name, least in (("steps", 1), ("sft_steps", 0), ("size", 1)):
-        value = getattr(options, name)
+    run_command(quickstart)
+
+
+def quickstart(
+    steps: Annotated[int | None, Option(help="GRPO steps of each ranker (as in configs/quickstart_*.yaml)")] = None,
+    sft_steps: Annotated[int, Option(help="steps of a cold start before")] = 0,
+    size: Annotated[int, Option(help="direct training rows a task")] = 200,
+    output: Annotated[str, Option(help="where everything goes")] = "checkpoints/quickstart",
+) -> None:
+    """Make built-in data and a tiny model, train two rankers and evaluate them, on one CPU."""
+    for name, value, least in (("--steps", steps, 1), ("--sft-steps", sft_steps, 0), ("--size", size, 1)):
         if value is not None:
-            check_at_least(f"--{name}", value, least)
-    run(Path(options.output), options.steps, options.sft_steps, options.size)
+            check_at_least(name, value, least)
+    run(Path(output), steps, sft_steps, size)
 
 
 def run(output: Path, steps: int | None, sft_steps: int, size: int) -> None:
@@ -107,7 +109,8 @@ def train(output: Path, mode: Mode, steps: int | None) -> str:
 
 def evaluate(output: Path, actors: dict[Mode, str]) -> dict[str, Report]:
     """Each ranker before and after training on the test rows: label -> content of its result file."""
-    from r1ranker.evaluation.runner import EvaluationOptions, run_evaluation
+    from r1ranker.evaluation.options import EvaluationOptions
+    from r1ranker.evaluation.runner import run_evaluation
 
     reports = {}
     for mode, actor in actors.items():
@@ -146,4 +149,4 @@ def in_words(reports: dict[str, Report]) -> str:
 
 
 if __name__ == "__main__":
-    exit_on_user_error(main)
+    main()
