@@ -81,7 +81,7 @@ RAW: list[tuple[str, str, str, Change, str]] = [
     ("Rec-Movie", "item missing", INTER, line(6, "u1\t\t3\t4"), "line 6: item_id is empty"),
     ("Rec-Movie", "item twice", ITEM, line(5, "2\tAgain\tkind"), "line 5: item '2' stands there twice"),
     ("Rec-Movie", "item id missing", ITEM, line(5, "\tNameless\tkind"), "line 5: item_id is empty"),
-    ("Rec-Movie", "items without titles", ITEM, content(b"item_id:token\n1\n2\n"), "line 1: one column; item_id and a title"),
+    ("Rec-Movie", "items without titles", ITEM, content(b"item_id:token\n1\n2\n"), "line 1: no column .title.; found .item_id:token.; a header such as"),
     ("Rec-Movie", "few items", ITEM, content(b"item_id:token\ttitle:token_seq\n1\tA\n2\tB\n"), "2 titles; at least 40"),
     ("Rec-Movie", "a directory", INTER, directory, "found a directory; a file is wanted"),
     ("Rec-Movie", "gzip without its name", INTER, remade(gzip.compress), "line 1: found gzip; a name that ends in .gz"),

@@ -176,7 +176,9 @@ def _check(row: dict[str, Any], where: str) -> None:
     grades = truth.get("grades")
     if grades is not None and (not isinstance(grades, list) or any(grade is None for grade in grades)):
         raise UserError(f"{where}: reward_model.ground_truth.grades holds {grades!r}; numbers are wanted")
-    RankingExample("", tuple(names), truth["gt"], grades=tuple(grades or ())).validate(where)
+    checked = RankingExample("", tuple(names), truth["gt"], grades=tuple(grades or ()))
+    checked.validate(where)
+    truth["gt"] = checked.positive  # as the candidate is written
     if not truth["gt"]:
         raise UserError(f"{where}: reward_model.ground_truth.gt is empty; the positive is wanted")
     if not isinstance(row["extra_info"].get("task_name"), str):

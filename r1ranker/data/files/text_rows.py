@@ -12,13 +12,14 @@ from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from r1ranker.data.files.tab_separated import split_rows
 from r1ranker.errors import UserError, note, suggest
 
 STDIN = "-"
 """in place of a path"""
 MOST_CHARACTERS = 10_000_000
 """of one field"""
-_DELIMITERS = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "bars", "::": "'::'"}
+_DELIMITERS = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "bars", "::": "'::'", " ": "spaces"}
 
 
 def text_lines(path: str, stdin: bool = False) -> Iterator[tuple[int, str]]:
@@ -76,15 +77,16 @@ class TextTable:
     """A table with a header: `columns`, and an iteration over (line, fields)."""
 
     def __init__(self, path: str, delimiter: str, quoted: bool) -> None:
-        """`quoted`: fields may stand in double quotes and then hold delimiters and line breaks."""
+        """`quoted`: as the csv module writes them. Else the delimiter is a tab, and a cell in quotes may be as written by
+        the csv module or be a text that begins with a quote (`split_rows` tells them apart).
+        """
         self.path = path
         csv.field_size_limit(MOST_CHARACTERS)
         self._last = 0
         self._delimiter = delimiter
-        self._reader = csv.reader(
-            self._lines(), delimiter=delimiter, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE, strict=quoted
-        )
-        self._header = [name.strip() for name in self._next() or []]
+        self._rows = self._csv_rows() if quoted else split_rows(path, text_lines(path), MOST_CHARACTERS)
+        _, header = next(self._rows, (0, []))
+        self._header = [name.strip() for name in header]
         self.columns = list(self._header)
 
     def _lines(self) -> Iterator[str]:
@@ -92,12 +94,19 @@ class TextTable:
             self._last = number
             yield line
 
-    def _next(self) -> list[str] | None:
-        try:
-            return next(self._reader, None)
-        except csv.Error as error:
-            reason = "a carriage return without a line feed" if "new-line" in str(error) else error
-            raise UserError(f"{self.path}: line {self._last}: not a row of the table ({reason})") from error
+    def _csv_rows(self) -> Iterator[tuple[int, list[str]]]:
+        rows = csv.reader(self._lines(), delimiter=self._delimiter, strict=True)
+        while True:
+            first = self._last + 1
+            try:
+                row = next(rows, None)
+            except csv.Error as error:
+                reason = "a carriage return without a line feed" if "new-line" in str(error) else error
+                raise UserError(f"{self.path}: line {self._last}: not a row of the table ({reason})") from error
+            if row is None:
+                return
+            if row:  # no empty line
+                yield first, row
 
     def column_indices(self, names: Sequence[str], like: str) -> list[int]:
         """Where the columns of these names stand; raises UserError, with `like` as an example of the header wanted."""
@@ -109,13 +118,17 @@ class TextTable:
                     f"{_DELIMITERS[self._delimiter]} are wanted"
                 )
             if name not in self.columns:
-                found = ", ".join(self.columns[:12])[:200]
                 raise UserError(
-                    f"{self.path}: line 1: no column {name!r}{suggest(name, self.columns)}; found {found!r}; "
+                    f"{self.path}: line 1: no column {name!r}{suggest(name, self.columns)}; found {self.header}; "
                     f"a header such as {like} is wanted"
                 )
             self.once(name)
         return [self.columns.index(name) for name in names]
+
+    @property
+    def header(self) -> str:
+        """The names of the columns as the file has them, for a message; not more than fit into a line."""
+        return repr(", ".join(self._header[:12])[:200])
 
     def once(self, name: str) -> None:
         """Raise UserError where two columns are called `name`."""
@@ -124,19 +137,13 @@ class TextTable:
 
     def __iter__(self) -> Iterator[tuple[int, list[str]]]:
         rows = 0
-        while True:
-            first = self._last + 1
-            row = self._next()
-            if row is None:
-                break
-            if not row:  # an empty line
-                continue
+        for line, row in self._rows:
             if len(row) != len(self.columns):
                 raise UserError(
-                    f"{self.path}: line {first}: found {len(row)} columns; {len(self.columns)} are wanted, as in the header"
+                    f"{self.path}: line {line}: found {len(row)} columns; {len(self.columns)} are wanted, as in the header"
                 )
             rows += 1
-            yield first, row
+            yield line, row
         if not rows:
             raise UserError(f"{self.path}: a header and no rows; at least one is wanted")
 

@@ -21,6 +21,12 @@ from r1ranker.tasks.text import one_line
 
 LONGEST_TITLE = 200
 """characters; longer ones are fragments of web pages"""
+_ITEM_HEADER = "item_id:token<tab>title:token_seq"
+_INTER_HEADER = "user_id:token<tab>item_id:token<tab>rating:float<tab>timestamp:float"
+_NAMES = ("name", "item_name", "movie_name", "app_name")
+"""what RecBole's data sets call a title else"""
+_MISSING = ("nan", "none", "null", "<na>")
+"""what pandas and Python write for a title that is not there"""
 RECBOLE_DATA_SETS = {"Rec-Movie": "ml-1m", "Rec-Music": "Amazon_CDs_and_Vinyl", "Rec-Game": "Amazon_Video_Games"}
 """task -> the name of its RecBole data set, where no other is named"""
 
@@ -79,12 +85,17 @@ def read_recommendation(
     """Examples of the users drawn: `history` items in a row, the next one as positive, others that the user never
     took; one such example at each of `positions` places of the user's sequence, with `pools` - 1 more of other candidates.
 
-    Items come in order of the timestamp column (else position, else the fourth), equal ones as in the file. Titles are
+    Items come in order of the timestamp column (else position), equal ones as in the file. Titles are
     told apart by what a reader sees: a user's second item of a title is left out, and no pool holds a title twice.
     Raises UserError naming file and line for whatever cannot be read, and where no user has enough items.
     """
     titles = read_titles(item, tally)
     read = read_interactions(inter)
+    if titles and titles.keys().isdisjoint(read.items):
+        raise UserError(
+            f"{inter}: item_id: none is among those of {item} that have a title; found {read.items[0]!r} and "
+            f"{next(iter(titles))!r}; the same ids are wanted in both"
+        )
     tally.read["interactions"] += len(read.user_codes)
     form_of = {name: normalise(title) for name, title in titles.items()}
     title_of = {form: titles[name] for name, form in reversed(form_of.items())}
@@ -175,11 +186,10 @@ def _example(
 
 
 def read_titles(path: str, tally: TaskTally) -> dict[str, str]:
-    """Item -> title: the second column, whatever it is called."""
+    """Item -> title of a .item file, from the column that `_title_place` finds; raises UserError naming file and line."""
     table = _atomic(path)
-    (place,) = table.column_indices(["item_id"], "item_id:token<tab>title:token_seq")
-    if len(table.columns) < 2:
-        raise UserError(f"{path}: line 1: one column; item_id and a title are wanted")
+    (place,) = table.column_indices(["item_id"], _ITEM_HEADER)
+    title_place = _title_place(table)
     titles: dict[str, str] = {}
     for line, row in table:
         name = row[place]
@@ -188,8 +198,8 @@ def read_titles(path: str, tally: TaskTally) -> dict[str, str]:
         if name in titles:
             raise UserError(f"{path}: line {line}: item {name!r} stands there twice")
         tally.read["items"] += 1
-        title = one_line(html.unescape(row[1 if place == 0 else 0]))
-        if not title or not normalise(title) or title.lower() == "nan":
+        title = one_line(html.unescape(row[title_place]))
+        if not title or not normalise(title) or title.lower() in _MISSING:
             tally.left_out["items without a title"] += 1
         elif len(title) > LONGEST_TITLE:
             tally.left_out[f"items whose title is longer than {LONGEST_TITLE} characters"] += 1
@@ -198,30 +208,42 @@ def read_titles(path: str, tally: TaskTally) -> dict[str, str]:
     return titles
 
 
+def _title_place(table: TextTable) -> int:
+    """The column `title`; else the one that ends in it, such as movie_title; else the one of `_NAMES`."""
+    found = ["title"] if "title" in table.columns else []
+    found = found or [name for name in table.columns if name.endswith("title") and not name.endswith("subtitle")]
+    found = found or [name for name in table.columns if name in _NAMES]
+    if len(found) != 1:
+        several = f"found {' and '.join(found)}" if found else f"found {table.header}"
+        raise UserError(
+            f"{table.path}: line 1: no column 'title'; {several}; a header such as {_ITEM_HEADER} is wanted"
+            " (a column that ends in title, or one called name, serves as well)"
+        )
+    table.once(found[0])
+    return table.columns.index(found[0])
+
+
 def read_interactions(path: str) -> Interactions:
     """The rows of a .inter file; raises UserError naming file and line."""
     table = _atomic(path)
-    like = "user_id:token<tab>item_id:token<tab>rating:float<tab>timestamp:float"
-    user_place, item_place = table.column_indices(["user_id", "item_id"], like)
-    named = [name for name in ("timestamp", "position") if name in table.columns]
-    if not named and len(table.columns) < 4:
-        raise UserError(f"{path}: line 1: no column 'timestamp'; a header such as {like} is wanted")
-    order_place = table.columns.index(named[0]) if named else 3
+    order = next((name for name in ("timestamp", "position") if name in table.columns), "timestamp")
+    places = table.column_indices(["user_id", "item_id", order], _INTER_HEADER)
+    user_place, item_place, order_place = places
     users: dict[str, int] = {}
     items: dict[str, int] = {}
-    user, item, order = array("q"), array("q"), array("d")
+    user, item, times = array("q"), array("q"), array("d")
     for line, row in table:
         for name, place in (("user_id", user_place), ("item_id", item_place)):
             if not row[place]:
                 raise UserError(f"{path}: line {line}: {name} is empty; an id is wanted")
         user.append(users.setdefault(row[user_place], len(users)))
         item.append(items.setdefault(row[item_place], len(items)))
-        order.append(parse_finite(row[order_place], f"{path}: line {line}: {table.columns[order_place]}"))
-    return Interactions(list(users), list(items), np.array(user), np.array(item), np.array(order))
+        times.append(parse_finite(row[order_place], f"{path}: line {line}: {order}"))
+    return Interactions(list(users), list(items), np.array(user), np.array(item), np.array(times))
 
 
 def _atomic(path: str) -> TextTable:
-    """A RecBole file: tabs, no quotes, a header of name:type."""
+    """A RecBole file: tabs, a header of name:type. Columns go by their names, in any order and in any case."""
     table = TextTable(path, "\t", quoted=False)
-    table.columns = [name.split(":")[0] for name in table.columns]
+    table.columns = [name.split(":")[0].strip().casefold() for name in table.columns]
     return table
