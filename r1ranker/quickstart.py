@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,14 +10,18 @@ from typing import Annotated, Any
 from rich.console import Console
 from typer import Option
 
+from r1ranker.atomic import lock_directory
 from r1ranker.cli.run import run_command
 from r1ranker.data.prepare import PrepareOptions, prepare
-from r1ranker.errors import check_at_least
+from r1ranker.errors import UserError, check_at_least
 from r1ranker.tasks.prompts import Mode
 
 TASKS = ("Rec-Movie", "Rec-Music", "Rec-Game", "Router-Performance", "Router-Balance", "Router-Cost")
 MODES: tuple[Mode, ...] = ("iterative", "direct")
 RANKERS = {"iterative": "IRanker", "direct": "DRanker"}
+DIRECTORIES = ("data", "untrained", "base", *MODES, "eval")
+REPORT = "report.html"
+"""what is made, under --output"""
 BASELINE = "most frequent label"
 """what a trained ranker has to beat: it knows the training labels, and nothing of the request"""
 
@@ -38,7 +43,34 @@ def quickstart(
     for name, value, least in (("--steps", steps, 1), ("--sft-steps", sft_steps, 0), ("--size", size, 1)):
         if value is not None:
             check_at_least(name, value, least)
-    run(Path(output), steps, sft_steps, size)
+    if not output.strip():
+        raise UserError("--output: found nothing; a directory is wanted")
+    check_size(size)
+    with lock_directory(Path(output)):
+        check_output(Path(output))
+        run(Path(output), steps, sft_steps, size)
+
+
+def check_size(size: int) -> None:
+    """Raise UserError where so many direct rows a task are fewer than a step's prompts."""
+    from r1ranker.trainer.config.load import load_config
+
+    named = dict.fromkeys(("data.train_files", "data.val_files", "actor_rollout_ref.model.path"), "x")
+    wanted = max(load_config(f"quickstart_{mode}", values=named).data.train_batch_size for mode in MODES)
+    check_at_least("--size", size, -(-wanted // len(TASKS)))
+
+
+def check_output(output: Path) -> None:
+    """Raise UserError where something that is to be made has no place under `output`, or nothing can be written there."""
+    for name in DIRECTORIES:
+        if (output / name).exists() and not (output / name).is_dir():
+            raise UserError(f"--output {output}: found a file {name}; the place of a directory is wanted")
+    if (output / REPORT).is_dir():
+        raise UserError(f"--output {output}: found a directory {REPORT}; the place of a file is wanted")
+    try:
+        tempfile.TemporaryFile(dir=output).close()
+    except OSError as error:
+        raise UserError(f"--output {output}: {error.strerror}; a writable directory is wanted") from error
 
 
 def run(output: Path, steps: int | None, sft_steps: int, size: int) -> None:
@@ -61,11 +93,11 @@ def run(output: Path, steps: int | None, sft_steps: int, size: int) -> None:
     reports = evaluate(output, actors)
     console.print(compare_table(list(reports.items())))
     console.print(in_words(reports), highlight=False, soft_wrap=True)
-    page = output / "report.html"
+    page = output / REPORT
     write_report([*(str(output / mode) for mode in MODES), str(output / "eval")], str(page))
     for mode in MODES:
-        console.print(f"{RANKERS[mode]}: {actors[mode]}", highlight=False, soft_wrap=True)
-    console.print(f"report, for a browser: {page}", highlight=False, soft_wrap=True)
+        console.print(f"{RANKERS[mode]}: {actors[mode]}", highlight=False, markup=False, emoji=False, soft_wrap=True)
+    console.print(f"report, for a browser: {page}", highlight=False, markup=False, emoji=False, soft_wrap=True)
     console.print(f"{time.perf_counter() - began:.0f} s in all", highlight=False)
 
 
@@ -96,15 +128,16 @@ def train(output: Path, mode: Mode, steps: int | None) -> str:
     from r1ranker.trainer.fit import fit
 
     rows = output / "data" / f"{mode}_ranking"
-    overrides = [
-        f"data.train_files={rows / 'train.parquet'}",
-        f"data.val_files={rows / 'test.parquet'}",
-        f"actor_rollout_ref.model.path={output / 'base'}",
-        f"trainer.default_local_dir={output / mode}",
-        "trainer.resume_mode=disable",  # the model it begins with is made anew as well
-        *([] if steps is None else [f"trainer.total_training_steps={steps}"]),
-    ]
-    return fit(load_config(f"quickstart_{mode}", overrides))
+    values: dict[str, object] = {
+        "data.train_files": str(rows / "train.parquet"),
+        "data.val_files": str(rows / "test.parquet"),
+        "actor_rollout_ref.model.path": str(output / "base"),
+        "trainer.default_local_dir": str(output / mode),
+        "trainer.resume_mode": "disable",  # the model it begins with is made anew as well
+    }
+    if steps is not None:
+        values["trainer.total_training_steps"] = steps
+    return fit(load_config(f"quickstart_{mode}", values=values))
 
 
 def evaluate(output: Path, actors: dict[Mode, str]) -> dict[str, Report]:

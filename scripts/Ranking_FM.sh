@@ -15,14 +15,17 @@ need DATA_DIR data/iterative_ranking
 need ROLLOUT_TP_SIZE 1
 need EXPERIMENT_NAME iterative_ranking
 
+export N_GPUS BASE_MODEL DATA_DIR ROLLOUT_TP_SIZE EXPERIMENT_NAME
+
 python=python3
 [ -x "$root/.venv/bin/python" ] && python="$root/.venv/bin/python"
+# the config looks the variables up itself: hydra would read their values, put here, as words of its grammar
 exec "$python" -m r1ranker.cli train --config-name published \
-    data.train_files="$DATA_DIR/train.parquet" \
-    data.val_files="$DATA_DIR/test.parquet" \
-    actor_rollout_ref.model.path="$BASE_MODEL" \
-    critic.model.path="$BASE_MODEL" \
-    actor_rollout_ref.rollout.tensor_model_parallel_size="$ROLLOUT_TP_SIZE" \
-    trainer.n_gpus_per_node="$N_GPUS" \
-    trainer.experiment_name="$EXPERIMENT_NAME" \
+    data.train_files='${oc.env:DATA_DIR}/train.parquet' \
+    data.val_files='${oc.env:DATA_DIR}/test.parquet' \
+    actor_rollout_ref.model.path='${oc.env:BASE_MODEL}' \
+    critic.model.path='${oc.env:BASE_MODEL}' \
+    actor_rollout_ref.rollout.tensor_model_parallel_size='${oc.env:ROLLOUT_TP_SIZE}' \
+    trainer.n_gpus_per_node='${oc.env:N_GPUS}' \
+    trainer.experiment_name='${oc.env:EXPERIMENT_NAME}' \
     "$@"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.text import Text
 
 from r1ranker.data.generate import TOY
 from r1ranker.data.options import PrepareOptions
@@ -23,6 +24,7 @@ from r1ranker.experiments.summary import (
     training_costs,
 )
 from r1ranker.experiments.tables import print_summary, write_summary
+from r1ranker.experiments.training import check_trainings, thinks, training_config
 from r1ranker.ranking.conversation import EliminationSettings
 
 if TYPE_CHECKING:
@@ -38,9 +40,10 @@ def run_experiment(experiment: Experiment, output: Path, jobs: int = 1) -> dict[
     Raises UserError where another experiment's results are there.
     """
     console = Console()
+    check_trainings(experiment)
     keep_experiment(experiment, output / "experiment.yaml")
     began = time.perf_counter()
-    console.rule(experiment.title)
+    console.rule(Text(experiment.title))
     bench = _data(experiment, output)
     if jobs > 1:
         for seed in experiment.seeds:
@@ -195,7 +198,7 @@ def _before(experiment: Experiment, label: str, seed: int, bench: str, output: P
                     bench,
                     str(rows),
                     answer_style=arm.answer_style or experiment.answer_style,
-                    think=_thinks(experiment, arm),
+                    think=thinks(experiment, arm),
                     tasks=arm.train or experiment.data.tasks,
                     cold_start=experiment.cold_start > 0,
                     teacher=arm.teacher,
@@ -207,40 +210,17 @@ def _before(experiment: Experiment, label: str, seed: int, bench: str, output: P
     return _base(experiment, untrained, rows, here / label if own_rows else own_model, seed), rows
 
 
-def _thinks(experiment: Experiment, arm: Arm) -> bool:
-    return experiment.think if arm.think is None else arm.think
-
-
 def _models(
     experiment: Experiment, label: str, seed: int, bench: str, output: Path, console: Console
 ) -> tuple[str, str, Config]:
     """The model before and the actor after training, and how it was trained."""
-    from r1ranker.trainer.config.load import load_config
     from r1ranker.trainer.fit import fit
 
     label = _trained(experiment, label)
-    arm = experiment.arms[label]
     base, rows = _before(experiment, label, seed, bench, output)
     here = output / f"seed_{seed}"
-    console.rule(f"{label}, seed {seed}")
-    directory = rows / f"{arm.mode}_ranking"
-    steps = experiment.steps if arm.steps is None else arm.steps
-    given = [
-        f"data.train_files={directory / 'train.parquet'}",
-        f"data.val_files={directory / 'test.parquet'}",
-        f"data.think={str(_thinks(experiment, arm)).lower()}",
-        f"data.answer_style={arm.answer_style or experiment.answer_style}",
-        f"data.seed={seed}",
-        f"trainer.seed={seed}",
-        f"actor_rollout_ref.model.path={base}",
-        f"critic.model.path={base}",
-        f"actor_rollout_ref.rollout.constrain={experiment.constrain}",
-        *([] if steps is None else [f"trainer.total_training_steps={steps}"]),
-        *([] if experiment.curve is None else ["trainer.max_actor_ckpt_to_keep=null"]),
-        f"trainer.experiment_name={label}",
-        f"trainer.default_local_dir={here / label}",
-    ]
-    config = load_config(arm.config or experiment.config, [*given, *experiment.overrides, *arm.overrides])
+    console.rule(Text(f"{label}, seed {seed}"))
+    config = training_config(experiment, label, seed, base, rows, here / label)
     return base, fit(config), config  # a training that is done is only named
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
+
+from yaml import YAMLError
 
 from r1ranker.atomic import atomic_path
 from r1ranker.data.options import PrepareOptions
 from r1ranker.errors import UserError, first_line, suggest
 from r1ranker.ranking.conversation import EliminationSettings
 from r1ranker.tasks.catalog import TASK_NAMES
+from r1ranker.trainer.config.overrides import literal
 
 BUILT_IN = Path(__file__).parents[2] / "configs" / "experiments"
 
@@ -131,9 +134,11 @@ def load_experiment(name: str, overrides: Sequence[str] = ()) -> Experiment:
         known = ", ".join(sorted(path.stem for path in BUILT_IN.glob("*.yaml")))
         raise UserError(f"{name}: no such experiment; there are {known}")
     try:
-        parts = [OmegaConf.structured(Experiment), OmegaConf.load(file), OmegaConf.from_dotlist(list(overrides))]
-        merged: Any = OmegaConf.to_object(OmegaConf.merge(*parts))
-    except (OmegaConfBaseException, ValueError, OSError) as error:
+        read: Any = OmegaConf.merge(OmegaConf.structured(Experiment), OmegaConf.load(file))
+        for override in overrides:
+            read = _set(read, override)
+        merged: Any = OmegaConf.to_object(read)
+    except (OmegaConfBaseException, YAMLError, ValueError, OSError) as error:
         raise UserError(f"{file.name}: {first_line(error)}") from error
     if not merged.arms:
         raise UserError(f"{file.name}: arms: found none; at least one is wanted")
@@ -148,6 +153,28 @@ def load_experiment(name: str, overrides: Sequence[str] = ()) -> Experiment:
     for label, arm in merged.arms.items():
         _check_arm(f"{file.name}: arms.{label}", label, arm, merged)
     return merged
+
+
+def _set(experiment: Any, override: str) -> Any:
+    """The experiment with key=value: a value is read as YAML, unless the setting is a text and the value is not in quotes."""
+    from omegaconf import OmegaConf, StringNode
+    from omegaconf.errors import OmegaConfBaseException
+
+    key, equals, text = override.partition("=")
+    if not equals:
+        raise UserError(f"override {override!r}: found no '='; key=value is wanted")
+    try:
+        section = OmegaConf.select(experiment, key.rpartition(".")[0]) if "." in key else experiment
+        last = key.rpartition(".")[2]
+        is_text = OmegaConf.is_dict(section) and isinstance(section._get_node(last), StringNode)
+        if is_text and text != "null" and not text.startswith(("'", '"')):
+            OmegaConf.update(experiment, key, text)
+            return experiment
+        return OmegaConf.merge(experiment, OmegaConf.from_dotlist([override]))
+    except (OmegaConfBaseException, YAMLError, ValueError) as error:
+        raise UserError(
+            f"override {override!r}: {first_line(error)}; key=value is wanted, with a value as in YAML"
+        ) from error
 
 
 def keep_experiment(experiment: Experiment, file: Path) -> None:
@@ -168,7 +195,7 @@ def keep_experiment(experiment: Experiment, file: Path) -> None:
                 f"{file}: another experiment's results are there; another --output is wanted, or {file.parent} deleted"
             )
     with atomic_path(file) as temporary:
-        temporary.write_text(OmegaConf.to_yaml(OmegaConf.structured(experiment)), encoding="utf-8")
+        temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(literal(asdict(experiment)))), encoding="utf-8")
 
 
 def _check_arm(where: str, label: str, arm: Arm, experiment: Experiment) -> None:

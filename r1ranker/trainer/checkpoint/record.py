@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from r1ranker.atomic import atomic_path
-from r1ranker.trainer.config.load import to_dict
+from r1ranker.trainer.config.load import to_yaml
 from r1ranker.trainer.config.schema import Config
 
 PACKAGES = (
@@ -34,8 +34,6 @@ PROJECT = Path(__file__).parents[2]
 
 def write_record(config: Config, resumed_from: str | None) -> None:
     """Put both files into the run's directory; `resumed_from`: the state it goes on from."""
-    from omegaconf import OmegaConf
-
     directory = Path(config.output_dir)
     about = {
         "seed": config.trainer.seed,
@@ -45,7 +43,7 @@ def write_record(config: Config, resumed_from: str | None) -> None:
         "resumed_from": resumed_from,
     }
     for name, text in (
-        (CONFIG, OmegaConf.to_yaml(OmegaConf.create(to_dict(config)))),
+        (CONFIG, to_yaml(config)),
         (ABOUT, json.dumps(about, indent=1) + "\n"),
     ):
         with atomic_path(directory / name) as temporary:

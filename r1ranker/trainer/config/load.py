@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +13,23 @@ from omegaconf.errors import OmegaConfBaseException
 
 from r1ranker.errors import UserError, first_line, suggest
 from r1ranker.trainer.config.checks import check_config
+from r1ranker.trainer.config.overrides import Override, declared_types, is_free, is_text, literal, parse_override
 from r1ranker.trainer.config.schema import Config
 
-FREE = ("data.task_weights",)
-"""sections whose keys are names of the user's"""
+TRUTH_AS_TEXT = "actor_rollout_ref.actor.recompute_old_log_probs"
+"""auto, or true or false, which YAML has without quotes"""
 BUILT_IN = Path(__file__).parents[3] / "configs"
 
 
-def load_config(name: str, overrides: Sequence[str] = (), config_path: str | None = None) -> Config:
-    """The config `name` (of `config_path` or the project's configs/) with hydra overrides, typed and checked.
+def load_config(
+    name: str,
+    overrides: Sequence[str] = (),
+    config_path: str | None = None,
+    values: Mapping[str, Any] | None = None,
+) -> Config:
+    """The config `name` (of `config_path` or the project's configs/), typed and checked.
 
+    values: dotted key -> what it is set to, as it is; `overrides` are key=value in hydra's grammar, and come after them.
     Raises UserError for a missing file, an unknown key, a wrong type or values that contradict each other.
     """
     from hydra import compose, initialize_config_dir
@@ -33,12 +41,11 @@ def load_config(name: str, overrides: Sequence[str] = (), config_path: str | Non
         raise UserError(
             f"{directory}/{name}.yaml: no such config{suggest(name, found)}; there are {', '.join(found) or 'none'}"
         )
-    schema = OmegaConf.structured(Config)
-    known = set(_keys(schema))
+    known = set(_keys(OmegaConf.structured(Config)))
+    parsed = [parse_override(entry, known) for entry in overrides]
     try:
         with initialize_config_dir(config_dir=str(directory), version_base="1.3"):
-            # `+key=value` is how veRL's scripts set keys that their file lacks; ours has them all
-            composed = compose(config_name=name, overrides=["++" + _checked(entry, known) for entry in overrides])
+            composed = compose(config_name=name)
     except HydraException as error:
         raise UserError(f"{directory}/{name}.yaml: {first_line(error)}") from error
     except OmegaConfBaseException as error:
@@ -47,7 +54,14 @@ def load_config(name: str, overrides: Sequence[str] = (), config_path: str | Non
         if type(error).__module__.startswith("yaml"):
             raise UserError(f"{directory}/{name}.yaml: not YAML ({' '.join(str(error).split())})") from error
         raise
-    return to_config(composed, f"{directory}/{name}.yaml")
+    for key, value in (values or {}).items():
+        OmegaConf.update(composed, key, literal(value), force_add=True)
+    for one in parsed:
+        try:
+            OmegaConf.update(composed, one.key, one.value, merge=True, force_add=True)
+        except OmegaConfBaseException as error:
+            raise UserError(f"override {one.written!r}: {first_line(error)}") from error
+    return to_config(composed, f"{directory}/{name}.yaml", parsed)
 
 
 def find_run_config(directory: str | None) -> str | None:
@@ -55,46 +69,49 @@ def find_run_config(directory: str | None) -> str | None:
     return "config" if directory and (Path(directory) / "config.yaml").is_file() else None
 
 
-def to_config(values: DictConfig, where: str) -> Config:
-    """`values` as a checked Config."""
+def to_config(values: DictConfig, where: str, overrides: Sequence[Override] = ()) -> Config:
+    """`values` as a checked Config; what cannot be used is of the last of `overrides` that sets it, or of the file `where`."""
     known = set(_keys(OmegaConf.structured(Config)))
     for key in _keys(values):
-        if key not in known and not _is_free(key):
-            raise UserError(f"{where}: unknown key {key!r}{suggest(key, known)}")
+        if key not in known and not is_free(key):
+            raise UserError(f"{_origin(key, where, overrides)}: unknown key {key!r}{suggest(key, known)}")
     merged = OmegaConf.structured(Config)
     for key in _leaves(values):
+        begun = f"{_origin(key, where, overrides)}: {key}"
         try:
             value = OmegaConf.select(values, key)
         except OmegaConfBaseException as error:
-            raise UserError(f"{where}: {key}: {first_line(error)}") from error
+            raise UserError(f"{begun}: {first_line(error)}") from error
+        if isinstance(value, int | float) and is_text(key) and key != TRUTH_AS_TEXT:
+            raise UserError(f"{begun}: found {value!r}; text is wanted, which has quotes where it looks like a number")
         try:
-            OmegaConf.update(merged, key, value)
+            OmegaConf.update(merged, key, literal(_plain(value)))
         except OmegaConfBaseException as error:
             wanted = re.sub(r"^.*?(?:be converted to|cannot be|is not a valid|is not)\s*", "", first_line(error))
-            raise UserError(f"{where}: {key}: found {value!r}; {_wanted(key, wanted)} is wanted") from error
+            raise UserError(f"{begun}: found {value!r}; {_wanted(key, wanted)} is wanted") from error
     config: Config = OmegaConf.to_object(merged)  # type: ignore[assignment]
     check_config(config)
     return config
 
 
 def to_dict(config: Config) -> dict[str, Any]:
-    """Plain nested dictionary of a Config, for logging and YAML."""
-    return OmegaConf.to_container(OmegaConf.structured(config), resolve=True)  # type: ignore[return-value]
+    """Plain nested dictionary of a Config, for logging."""
+    return asdict(config)
 
 
-def _checked(override: str, known: set[str]) -> str:
-    entry = override.lstrip("+")
-    key, equals, _ = entry.partition("=")
-    if not equals:
-        raise UserError(f"override {override!r}: found no '='; key=value is wanted")
-    if key not in known and not _is_free(key):
-        raise UserError(f"override {override!r}: unknown key {key!r}{suggest(key, known)}")
-    return entry
+def to_yaml(config: Config) -> str:
+    """A Config as a file that `load_config` reads as the same."""
+    return OmegaConf.to_yaml(OmegaConf.create(literal(to_dict(config))))
 
 
-def _is_free(key: str) -> bool:
-    """Whether the key is one that the user names."""
-    return key.rpartition(".")[0] in FREE
+def _origin(key: str, where: str, overrides: Sequence[Override]) -> str:
+    """The last override that sets a key or a section it is in; else the file `where`."""
+    set_by = [one.written for one in overrides if key == one.key or key.startswith(f"{one.key}.")]
+    return f"override {set_by[-1]!r}" if set_by else where
+
+
+def _plain(value: Any) -> Any:
+    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
 
 
 def _keys(node: DictConfig, prefix: str = "") -> Iterator[str]:
@@ -114,13 +131,8 @@ def _leaves(node: DictConfig) -> list[str]:
 
 def _wanted(key: str, fallback: str) -> str:
     """The declared type of `key` in words."""
-    if _is_free(key):
+    if is_free(key):
         return "a number"
-    node: Any = Config()
-    *parents, last = key.split(".")
-    for parent in parents:
-        node = getattr(node, parent)
-    declared = str(type(node).__dataclass_fields__[last].type)
     words = {
         "int": "an integer",
         "float": "a number",
@@ -129,5 +141,5 @@ def _wanted(key: str, fallback: str) -> str:
         "list": "a list",
         "None": "null",
     }
-    parts = [words.get(part.strip().split("[")[0], "") for part in declared.split("|")]
+    parts = [words.get(part, "") for part in declared_types(key)]
     return " or ".join(part for part in parts if part) or f"a section ({fallback})"

@@ -134,7 +134,7 @@ class ConsoleLog:
         validation = {name: value for name, value in metrics.items() if name.startswith("val-core/")}
         if validation:
             shown = "  ".join(f"{name.split('/')[1]} {value:.3f}" for name, value in validation.items())
-            self._console.print(f"step {step}: validation reward  {shown}", highlight=False)
+            self._console.print(f"step {step}: validation reward  {shown}", highlight=False, markup=False, emoji=False)
         if step and step % self._every == 0:
             shown = "  ".join(f"{label} {metrics[name]:.3f}" for label, name in self._SHOWN if name in metrics)
             self._console.print(f"step {step}: {shown}", highlight=False)
@@ -150,7 +150,7 @@ class Tracking:
         """`resumed`: the steps after which the run goes on; None where it begins."""
         self._console = Console()
         self._progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
