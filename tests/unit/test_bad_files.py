@@ -212,7 +212,7 @@ TREC = [
     ("queries", "1 first\n", "queries: line 1: found '1 first'; an id, a tab and a query"),
     ("queries", "1\tfirst\n1\tagain\n", "queries: line 2: id '1' stands there twice"),
     ("collection", "d1 one\n", "collection: line 1: found 'd1 one'"),
-    ("run", "1 Q0 d1 1 t\n", "run: line 1: found 5 fields; query Q0 document rank score tag"),
+    ("run", "1 Q0 d1 1 t\n", "run: line 1: found 5 fields; lines of query Q0 document rank score tag"),
     ("run", "1 Q0 d1 1 best t\n", "run: line 1: score: found 'best'"),
     ("run", "1 Q0 d1 1 2 t\n1 Q0 d1 2 1 t\n", "run: line 2: document 'd1' stands there twice"),
     ("qrels", "1 d1 1\n", "qrels: line 1: found 3 fields"),
@@ -224,7 +224,8 @@ TREC = [
     ),
     ("qrels", "1 0 d1 1\n1 0 d1 0\n", "qrels: line 2: 'd1' is judged twice for query '1', differently"),
     ("qrels", "1 0 d1 1e9\n", "qrels: line 1: grade: found 1e.09; at most 1000"),
-    ("qrels", "1 0 d9 1\n", "no direct (train|test) row is left; see the counts: .*without a relevant document"),
+    ("qrels", "1 0 d9 1\n", "qrels: column 3 has no document of .*run, such as 'd1'; lines of query 0 document grade"),
+    ("qrels", "1 0 d1 0\n", "no direct (train|test) row is left; see the counts: .*without a relevant document"),
 ]
 
 

@@ -45,7 +45,7 @@ def titles_of(directory: Path, text: str) -> dict[str, str]:
 )  # fmt: skip
 def test_a_title_comes_from_the_column_that_is_called_so(tmp_path: Path, header: str) -> None:
     names = [name.strip('"\ufeff ').lower().partition(":")[0].strip() for name in header.split("\t")]
-    wanted = next(i for i in (*"title movie_title book_title name app_name".split(),) if i in names)
+    wanted = next(i for i in (*["title", "movie_title", "book_title", "name", "app_name"],) if i in names)
     cells = ["7" if name == "item_id" else "The One" if name == wanted else f"not {name}" for name in names]
     assert titles_of(tmp_path, header + "\n" + "\t".join(cells) + "\n") == {"7": "The One"}
 
