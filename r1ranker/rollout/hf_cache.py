@@ -21,7 +21,7 @@ GROUPED = "grouped"
 
 
 class KVCache:
-    """Keys and values of every layer in slots [N, H, T, D]; N, up to `most`, and T grow as they are needed."""
+    """Keys and values of every layer in slots [N, H, T, D or E]; N, up to `most`, and T grow as they are needed."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -44,7 +44,7 @@ class KVCache:
         return new
 
     def get_layer(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values of a layer [N, H, T, D], made like `key` and `value` [1, H, _, D] where they are not there yet."""
+        """Keys and values of a layer, made like `key` and `value` [1, H, _, D or E] where they are not there yet."""
         if layer not in self._layers:
             # zeros: what is masked is multiplied by a weight of 0, which only finite values turn into 0
             keys, values = (
@@ -68,8 +68,10 @@ class Attend(Protocol):
         """tokens of the longest sequence, with those of this pass"""
         ...
 
-    def __call__(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
-        """Keep key and value [1, Hkv, T, D]; the attention of query [1, H, T, D] as [1, T, H, D]."""
+    def __call__(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float, softcap: float | None
+    ) -> Tensor:
+        """Keep key [1, Hkv, T, D] and value [1, Hkv, T, E]; the attention of query [1, H, T, D] as [1, T, H, E]."""
         ...
 
 
@@ -86,11 +88,15 @@ class Prefill:
     def max_seqlen(self) -> int:
         return self.layout.max_seqlen_k
 
-    def __call__(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    def __call__(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float, softcap: float | None
+    ) -> Tensor:
         for stored, new in zip(self.prompts.get_layer(_layer(module), key, value), (key, value), strict=True):
             for slot, (start, end) in zip(self.slots, self.layout.spans, strict=True):
                 stored[slot, :, : end - start] = new[0, :, start:end]
-        return packed_attention(module, query, key, value, None, layout=self.layout, scaling=scaling)[0]
+        return packed_attention(module, query, key, value, None, layout=self.layout, scaling=scaling, softcap=softcap)[
+            0
+        ]
 
 
 @dataclass(frozen=True)
@@ -111,7 +117,9 @@ class Decode:
     """[B]: the place in its response's slot that this token takes"""
     max_seqlen: int
 
-    def __call__(self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float) -> Tensor:
+    def __call__(
+        self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float, softcap: float | None
+    ) -> Tensor:
         (count, longest), (groups, longest_prompt) = self.response_bias.shape, self.prompt_bias.shape
         heads, kv_heads, width = query.shape[1], key.shape[1], query.shape[3]
         rows = torch.arange(count, device=query.device)
@@ -130,25 +138,29 @@ class Decode:
         keys, values = (
             stored[:groups, :, :longest_prompt] for stored in self.prompts.get_layer(_layer(module), key, value)
         )
-        of_prompt, mass_of_prompt = (ungrouped(part) for part in _part(grouped, keys, values, self.prompt_bias))
+        of_prompt, mass_of_prompt = (
+            ungrouped(part) for part in _part(grouped, keys, values, self.prompt_bias, softcap)
+        )
         keys, values = (stored[:count, :, :longest] for stored in own)
-        of_own, mass_of_own = _part(queries, keys, values, self.response_bias)
+        of_own, mass_of_own = _part(queries, keys, values, self.response_bias, softcap)
         merged = torch.lerp(of_own, of_prompt, torch.sigmoid(mass_of_prompt - mass_of_own))
-        return merged.to(query.dtype).view(1, count, heads, width)
+        return merged.to(query.dtype).view(1, count, heads, -1)
 
 
-def _part(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention of scaled queries [N, H, R, D] over keys and values [N, H, T, D] under a bias [N, T], in float32.
+def _part(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, softcap: float | None) -> tuple[Tensor, Tensor]:
+    """Attention of scaled queries [N, H, R, D] over keys [N, H, T, D] and values [N, H, T, E] under a bias [N, T], in float32.
 
-    Returns it [N, H, R, D] and the logarithm of the softmax's denominator [N, H, R, 1].
+    Returns it [N, H, R, E] and the logarithm of the softmax's denominator [N, H, R, 1].
     """
     shape = (*query.shape[:3], keys.shape[2])
     scores = torch.bmm(query.flatten(0, 1), keys.flatten(0, 1).transpose(1, 2)).float().view(shape)
+    if softcap:
+        scores.div_(softcap).tanh_().mul_(softcap)
     scores.add_(bias[:, None, None])
     highest = scores.amax(dim=-1, keepdim=True)
     weights = scores.sub_(highest).exp_()
     total = weights.sum(dim=-1, keepdim=True)
-    summed = torch.bmm(weights.flatten(0, 1).to(values.dtype), values.flatten(0, 1)).view(query.shape)
+    summed = torch.bmm(weights.flatten(0, 1).to(values.dtype), values.flatten(0, 1)).view(*query.shape[:3], -1)
     return summed / total, highest + total.log()
 
 
@@ -168,15 +180,15 @@ def grouped_attention(
     scaling: float,
     dropout: float = 0.0,
     sliding_window: int | None = None,
-    s_aux: Tensor | None = None,
-    **_: Any,
+    softcap: float | None = None,
+    **others: Any,
 ) -> tuple[Tensor, None]:
-    """Attention of query [1, H, T, D] over key and value [1, Hkv, T, D] and what `attend` keeps; returns [1, T, H, D].
+    """Attention of query [1, H, T, D] over key [1, Hkv, T, D], value [1, Hkv, T, E] and what `attend` keeps; [1, T, H, E].
 
-    Raises UserError for a model with attention sinks, and where a sequence is longer than a model's sliding window.
+    Raises UserError as check_full_attention does.
     """
-    check_full_attention(attention_mask, dropout, sliding_window, s_aux, attend.max_seqlen)
-    return attend(module, query, key, value, scaling), None
+    check_full_attention(attention_mask, dropout, sliding_window, others, attend.max_seqlen)
+    return attend(module, query, key, value, scaling, softcap), None
 
 
 def register_grouped() -> None:

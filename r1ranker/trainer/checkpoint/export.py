@@ -26,7 +26,7 @@ def export_actor(state: str, output: str) -> int:
     if isinstance(found, str):
         raise UserError(f"{found}; a state such as RUN/state/step_100 is wanted")
     path = found.driver["config"]["actor_rollout_ref"]["model"]["path"]
-    model = load_causal_lm(path, torch.float32, "sdpa")
+    model = load_causal_lm(path, torch.float32, "eager")
     read_trained_weights(state, "actor", model)
     with atomic_path(Path(output)) as temporary:
         model.save_pretrained(temporary)

@@ -28,8 +28,10 @@ class ModelShape:
     head_width: int
     intermediate: int
     vocabulary: int
+    parameters: int
+    """all of the language model's"""
     layer_parameters: int
-    """of one block"""
+    """of the largest block"""
     outer_parameters: int
     """embeddings (one where they are tied) and final norm"""
     largest_parameter: int
@@ -45,27 +47,25 @@ class ModelShape:
 
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
-        layers = model.base_model.layers
-        layer = sum(parameter.numel() for parameter in layers[0].parameters())
+        sizes = config.get_text_config().to_dict()  # attributes may differ from layer to layer, and are refused then
+        hidden, heads = sizes["hidden_size"], sizes["num_attention_heads"]
+        blocks = [sum(one.numel() for one in block.parameters()) for block in model.base_model.layers]
         whole = sum(parameter.numel() for parameter in model.parameters())
+        experts = (sizes.get("moe_intermediate_size") or 0) * (sizes.get("num_experts_per_tok") or 1)
         return cls(
-            hidden=config.hidden_size,
-            layers=len(layers),
-            heads=config.num_attention_heads,
-            kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
-            head_width=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
-            intermediate=config.intermediate_size,
-            vocabulary=config.vocab_size,
-            layer_parameters=layer,
-            outer_parameters=whole - len(layers) * layer,
+            hidden=hidden,
+            layers=len(blocks),
+            heads=heads,
+            kv_heads=sizes.get("num_key_value_heads") or heads,
+            head_width=sizes.get("head_dim") or hidden // heads,
+            intermediate=sizes.get("intermediate_size") or experts,
+            vocabulary=sizes["vocab_size"],
+            parameters=whole,
+            layer_parameters=max(blocks),
+            outer_parameters=whole - sum(blocks),
             largest_parameter=max(parameter.numel() for parameter in model.parameters()),
-            normed_heads=hasattr(layers[0].self_attn, "q_norm"),
+            normed_heads=any(name.endswith("q_norm") for name, _ in model.base_model.layers[0].named_modules()),
         )
-
-    @property
-    def parameters(self) -> int:
-        """All of the language model's."""
-        return self.layers * self.layer_parameters + self.outer_parameters
 
     @property
     def key_values(self) -> int:
