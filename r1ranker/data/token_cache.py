@@ -20,9 +20,11 @@ from transformers import PreTrainedTokenizerBase
 
 import r1ranker.tasks
 from r1ranker.atomic import fsync_path
+from r1ranker.data.chat_template import chat_template_of
 from r1ranker.data.files.manifest import checksum, verify_checksum
 from r1ranker.data.files.parquet import read_training_rows, reword_row, row_format
 from r1ranker.data.files.parquet_reader import open_parquet
+from r1ranker.data.names import check_told_apart
 from r1ranker.data.prompt_store import (
     INDEX_FILE,
     INDEX_SCHEMA,
@@ -130,6 +132,8 @@ def _rows(
     path: str, tokenizer: PreTrainedTokenizerBase, answer_style: str | None, think: bool | None
 ) -> Iterator[list[dict[str, Any]]]:
     rows = read_training_rows([path])
+    template = chat_template_of(tokenizer)
+    done = 0
     while batch := list(islice(rows, BATCH)):
         formats = []
         for place, row in enumerate(batch):
@@ -138,6 +142,11 @@ def _rows(
             formats.append(wanted)
             if wanted != own:
                 batch[place] = reword_row(row, wanted)
+            if wanted.answer_style == "name":
+                check_told_apart(
+                    template, row["reward_model"]["ground_truth"]["candidate_text"], f"{path}: row {done + place}"
+                )
+        done += len(batch)
         ids = encode_chats(tokenizer, [row["prompt"] for row in batch])
         yield [tokenised_row(*parts) for parts in zip(batch, ids, formats, strict=True)]
 
@@ -151,7 +160,9 @@ def _key(path: str, tokenizer: PreTrainedTokenizerBase, answer_style: str | None
     # a template's words can hang on special tokens, and on today's date
     probes = [[{"role": role, "content": "x"} for role in roles] for roles in (("user",), _ROLES)]
     rendered = encode_chats(tokenizer, probes)
-    digest.update(f"{vocabulary} {tokenizer.chat_template} {rendered}".encode("utf-8", "surrogatepass"))
+    control = chat_template_of(tokenizer).control_words
+    known = f"{vocabulary} {tokenizer.chat_template} {rendered} {control.words} {control.marks}"
+    digest.update(known.encode("utf-8", "surrogatepass"))
     own = Path(path).parent / TASKS_FILE
     code = [*Path(str(r1ranker.tasks.__file__)).parent.glob("*.py"), *Path(__file__).parent.rglob("*.py")]
     for file in [*sorted(code), *([own] if own.is_file() else [])]:

@@ -1,26 +1,29 @@
-"""Chat messages to token ids, so that text of users can never be read as a control token of the chat template."""
+"""Chat messages to token ids: those of the whole rendered conversation, in which no text of a user is a control token."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
-from r1ranker.errors import UserError
+from r1ranker.data.chat_template import ChatTemplate, Layout, chat_template_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_OPEN, _CLOSE = "\ue000", "\ue001"  # private-use characters; they stand for a message's content in the template
+BREAK = "\n"
+"""no token reaches over a line break, so that what follows one is tokenised as at the beginning of a word"""
+ANSWER = "<answer>"
 
 
 def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]]) -> list[int]:
     """Token ids of the conversation, ready for sampling.
 
-    The template is rendered around placeholders and tokenised with its control tokens; each message's content is
-    tokenised apart from it, as plain text, whatever it holds. A last message of role 'assistant' is left open for the
-    model to go on with; otherwise the template's own opening of an assistant turn is added.
+    They are those that the tokenizer gives for the whole conversation as its template writes it, where no text holds one of its
+    control words; a control word in a text is written with look-alike characters. A last message of role 'assistant' is left open
+    for the model to go on with; otherwise the template's own opening of an assistant turn is added.
 
-    Raises UserError where the tokenizer has no chat template.
+    Raises UserError where the tokenizer has no chat template, or one in which a text would be lost.
     """
     return encode_chats(tokenizer, [messages])[0]
 
@@ -28,55 +31,71 @@ def encode_chat(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str,
 def encode_chats(
     tokenizer: PreTrainedTokenizerBase, conversations: Sequence[Sequence[dict[str, str]]]
 ) -> list[list[int]]:
-    """The same for many conversations at once: templates once, contents over all the tokenizer's threads."""
-    templates: dict[tuple[str, ...], list[int | list[int]]] = {}
-    for messages in conversations:
-        roles = tuple(message["role"] for message in messages)
-        if roles not in templates:
-            templates[roles] = _template(tokenizer, roles)
-    texts = list(dict.fromkeys(message["content"] for messages in conversations for message in messages))
-    ids_of = dict(zip(texts, _batch(tokenizer, texts), strict=True))
-    encoded = []
-    for messages in conversations:
-        ids: list[int] = []
-        for part in templates[tuple(message["role"] for message in messages)]:
-            ids += ids_of[messages[part]["content"]] if isinstance(part, int) else part
-        encoded.append(ids)
+    """The same for many conversations at once, over all the tokenizer's threads."""
+    template = chat_template_of(tokenizer)
+    encoded = _batch(tokenizer, [template.render(messages) for messages in conversations])
+    control = template.control_words.ids
+    for place, (messages, ids) in enumerate(zip(conversations, encoded, strict=True)):
+        layout = template.layout(tuple(message["role"] for message in messages))
+        if sum(map(control.__contains__, ids)) != _count_control(template, layout):
+            # a normaliser has made a control word of other characters: this conversation's texts are tokenised apart
+            encoded[place] = _encode_apart(template, layout, messages)
     return encoded
 
 
-def _template(tokenizer: PreTrainedTokenizerBase, roles: Sequence[str]) -> list[int | list[int]]:
-    """The conversation's template: the index of a message where its content stands, token ids in between."""
-    if not getattr(tokenizer, "chat_template", None):
-        raise UserError(
-            f"{tokenizer.name_or_path}: the tokenizer has no chat template; one is wanted (chat_template.jinja)"
-        )
-    marked = [{"role": role, "content": f"{_OPEN}{index}{_CLOSE}"} for index, role in enumerate(roles)]
-    begun = roles[-1] == "assistant"
-    rendered = str(
-        tokenizer.apply_chat_template(
-            marked, tokenize=False, continue_final_message=begun, add_generation_prompt=not begun
-        )
-    )
-    parts: list[int | list[int]] = []
-    for piece in rendered.split(_OPEN):
-        index, closed, template_text = piece.partition(_CLOSE)
-        if not closed:
-            index, template_text = "", piece
-        if index:
-            parts.append(int(index))
-        if template_text:
-            parts.append(_batch(tokenizer, [template_text], split_special_tokens=False)[0])
-    return parts
+@lru_cache(maxsize=256)
+def _count_control(template: ChatTemplate, layout: Layout) -> int:
+    """Control tokens that the template itself writes."""
+    written = "".join(part if isinstance(part, str) else "x" for part in layout)
+    return sum(map(template.control_words.ids.__contains__, _batch(template.tokenizer, [written])[0]))
+
+
+def _encode_apart(template: ChatTemplate, layout: Layout, messages: Sequence[dict[str, str]]) -> list[int]:
+    ids: list[int] = []
+    for part, text in zip(layout, template.parts(messages), strict=True):
+        ids += _batch(template.tokenizer, [text], split_special_tokens=not isinstance(part, str))[0]
+    return ids
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    """Token ids of `text` with control tokens taken apart into ordinary characters."""
-    return _batch(tokenizer, [text])[0]
+    """Token ids of `text` alone, with control tokens taken apart into ordinary characters."""
+    return _batch(tokenizer, [text], split_special_tokens=True)[0]
+
+
+def encode_continuation(tokenizer: PreTrainedTokenizerBase, context: str, text: str) -> list[int]:
+    """Token ids of `text` where it follows `context`: those of both together, without the ones of `context`.
+
+    The tokens of a prompt are there before its answer is. Where tokenising both together would join the last of them to the
+    text's first characters (as `>A` of `<answer>Alien`), the text begins anew, as it does behind a line break.
+    """
+    template = chat_template_of(tokenizer)
+    text = template.control_words.neutralise(text)
+    for before in (context, BREAK):
+        begun = _context_ids(template, before)
+        whole = _batch(tokenizer, [before + text])[0]
+        if tuple(whole[: len(begun)]) == begun:
+            return whole[len(begun) :]
+    return encode_text(tokenizer, text)
+
+
+def encode_completion(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], text: str) -> list[int]:
+    """Token ids of a completion of the conversation; no token reaches over the tag that opens its answer.
+
+    So they are tokens that can be sampled: a prompt, or the free part of a response, ends with that tag.
+    """
+    context = chat_template_of(tokenizer).opening(messages)
+    before, tag, answer = text.rpartition(ANSWER)
+    ids = encode_continuation(tokenizer, context, before + tag) if tag else []
+    return ids + encode_continuation(tokenizer, context + before + tag, answer)
+
+
+@lru_cache(maxsize=1024)
+def _context_ids(template: ChatTemplate, context: str) -> tuple[int, ...]:
+    return tuple(_batch(template.tokenizer, [context])[0])
 
 
 def _batch(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], split_special_tokens: bool = True
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], split_special_tokens: bool = False
 ) -> list[list[int]]:
     if not texts:
         return []

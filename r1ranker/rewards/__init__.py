@@ -17,6 +17,7 @@ from r1ranker.rewards.parts import (
 from r1ranker.rewards.registry import REWARDS, get_reward, register
 from r1ranker.tasks.answers import parse_answer, prepend_prefill
 from r1ranker.tasks.prompts import AnswerFormat, Mode
+from r1ranker.tasks.text import find_name
 
 __all__ = ["MODES", "REWARDS", "compute_score", "compute_score_linear", "compute_score_task", "get_reward", "register"]
 
@@ -75,13 +76,13 @@ def _score(
     gold = str(ground_truth["gt"])
     known = ground_truth.get("grades")
     grades = [] if known is None else [float(grade) for grade in known]
-    if gold not in candidates:
+    positive = find_name(candidates, gold)
+    if positive is None:
         raise UserError(f"ground_truth: the positive {gold!r} is not among the {len(candidates)} candidates")
     completion = prepend_prefill(solution_str, answer_format.think)
     parsed = parse_answer(completion, candidates, mode, answer_format)
     form = format_score(completion, answer_format.think)
     tags = tags_score(completion, answer_format.think)
-    positive = candidates.index(gold)
     coverage = len(parsed.named) / (len(candidates) if mode == "direct" else 1)
     if parsed.answer is None:
         task = -1.0

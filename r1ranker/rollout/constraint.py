@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
-from r1ranker.data.tokenise import encode_text
+from r1ranker.data.chat_template import chat_template_of
+from r1ranker.data.names import CLOSING, check_told_apart, spell
+from r1ranker.data.tokenise import ANSWER, BREAK
+from r1ranker.errors import UserError
 from r1ranker.tasks.prompts import AnswerFormat, Mode
-from r1ranker.tasks.text import sanitise
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-_OPENING = "<answer>"
-_CLOSING = "</answer>"
 
 
 @dataclass(frozen=True)
@@ -28,27 +27,45 @@ class PoolConstraint:
     """per candidate: its name, the closing tag and EOS"""
     answer_open: bool
     """the prompt has already opened the answer block"""
+    first_ids: tuple[tuple[int, ...], ...] = ()
+    """separated_ids of the name that comes first, directly behind the tag; empty where they are the same"""
 
 
 def build_constraint(
     tokenizer: PreTrainedTokenizerBase, candidates: Sequence[str], mode: Mode, answer_format: AnswerFormat
 ) -> PoolConstraint:
-    """The constraint for a pool: one candidate (iterative), or all of them, each once (direct)."""
+    """The constraint for a pool: one candidate (iterative), or all of them, each once (direct).
+
+    Raises UserError where the tokenizer does not tell two candidates apart.
+    """
+    template = chat_template_of(tokenizer)
     if answer_format.answer_style == "label":
         names = [f"[{position}]" for position in range(1, len(candidates) + 1)]
     else:
-        names = [sanitise(name) for name in candidates]
+        check_told_apart(template, candidates)
+        names = list(candidates)
     eos = int(tokenizer.eos_token_id)
+    listed = mode == "direct" and len(names) > 1
     # a name and what follows it are tokenised together, since the break between them may be inside a token
-    last = tuple((*_ids(tokenizer, name + _CLOSING), eos) for name in names)
-    more = tuple(_ids(tokenizer, name + "\n") for name in names) if mode == "direct" else ()
-    return PoolConstraint(separated_ids=more, final_ids=last, answer_open=not answer_format.think)
+    final = tuple((*spell(template, name, BREAK if listed else ANSWER, CLOSING).ids, eos) for name in names)
+    more = tuple(spell(template, name, BREAK, BREAK).ids for name in names) if mode == "direct" else ()
+    first = tuple(spell(template, name, ANSWER, BREAK).ids for name in names) if mode == "direct" else ()
+    for sequences in (final, more, first):
+        _check_distinct(tokenizer, names, sequences)
+    return PoolConstraint(more, final, not answer_format.think, first if first != more else ())
 
 
-@lru_cache(maxsize=2**16)
-def _ids(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
-    """Kept, since the same candidates stand in many pools."""
-    return tuple(encode_text(tokenizer, text))
+def _check_distinct(
+    tokenizer: PreTrainedTokenizerBase, names: Sequence[str], sequences: Sequence[tuple[int, ...]]
+) -> None:
+    """Raise UserError where one of the sequences begins another: what was sampled would not say which one is meant."""
+    order = sorted(range(len(sequences)), key=lambda place: sequences[place])
+    for place, following in pairwise(order):
+        if sequences[following][: len(sequences[place])] == sequences[place]:
+            raise UserError(
+                f"candidates {names[place]!r} and {names[following]!r}: the tokenizer of {tokenizer.name_or_path} does not tell "
+                "an answer of the one from the beginning of the other; answer_style=label is wanted"
+            )
 
 
 class ConstraintState:
@@ -64,12 +81,11 @@ class ConstraintState:
         self._depth = 0
 
     def _sequence(self, candidate: int) -> tuple[int, ...]:
-        whole = (
-            self._constraint.final_ids
-            if len(self._remaining) == 1 or not self._constraint.separated_ids
-            else self._constraint.separated_ids
-        )
-        return whole[candidate]
+        known = self._constraint
+        if len(self._remaining) == 1 or not known.separated_ids:
+            return known.final_ids[candidate]
+        is_first = len(self._remaining) == len(known.final_ids)
+        return (known.first_ids if is_first and known.first_ids else known.separated_ids)[candidate]
 
     def allowed_token_ids(self) -> list[int]:
         """Token ids that may come next, ascending; empty: any."""
@@ -96,7 +112,7 @@ class ConstraintState:
         """Take the sampled token, which must be among the allowed ones."""
         if self._free:
             self._tail = (self._tail + self._token_text(token))[-64:]
-            _, tag, after = self._tail.rpartition(_OPENING)
+            _, tag, after = self._tail.rpartition(ANSWER)
             self._free = not (tag and not after.strip())
             return
         self._matching = tuple(

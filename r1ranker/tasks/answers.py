@@ -14,7 +14,7 @@ from functools import cached_property, lru_cache
 from rapidfuzz import fuzz, process
 
 from r1ranker.tasks.prompts import AnswerFormat, AnswerStyle, Mode
-from r1ranker.tasks.text import sanitise
+from r1ranker.tasks.text import canonical, sanitise, undo_look_alikes
 
 SIMILARITY = 90.0
 """rapidfuzz ratio, 0 to 100, from which a name that is written slightly wrong counts as meant"""
@@ -50,9 +50,8 @@ def normalise(text: str) -> str:
 def _normalised(text: str) -> str:
     previous = None
     while previous != text:
-        previous, text = text, html.unescape(text)
-    text = text.replace("‹", "<").replace("›", ">")
-    text = " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+        previous, text = text, html.unescape(unicodedata.normalize("NFKC", undo_look_alikes(text)))
+    text = " ".join(text.casefold().split())
     stripped = text.strip(_QUOTES + " ").rstrip(".,;:" + _QUOTES + " ")
     return stripped or text
 
@@ -82,7 +81,8 @@ class CandidateMatcher:
 
     def __init__(self, candidates: Sequence[str], answer_style: AnswerStyle = "name") -> None:
         self.answer_style = answer_style
-        self._exact = {sanitise(name): index for index, name in enumerate(candidates)}
+        self._exact = {canonical(name): index for index, name in enumerate(candidates)}
+        self._exact.update({sanitise(name): index for index, name in enumerate(candidates)})
         self._exact.update({name: index for index, name in enumerate(candidates)})
         self._candidates = tuple(candidates)
         self._forms = [normalise(name) for name in candidates]
@@ -112,11 +112,9 @@ class CandidateMatcher:
             if labels:
                 number = int(labels[0])
                 return number - 1 if len(set(labels)) == 1 and 1 <= number <= len(self._candidates) else None
-        if text in self._exact:
-            return self._exact[text]
         # a leading number may be part of the name ("12 Angry Men"): taken off only where the whole matches nothing
         bare = _MARKER.sub("", text, count=1)
-        for written in (bare, bare.strip(_QUOTES + ", ")):
+        for written in (text, unicodedata.normalize("NFC", text), bare, bare.strip(_QUOTES + ", ")):
             if written in self._exact:
                 return self._exact[written]
         for form in (normalise(text), normalise(bare), normalise(_TIGHT_MARKER.sub("", text, count=1))):

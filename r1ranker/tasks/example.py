@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from r1ranker.errors import UserError
-from r1ranker.tasks.text import sanitise
+from r1ranker.tasks.text import canonical, find_name
 
 HIGHEST_GRADE = 1000
 """2^grade has to stay a float, and so has a sum of them"""
@@ -42,19 +42,27 @@ class RankingExample:
     subject: str = ""
     """the user or query that it is about, where several examples can be about the same one"""
 
+    def __post_init__(self) -> None:
+        """A positive that looks like a candidate, in another Unicode form or with other white space, is that candidate."""
+        if self.positive and self.positive not in self.candidates:
+            place = find_name(self.candidates, self.positive)
+            if place is not None:
+                object.__setattr__(self, "positive", self.candidates[place])
+
     def validate(self, where: str = "example") -> None:
         """Raise UserError, naming `where`, unless the candidates are distinct names and hold the positive."""
         if not self.candidates:
             raise UserError(f"{where}: candidates is empty; at least one name is wanted")
-        seen: set[str] = set()
+        seen: dict[str, str] = {}
         for name in self.candidates:
             # as it is shown: names that look the same in a prompt cannot be told apart in an answer
-            written = sanitise(name)
+            written = canonical(name)
             if not written:
                 raise UserError(f"{where}: candidates holds a blank name")
             if written in seen:
-                raise UserError(f"{where}: candidates holds {name!r} twice; names must be distinct")
-            seen.add(written)
+                forms = f" (as {seen[written]!a} and {name!a})" if seen[written] != name else ""
+                raise UserError(f"{where}: candidates holds {name!r} twice{forms}; names must be distinct")
+            seen[written] = name
         if self.positive and self.positive not in self.candidates:
             raise UserError(f"{where}: the positive {self.positive!r} is not among the {len(seen)} candidates")
         if self.grades:

@@ -35,7 +35,7 @@ from r1ranker.report.load import load_inputs
 from r1ranker.tasks.catalog import TASKS
 from r1ranker.tasks.custom import default_task
 from r1ranker.tasks.example import RankingExample
-from r1ranker.tasks.text import sanitise
+from r1ranker.tasks.text import canonical, sanitise
 
 from .hostile import clean, examples, rarely, text
 from .markup import Markup
@@ -84,7 +84,7 @@ def _is_half(part: str) -> bool:
 @st.composite
 def user_rows(draw: st.DrawFn) -> list[dict[str, Any]]:
     """Rows of one's own data that keep the rules, of hostile texts."""
-    named = st.lists(clean, min_size=2, max_size=5, unique_by=sanitise).filter(lambda names: all(map(sanitise, names)))
+    named = st.lists(clean, min_size=2, max_size=5, unique_by=canonical).filter(lambda names: all(map(sanitise, names)))
     rows = []
     for _ in range(draw(st.integers(1, 3))):
         names = draw(named)

@@ -10,6 +10,7 @@ from typing import Any
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from r1ranker.data.chat_template import chat_template_of
 from r1ranker.data.tokenise import encode_chat
 from r1ranker.model.init import train_tokenizer
 from r1ranker.rewards import REWARDS, compute_score
@@ -18,7 +19,7 @@ from r1ranker.tasks.answers import parse_answer
 from r1ranker.tasks.example import RankingExample
 from r1ranker.tasks.parsing import parse_problem
 from r1ranker.tasks.prompts import AnswerFormat, candidate_lines, chat_messages, render_problem, user_problem
-from r1ranker.tasks.text import sanitise
+from r1ranker.tasks.text import canonical, sanitise
 
 from .hostile import examples, text, texts
 
@@ -74,17 +75,19 @@ def tokenizer() -> Any:
 
 @given(texts, formats, modes)
 def chats(content: str, form: AnswerFormat, mode: Any) -> None:
-    """Whatever a turn holds, its token ids hold the chat's own control tokens and no other, and its text comes back."""
+    """Whatever a turn holds, its token ids hold the chat's own control tokens and no other, and its text comes back, its control
+    words in look-alikes."""
     content = content.encode("utf-8", "replace").decode()
     special = set(tokenizer().all_special_ids)
     ids = encode_chat(tokenizer(), chat_messages(content, form, mode))
     calm_ids = encode_chat(tokenizer(), chat_messages("words", form, mode))
     assert [one for one in ids if one in special] == [one for one in calm_ids if one in special]
     whole = tokenizer().decode(ids, skip_special_tokens=False)
+    content = chat_template_of(tokenizer()).control_words.neutralise(content)
     assert whole == tokenizer().decode(calm_ids, skip_special_tokens=False).replace("words", content, 1)
 
 
-pools = st.lists(text, min_size=2, max_size=6, unique_by=sanitise).filter(lambda names: all(map(sanitise, names)))
+pools = st.lists(text, min_size=2, max_size=6, unique_by=canonical).filter(lambda names: all(map(sanitise, names)))
 
 
 @given(texts, pools, modes, formats)
