@@ -6,7 +6,7 @@ import logging
 import os
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from r1ranker.errors import UserError, first_line
@@ -37,7 +37,10 @@ def check_model_directory(path: str) -> None:
 
 
 def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
-    """The tokenizer of a model directory or hub id; it must know an end-of-sequence token."""
+    """The tokenizer of a model directory or hub id.
+
+    Raises UserError where it knows no end-of-sequence token, or makes ids that the model has no embedding of.
+    """
     check_model_directory(path)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
@@ -45,7 +48,22 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
         raise UserError(f"{path}: the tokenizer cannot be loaded ({first_line(error, 300)})") from error
     if tokenizer.eos_token_id is None:
         raise UserError(f"{path}: the tokenizer has no eos_token; one is wanted to end a response")
+    _check_ids(path, tokenizer)
     return tokenizer
+
+
+def _check_ids(path: str, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Raise UserError for ids beyond the embedding; rows of it that no id stands for are fine."""
+    try:
+        rows = getattr(AutoConfig.from_pretrained(path, trust_remote_code=False).get_text_config(), "vocab_size", None)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: config.json cannot be read ({first_line(error, 300)})") from error
+    token, highest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
+    if rows is not None and highest >= rows:
+        raise UserError(
+            f"{path}: the tokenizer's {token!r} has id {highest:,}, and the model's embedding has {rows:,} rows (vocab_size); "
+            "the tokenizer that the model was trained with is wanted"
+        )
 
 
 def silence_transformers() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from r1ranker.errors import UserError
 
 _NUMBER = r"[+-]?\d+(?:,\d{3})*(?:\.\d+)?(?:e[+-]?\d+)?"
-_FIGURE = re.compile(rf"({_NUMBER})(?: [\[(]({_NUMBER})(?:, | to )({_NUMBER})[\])])?")
+_FIGURE = re.compile(rf"({_NUMBER})(?: [\[(]({_NUMBER})(?:, | to )({_NUMBER})[\])]| \[-\])?")
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class FullTables:
 
 
 def read_figure(cell: str) -> tuple[float, float, float]:
-    """Mean, low and high of "63.4 [60.6, 66.0]" or "0.97 (0.96 to 0.98)"; all three alike where only a number stands.
+    """Mean, low and high of "63.4 [60.6, 66.0]" or "0.97 (0.96 to 0.98)"; all three alike of "63.4" and "63.4 [-]".
 
     Raises UserError where the cell is no figure.
     """

@@ -13,6 +13,8 @@ from r1ranker.cli.options import (
     Eliminate,
     EngineName,
     GpuId,
+    MaxModelLen,
+    MaxTokens,
     Seed,
     Strategy,
     Think,
@@ -41,6 +43,8 @@ def evaluate(
     top_k: TopK = 0,
     eliminate: Eliminate = 1,
     votes: Votes = 1,
+    max_tokens: MaxTokens = None,
+    max_model_len: MaxModelLen = None,
     baselines: Annotated[
         bool,
         typer.Option(
@@ -83,6 +87,8 @@ def evaluate(
         constrain=constrain,
         think=think,
         answer_style=answer_style,
+        max_tokens=max_tokens,
+        max_model_len=max_model_len,
         elimination=EliminationSettings(eliminate=eliminate, votes=votes, top_k=top_k),
         engine=engine,
         gpu=gpu_id,
@@ -103,10 +109,9 @@ def compare(
 
     Prints the means and the p of a paired randomisation test, task by task.
     """
-    from r1ranker.evaluation.results import read_result
     from r1ranker.evaluation.table import print_comparison
 
-    print_comparison(read_result(first), read_result(second), metric, seed)
+    print_comparison([first, second], metric, seed)
 
 
 def report(

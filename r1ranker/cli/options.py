@@ -32,6 +32,12 @@ Think = Annotated[
 AnswerStyle = Annotated[
     Literal["name", "label"] | None, typer.Option(help="how an answer names a candidate", rich_help_panel=AS_TRAINED)
 ]
+MaxTokens = Annotated[int | None, typer.Option(help="tokens of an answer at most", rich_help_panel=AS_TRAINED)]
+
+MaxModelLen = Annotated[
+    int | None,
+    typer.Option(help="tokens of prompt and answer that the engine holds (what the longest prompt needs)"),
+]
 
 TopK = Annotated[int, typer.Option(help="stop when so few are left (0: rank all)", rich_help_panel=ELIMINATION)]
 Eliminate = Annotated[int, typer.Option(help="candidates that go out a round", rich_help_panel=ELIMINATION)]

@@ -16,6 +16,8 @@ from r1ranker.cli.options import (
     Eliminate,
     EngineName,
     GpuId,
+    MaxModelLen,
+    MaxTokens,
     Seed,
     Strategy,
     Think,
@@ -46,6 +48,8 @@ def rank(
     top_k: TopK = 0,
     eliminate: Eliminate = 1,
     votes: Votes = 1,
+    max_tokens: MaxTokens = None,
+    max_model_len: MaxModelLen = None,
 ) -> None:
     """Rank candidates for your requests with a trained model.
 
@@ -56,26 +60,31 @@ def rank(
     from r1ranker.atomic import atomic_path
     from r1ranker.data.prepare import know_own_task
     from r1ranker.data.sources.user_files import read_requests
+    from r1ranker.pretrained import load_tokenizer
     from r1ranker.ranking.conversation import EliminationSettings
-    from r1ranker.ranking.ranker import Ranker, check_ranges
+    from r1ranker.ranking.lengths import required_length
+    from r1ranker.ranking.ranker import Ranker, check_lengths, check_ranges
 
     elimination = EliminationSettings(eliminate=eliminate, votes=votes, top_k=top_k)
     check_ranges(seed, elimination)
+    check_lengths(max_tokens, max_model_len)
     requests = list(read_requests(file, know_own_task(task, template)))
     with redirect_stdout(sys.stderr):  # an engine may print; stdout is for the rankings
-        ranker = Ranker.from_pretrained(
+        settings = Ranker.settings_of(
             model,
             strategy=strategy,
             constrain=constrain,
             think=think,
             answer_style=answer_style,
-            engine=engine,
-            gpu=gpu_id,
             seed=seed,
             elimination=elimination,
+            **({} if max_tokens is None else {"max_tokens": max_tokens}),
         )
+        examples = [example for _, example in requests]
+        length = required_length(model, load_tokenizer(model), settings, examples, max_model_len)
+        ranker = Ranker.from_pretrained(model, settings=settings, engine=engine, gpu=gpu_id, max_model_len=length)
         try:
-            results = ranker.rank_many(example for _, example in requests)
+            results = ranker.rank_many(examples)
         finally:
             ranker.engine.close()
     lines = _lines(requests, results)

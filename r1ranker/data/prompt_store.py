@@ -111,6 +111,8 @@ class PromptStore(Sequence[Prompt]):
         self.task_codes = np.concatenate(codes)[kept]
         """index into task_names of each prompt"""
         self.pool_sizes = np.concatenate([file.sizes for file in files])[kept]
+        self.lengths = np.concatenate([file.lengths for file in files])[kept]
+        """tokens of each prompt"""
 
     def __len__(self) -> int:
         return len(self._kept)

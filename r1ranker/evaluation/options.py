@@ -1,20 +1,21 @@
-"""What can be asked of an evaluation, and the name of the result file that follows from it."""
+"""What can be asked of an evaluation, and the words for it in the name of a result file."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from r1ranker.errors import check_at_least
 from r1ranker.ranking.conversation import EliminationSettings
-from r1ranker.ranking.ranker import RankerSettings, check_ranges
+from r1ranker.ranking.ranker import RankerSettings, check_lengths, check_ranges
 from r1ranker.tasks.catalog import HUB_ID
 from r1ranker.tasks.prompts import AnswerStyle, Mode
 
 ALL = "all"
 """in place of a task's name"""
+LONGEST_TASKS = 40
+"""characters of the tasks' names in that of a file; of more there is only their number"""
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class EvaluationOptions:
     answer_style: AnswerStyle | None = None
     max_tokens: int | None = None
     """of an answer"""
+    max_model_len: int | None = None
+    """tokens of a prompt and an answer that the engine holds; None: what the longest prompt needs"""
     elimination: EliminationSettings = field(default_factory=EliminationSettings)
     engine: str = "hf"
     gpu: int = 0
@@ -46,20 +49,18 @@ class EvaluationOptions:
         """Raise UserError for values out of range."""
         if self.limit is not None:
             check_at_least("--limit", self.limit, 1)
+        check_lengths(self.max_tokens, self.max_model_len)
         check_ranges(self.seed, self.elimination)
 
 
-def result_name(
-    dataset: str, tasks: Sequence[str], model_path: str, settings: RankerSettings, limit: int | None
-) -> str:
-    """Task, model and strategy, and whatever else was asked for that is not the model's own way."""
-    path = Path(model_path.rstrip("/"))
+def name_parts(
+    dataset: str, tasks: Sequence[str], model_path: str, settings: RankerSettings, options: EvaluationOptions
+) -> tuple[str, str]:
+    """What stands before and after the model in a result's name: tasks, then strategy and what else is not the usual way."""
     own = RankerSettings.from_pretrained(model_path)
-    parts = [
-        dataset if len(tasks) == 1 or dataset == ALL else f"{len(tasks)}-tasks",
-        path.parent.name if path.name == "actor" else path.name,
-        settings.strategy,
-    ]
+    few = "+".join(tasks)
+    head = dataset if dataset == ALL else few if len(few) <= LONGEST_TASKS else f"{len(tasks)}-tasks"
+    parts: list[str] = [settings.strategy]
     if settings.answer_format.think != own.answer_format.think:
         parts.append("think" if settings.answer_format.think else "no-think")
     if settings.answer_format.answer_style != own.answer_format.answer_style:
@@ -74,6 +75,8 @@ def result_name(
         parts.append(f"tokens-{settings.max_tokens}")
     if settings.seed:
         parts.append(f"seed-{settings.seed}")
-    if limit is not None:
-        parts.append(f"first-{limit}")
-    return "_".join(parts)
+    if options.limit is not None:
+        parts.append(f"first-{options.limit}")
+    if options.baselines:
+        parts.append("baselines")
+    return head, "_".join(parts)

@@ -12,6 +12,7 @@ import numpy as np
 
 from r1ranker.atomic import atomic_path
 from r1ranker.errors import UserError
+from r1ranker.evaluation.identity import about_of, run_tag
 from r1ranker.evaluation.records import Metrics, Record, grades_of, metrics_of, subjects_of
 from r1ranker.ranking.metrics import Subjects, sums_by_subject
 
@@ -55,15 +56,19 @@ def randomisation_test(
     """Two-sided p of a paired randomisation test of the mean difference (Fisher, 1935; Smucker et al., 2007).
 
     Under the null hypothesis each query's two values could as well be swapped, those of a subject together; all 2^n ways
-    where they are few, else 10,000 drawn ones.
+    where they are few, else 10,000 drawn ones. Of one subject p is 1: both ways differ by as much.
     """
     from scipy.stats import permutation_test
+
+    sums = tuple(sums_by_subject(values, subjects)[0] for values in (first, second))
+    if len(sums[0]) < 2:  # which scipy refuses
+        return 1.0
 
     def difference(one: np.ndarray, other: np.ndarray, axis: int) -> Any:
         return np.mean(one - other, axis=axis)
 
     found = permutation_test(
-        tuple(sums_by_subject(values, subjects)[0] for values in (first, second)),
+        sums,
         difference,
         permutation_type="samples",
         vectorized=True,
@@ -110,8 +115,11 @@ def _asked(record: Record) -> tuple[Any, ...]:
 
 
 def write_trec(result: dict[str, Any], directory: str) -> list[str]:
-    """Write TASK.run and TASK.qrels; candidates are called c1, c2, ... in the order shown. Returns the paths."""
-    system = re.sub(r"[^\w.-]+", "_", str(result["model"])).strip("_") or "r1ranker"
+    """Write TASK.run and TASK.qrels; candidates are called c1, c2, ... in the order shown. Returns the paths.
+
+    Raises UserError for a grade that is no whole number.
+    """
+    system = run_tag(about_of(result))
     written = []
     for task, figures in result["tasks"].items():
         run, qrels = [], []
@@ -121,8 +129,7 @@ def write_trec(result: dict[str, Any], directory: str) -> list[str]:
             for rank, candidate in enumerate(record["ranking"], 1):
                 run.append(f"q{number} Q0 {name[candidate]} {rank} {count + 1 - rank} {system}\n")
             for candidate, grade in grades_of(record).items():
-                if grade != int(grade):
-                    raise UserError(f"{task}: query {number}: grade {grade:g}; TREC's qrels take whole numbers")
+                check_trec_grade(task, number, grade)
                 qrels.append(f"q{number} 0 {name[candidate]} {int(grade)}\n")
         for suffix, lines in (("run", run), ("qrels", qrels)):
             path = Path(directory) / f"{task}.{suffix}"
@@ -130,3 +137,9 @@ def write_trec(result: dict[str, Any], directory: str) -> list[str]:
                 temporary.write_text("".join(lines), encoding="utf-8")
             written.append(str(path))
     return written
+
+
+def check_trec_grade(task: str, number: int, grade: float) -> None:
+    """Raise UserError for a grade, of a task's query `number` from 1, that TREC's qrels do not take."""
+    if grade != int(grade):
+        raise UserError(f"{task}: query {number}: grade {grade:g}; TREC's qrels take whole numbers")

@@ -6,7 +6,6 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +29,10 @@ from r1ranker.evaluation.baselines.orders import (
 )
 from r1ranker.evaluation.baselines.scoring import ScoringBaseline
 from r1ranker.evaluation.journal import Journal
-from r1ranker.evaluation.options import ALL, EvaluationOptions, result_name
+from r1ranker.evaluation.options import ALL, EvaluationOptions
+from r1ranker.evaluation.plan import Plan, plan_evaluations
 from r1ranker.evaluation.records import Metrics, Record, metrics_of, record_of, strict_metrics_of, summarise_systems
-from r1ranker.evaluation.results import FORMAT, TIMING, write_trec
+from r1ranker.evaluation.results import FORMAT, write_trec
 from r1ranker.evaluation.routing import (
     FixedLLM,
     RouterTable,
@@ -42,8 +42,7 @@ from r1ranker.evaluation.routing import (
     top_candidates,
 )
 from r1ranker.evaluation.table import print_results
-from r1ranker.pretrained import check_model_directory
-from r1ranker.ranking.ranker import Ranker, RankerSettings
+from r1ranker.ranking.ranker import Ranker
 from r1ranker.tasks.catalog import TASK_NAMES, get_task
 from r1ranker.tasks.custom import register_tasks_of
 from r1ranker.tasks.example import RankingExample
@@ -89,52 +88,48 @@ def evaluate(
     Writes the result file, which repeats exactly where the engine does, and the seconds in a file beside it; returns the
     result and its path. What an evaluation that was cut off had ranked is taken over from its journal.
     """
-    settings = Ranker.settings_of(
-        model_path,
-        strategy=options.strategy,
-        constrain=options.constrain,
-        think=options.think,
-        answer_style=options.answer_style,
-        seed=options.seed,
-        elimination=options.elimination,
-        **({} if options.max_tokens is None else {"max_tokens": options.max_tokens}),
-    )
-    file = Path(options.output_dir) / f"{result_name(dataset, list(test), model_path, settings, options.limit)}.json"
-    about = {
-        "model": model_path,
-        "data": options.data,
-        "seed": options.seed,
-        "limit": options.limit,
-        "settings": asdict(settings),
-    }
-    with Journal(file.with_suffix(".part.jsonl"), about | {"files": _state(model_path), "rows": _digest(test)}) as kept:
-        timing = _rank(model_path, settings, test, options, kept)
+    (plan,) = plan_evaluations([model_path], test, options, dataset)
+    return _carry_out(plan, test, train, options, router), plan.result
+
+
+def _carry_out(
+    plan: Plan,
+    test: dict[str, list[RankingExample]],
+    train: Sequence[RankingExample],
+    options: EvaluationOptions,
+    router: RouterTable | None,
+) -> dict[str, Any]:
+    state = {"files": _state(plan.model), "rows": _digest(test), "words": repr([get_task(task) for task in test])}
+    with Journal(plan.journal, plan.about | state) as kept:
+        timing = _rank(plan, test, options, kept)
         records = {task: [kept.done[task, row] for row in range(len(rows))] for task, rows in test.items()}
     source = source_of(Path(options.data))
     known = {"source": source} if source else {}
-    report = {"format": FORMAT, **about, **known, **_measured(test, train, records, options, router)}
-    _write(file, report)
-    _write(file.with_suffix(TIMING), timing)
+    report = {"format": FORMAT, **plan.about, **known, **_measured(test, train, records, options, router)}
+    _write(plan.result, report)
+    _write(plan.timing, timing)
     kept.path.unlink()
-    return report, file
+    return report
 
 
 def _rank(
-    model_path: str,
-    settings: RankerSettings,
-    test: dict[str, list[RankingExample]],
-    options: EvaluationOptions,
-    kept: Journal,
+    plan: Plan, test: dict[str, list[RankingExample]], options: EvaluationOptions, kept: Journal
 ) -> dict[str, float]:
     """Rank what the journal does not hold yet; returns seconds and the share of prompt tokens that came from a cache."""
     left = [(task, row) for task, rows in test.items() for row in range(len(rows)) if (task, row) not in kept.done]
     if not left:
         return {"queries": 0}
-    ranker = Ranker.from_pretrained(model_path, settings=settings, gpu=options.gpu, engine=options.engine)
+    ranker = Ranker.from_pretrained(
+        plan.model,
+        settings=plan.settings,
+        gpu=options.gpu,
+        engine=options.engine,
+        max_model_len=plan.max_model_len,
+    )
     began, tokens, cached = time.perf_counter(), 0, 0
     try:
         with _progress() as progress:
-            bar = progress.add_task(Path(model_path).name, total=len(left))
+            bar = progress.add_task(Path(plan.model).name, total=len(left))
             for place, ranked in ranker.rank_stream(test[task][row] for task, row in left):
                 task, row = left[place]
                 kept.add(task, row, record_of(test[task][row], ranked))
@@ -275,20 +270,12 @@ def run_evaluation(
     if options.router_data is not None:
         router = RouterTable(options.router_data)
         router.check(test, train)
-    for model in models:
-        check_model_directory(model)
-        RankerSettings.from_pretrained(model)
-    try:  # before the work is done, not after it
-        Path(options.output_dir).mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output_dir: {options.output_dir} cannot be written ({error.strerror})") from error
-    results, files = [], []
-    for model in models:
-        result, file = evaluate(model, test, train, options, dataset, router)
-        results.append(result)
-        files.append(file)
+    plans = plan_evaluations(models, test, options, dataset, trec_dir)
+    results = []
+    for plan in plans:
+        results.append(_carry_out(plan, test, train, options, router))
         if trec_dir is not None:
-            write_trec(result, str(Path(trec_dir) / file.stem))
+            write_trec(results[-1], str(Path(trec_dir) / plan.name))
     if show:
-        print_results(results, [str(file) for file in files])
+        print_results(results, [str(plan.result) for plan in plans])
     return results

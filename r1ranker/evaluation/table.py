@@ -9,7 +9,9 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from r1ranker.evaluation.results import compare_results
+from r1ranker.evaluation.identity import short_names
+from r1ranker.evaluation.results import compare_results, read_result
+from r1ranker.ranking.metrics import Interval
 
 WIDEST = 130
 """characters of a table"""
@@ -18,7 +20,15 @@ WIDEST = 130
 def print_results(reports: Sequence[dict[str, Any]], files: Sequence[str]) -> None:
     """A table a task, models and baselines down, metrics across; then all tasks together, p between models, and what it cost."""
     console = _console()
-    labels = _labels(reports)
+    try:
+        _print_tables(console, _labels(reports, files), reports)
+    finally:  # whatever becomes of the tables, the results are there
+        for report, file in zip(reports, files, strict=True):
+            line = f"{report['model']}: every ranking is in {file}"
+            console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
+def _print_tables(console: Console, labels: Sequence[str], reports: Sequence[dict[str, Any]]) -> None:
     for task, result in reports[0]["tasks"].items():
         figures = [report["tasks"][task] for report in reports]
         console.print(_task_table(task, reports[0]["settings"]["strategy"], result["baselines"], labels, figures))
@@ -32,8 +42,6 @@ def print_results(reports: Sequence[dict[str, Any]], files: Sequence[str]) -> No
             f"{label} against {labels[0]}, MRR over all queries: p = {found['p']:.4f} (paired randomisation test)"
         )
     console.print(_costs(labels, reports))
-    for report, file in zip(reports, files, strict=True):
-        console.print(f"{report['model']}: every ranking is in {file}", highlight=False, markup=False, soft_wrap=True)
 
 
 def _console() -> Console:
@@ -98,30 +106,34 @@ def _costs(labels: Sequence[str], reports: Sequence[dict[str, Any]]) -> Table:
     return table
 
 
-def _labels(reports: Sequence[dict[str, Any]]) -> list[str]:
-    """A short name for each model: the last part of its path in which it differs from the others."""
+def _labels(reports: Sequence[dict[str, Any]], files: Sequence[str]) -> list[str]:
+    """A short name for each model, by as much of its path as tells it apart; of one model asked in two ways the files' names."""
     if len(reports) == 1:
         return ["model"]
-    paths = [[part for part in report["model"].rstrip("/").split("/") if part != "actor"] for report in reports]
-    for count in range(1, max(map(len, paths)) + 1):
-        names = ["/".join(path[-count:]) for path in paths]
-        if len(set(names)) == len(names):
-            return names
-    return [report["model"] for report in reports]
+    (names,) = short_names([[report["model"] for report in reports]])
+    return names if len(set(names)) == len(names) else short_names([files])[0]
 
 
-def _cell(metric: dict[str, float], name: str) -> str:
+def _cell(metric: Interval, name: str) -> str:
     return format_interval(metric) if name == "mrr" else f"{100 * metric['mean']:.1f}"
 
 
-def format_interval(metric: dict[str, float], scale: int = 100, decimals: int = 1) -> str:
-    """`mean [low, high]`, scaled."""
-    mean, low, high = (f"{scale * metric[name]:.{decimals}f}" for name in ("mean", "low", "high"))
-    return f"{mean} [{low}, {high}]"
+def format_interval(metric: Interval, scale: int = 100, decimals: int = 1) -> str:
+    """`mean [low, high]`, scaled; `mean [-]` where there is no interval."""
+    mean, *ends = (
+        None if value is None else f"{scale * value:.{decimals}f}"
+        for value in (metric["mean"], metric["low"], metric["high"])
+    )
+    return f"{mean} [-]" if None in ends else f"{mean} [{', '.join(map(str, ends))}]"
 
 
-def compare_table(reports: Sequence[tuple[str, dict[str, Any]]], metrics: Sequence[str] = ("mrr", "ndcg@10")) -> Table:
-    """One row a labelled report, means over all its queries, and a row for each order that needs no model."""
+def compare_table(reports: Sequence[tuple[str, dict[str, Any]]]) -> Table:
+    """One row a labelled report, means over all its queries, and a row for each order that needs no model.
+
+    MRR, and NDCG@10 or at the last cut-off that all tasks share.
+    """
+    shared = [name for name in reports[0][1]["pooled"]["metrics"] if name.startswith("ndcg@")]
+    metrics = ["mrr", *(["ndcg@10"] if "ndcg@10" in shared else shared[-1:])]
     table = _table("mean over all test queries, x 100, with 95% bootstrap intervals", [*metrics, "valid answers"])
     for label, report in reports:
         pooled = report["pooled"]
@@ -132,9 +144,10 @@ def compare_table(reports: Sequence[tuple[str, dict[str, Any]]], metrics: Sequen
     return table
 
 
-def print_comparison(first: dict[str, Any], second: dict[str, Any], metric: str = "mrr", seed: int = 0) -> None:
-    """Two results side by side, with p."""
-    labels = _labels([first, second])
+def print_comparison(files: Sequence[str], metric: str = "mrr", seed: int = 0) -> None:
+    """The results of two files side by side, with p; raises UserError where one is none, or they are of different queries."""
+    first, second = map(read_result, files)
+    labels = _labels([first, second], files)
     table = _table(f"{metric} x 100, paired randomisation test", ["queries", *labels, "difference", "p"])
     for task, row in compare_results(first, second, metric, seed).items():
         means = [100 * row["first"], 100 * row["second"]]

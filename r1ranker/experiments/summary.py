@@ -20,7 +20,7 @@ from r1ranker.evaluation.baselines.orders import (
 from r1ranker.evaluation.records import metrics_of, subject_of, subjects_of
 from r1ranker.evaluation.results import randomisation_test
 from r1ranker.evaluation.routing import BEST_SINGLE, NearestMerits
-from r1ranker.ranking.metrics import Subjects, mean_with_interval
+from r1ranker.ranking.metrics import Interval, Subjects, mean_with_interval
 from r1ranker.tasks.catalog import get_task
 from r1ranker.tasks.example import RankingExample
 
@@ -134,7 +134,7 @@ def _joined(values: Mapping[str, Sequence[Any]], tasks: Sequence[str]) -> list[A
 def _figures(values: Values, subjects: Mapping[str, Subjects]) -> dict[str, Any]:
     """Of all queries together, and of each task's."""
 
-    def interval(found: Mapping[str, list[float]], tasks: Sequence[str]) -> dict[str, float]:
+    def interval(found: Mapping[str, list[float]], tasks: Sequence[str]) -> Interval:
         return mean_with_interval(_joined(found, tasks), subjects=_joined(subjects, tasks))
 
     together = {metric: interval(found, list(found)) for metric, found in values.items() if found}

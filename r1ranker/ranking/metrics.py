@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Sequence
+from typing import TypedDict
 
 import numpy as np
 
@@ -64,27 +65,38 @@ def bootstrap_interval(
     level: float = 0.95,
     draws: int = 2000,
     subjects: Subjects | None = None,
-) -> tuple[float, float]:
+) -> tuple[float, float] | None:
     """Percentile bootstrap interval of the mean over queries (Efron, 1979), which are drawn subject by subject, all of a
-    subject's at once (the cluster bootstrap of Field and Welsh, 2007)."""
-    if len(values) == 0:
-        return (math.nan, math.nan)
+    subject's at once (the cluster bootstrap of Field and Welsh, 2007).
+
+    None for fewer than two subjects: what varies between subjects cannot be told from one.
+    """
     sums, counts = sums_by_subject(values, subjects)
+    if len(sums) < 2:
+        return None
     chosen = np.random.default_rng(seed).integers(0, len(sums), size=(draws, len(sums)))
     means = sums[chosen].sum(axis=1) / counts[chosen].sum(axis=1)
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 
+class Interval(TypedDict):
+    """A mean and the ends of its interval, None where there is none."""
+
+    mean: float
+    low: float | None
+    high: float | None
+
+
 def summarise(
     per_query: Sequence[dict[str, float]], seed: int = 0, subjects: Subjects | None = None
-) -> dict[str, dict[str, float]]:
+) -> dict[str, Interval]:
     """Mean and 95% interval of each metric over queries."""
     names = list(per_query[0]) if per_query else []
     return {name: mean_with_interval([query[name] for query in per_query], seed, subjects) for name in names}
 
 
-def mean_with_interval(values: Sequence[float], seed: int = 0, subjects: Subjects | None = None) -> dict[str, float]:
-    """Mean over queries, and the ends of its 95% interval: mean, low, high."""
-    low, high = bootstrap_interval(values, seed, subjects=subjects)
+def mean_with_interval(values: Sequence[float], seed: int = 0, subjects: Subjects | None = None) -> Interval:
+    """Mean over queries, at least one, and the ends of its 95% interval."""
+    low, high = bootstrap_interval(values, seed, subjects=subjects) or (None, None)
     return {"mean": float(np.mean(values)), "low": low, "high": high}

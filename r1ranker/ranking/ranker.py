@@ -14,11 +14,20 @@ from transformers import PreTrainedTokenizerBase
 from r1ranker.data.tokenise import encode_chat
 from r1ranker.errors import UserError, check_at_least
 from r1ranker.pretrained import SETTINGS_FILE, check_model_directory
-from r1ranker.ranking.conversation import EliminationSettings, Question, RankingResult, Reply, converse
+from r1ranker.ranking.conversation import EliminationSettings, Question, RankingResult, Reply, converse, list_texts
+from r1ranker.ranking.lengths import find_longest_prompt, trained_prompt_length
 from r1ranker.ranking.schedule import run_conversations
 from r1ranker.rollout.constraint import build_constraint
-from r1ranker.rollout.engine import Completion, Engine, EngineSettings, Request, SamplingParams
-from r1ranker.rollout.start import start_engine
+from r1ranker.rollout.engine import (
+    USUAL_LENGTH,
+    Completion,
+    Engine,
+    EngineSettings,
+    Request,
+    SamplingParams,
+    check_length,
+)
+from r1ranker.rollout.start import find_engine, start_engine
 from r1ranker.tasks.catalog import get_task
 from r1ranker.tasks.example import RankingExample
 from r1ranker.tasks.prompts import AnswerFormat, AnswerStyle, Mode, chat_messages, render_problem
@@ -41,6 +50,7 @@ class RankerSettings:
     answer_format: AnswerFormat = field(default_factory=AnswerFormat)
     constrain: Literal["none", "candidates"] = "none"
     max_tokens: int = 1024
+    """of an answer"""
     top_p: float = 0.7
     """published; of no effect at temperature 0"""
     temperature: float = 0.0
@@ -75,6 +85,13 @@ def check_ranges(seed: int, elimination: EliminationSettings) -> None:
     check_at_least("--eliminate", elimination.eliminate, 1)
     check_at_least("--votes", elimination.votes, 1)
     check_at_least("--top_k", elimination.top_k, 0)
+
+
+def check_lengths(max_tokens: int | None, max_model_len: int | None) -> None:
+    """Raise UserError, naming the option, for a length below 1."""
+    for name, value in (("--max_tokens", max_tokens), ("--max_model_len", max_model_len)):
+        if value is not None:
+            check_at_least(name, value, 1)
 
 
 class Ranker:
@@ -117,12 +134,16 @@ class Ranker:
         answer_style: AnswerStyle | None = None,
         engine: str = "hf",
         settings: RankerSettings | None = None,
+        max_model_len: int | None = None,
         **changes: Any,
     ) -> Ranker:
         """The model of a directory or hub id, asked as it was trained unless the other arguments say otherwise.
 
         `engine` is hf, vllm or auto; vLLM holds one model a process at a time. `settings` stand for all of the other
         arguments but these; `changes` are further fields of RankerSettings.
+
+        `max_model_len`: tokens of a prompt and its answer that the engine holds, no more than the model has positions for.
+        None: with hf as many as those; with vllm 4,096, or more where the model was trained with longer ones.
 
         Raises UserError for a directory that holds no model or no tokenizer.
         """
@@ -131,7 +152,9 @@ class Ranker:
             settings = cls.settings_of(directory, strategy, constrain, think, answer_style, **changes)
         from r1ranker.device import pick_device
 
-        asked = EngineSettings(constrained=settings.constrain != "none")
+        if max_model_len is None and find_engine(engine) == "vllm":
+            max_model_len = max(USUAL_LENGTH, trained_prompt_length(directory) + settings.max_tokens)
+        asked = EngineSettings(max_model_len, constrained=settings.constrain != "none")
         started = start_engine(engine, directory, pick_device(gpu), asked)
         return cls(started, started.tokenizer, settings)
 
@@ -142,23 +165,32 @@ class Ranker:
         task: str = "Rec-Movie",
         texts: Sequence[str] = (),
     ) -> RankingResult:
-        """Rank `candidates` for a query (a text) or a history (a list of texts); `texts` may tell more of each candidate."""
+        """Rank `candidates` for a query (a text) or a history (a list of texts); `texts` may tell more of each candidate.
+
+        Raises UserError for a text or anything else where a list of texts is wanted, and for candidates that look the same.
+        """
         scenario = get_task(task).scenario
         wanted = "a list of texts" if scenario == "recommendation" else "a text"
         if scenario != "own" and isinstance(query, str) == (wanted == "a list of texts"):
             raise UserError(f"query: found {query!r}; {task} ranks for {wanted}")
         example = RankingExample(
             task,
-            tuple(candidates),
+            list_texts("candidates", candidates),
             query=query if isinstance(query, str) else "",
-            history=() if isinstance(query, str) else tuple(query),
-            texts=tuple(texts),
+            history=() if isinstance(query, str) else list_texts("query", query),
+            texts=list_texts("texts", texts),
         )
         example.validate()
         return self.rank_many([example])[0]
 
     def rank_many(self, examples: Iterable[RankingExample]) -> list[RankingResult]:
-        """Rank every example, all at once; in their order."""
+        """Rank every example, all at once; in their order. Raises UserError where the engine does not hold the longest prompt."""
+        examples = list(examples)
+        for example in examples:
+            for name in ("candidates", "history", "texts"):
+                list_texts(name, getattr(example, name))
+        longest = find_longest_prompt(self.tokenizer, self.settings, examples)
+        check_length(longest, self.settings.max_tokens, self.engine.max_model_len)
         results = dict(self.rank_stream(examples))
         return [results[place] for place in range(len(results))]
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
 from typing import Any, Generic, TypeVar
 
+from r1ranker.evaluation.identity import short_names
 from r1ranker.report.load import Result, Run
 from r1ranker.tasks.catalog import TASK_NAMES
 
@@ -75,30 +75,6 @@ def _way_of_asking(settings: dict[str, Any]) -> str:
             if elimination.get(name, usual) != usual:
                 parts.append(f"{name} {elimination[name]}")
     return ", ".join(filter(None, parts))
-
-
-def short_names(groups: Sequence[Sequence[str]]) -> list[list[str]]:
-    """Paths by as few of their last parts, the same number for all, as tell those of each group apart.
-
-    The directory `actor`, in which every run keeps its model, does not count.
-    """
-    parts = [[_parts(path) for path in group] for group in groups]
-    longest = max((len(path) for group in parts for path in group), default=1)
-
-    def shortened(length: int) -> list[list[str]]:
-        return [["/".join(path[-length:]) for path in group] for group in parts]
-
-    different = [len({tuple(path) for path in group}) for group in parts]
-    for length in range(1, longest):
-        names = shortened(length)
-        if [len(set(group)) for group in names] == different:
-            return names
-    return shortened(longest)
-
-
-def _parts(path: str) -> list[str]:
-    parts = [part for part in PurePath(path).parts if part != "/"]
-    return (parts[:-1] if parts[-1:] == ["actor"] and len(parts) > 1 else parts) or [path]
 
 
 def assign_task_ids(runs: Sequence[Run], results: Sequence[Result]) -> dict[str, str]:

@@ -121,7 +121,11 @@ def pool_size_section(results: Sequence[Entry[Result]], tasks: dict[str, str]) -
             if not groups:
                 continue
             means = [100 * statistics.fmean(values) for values, _ in groups.values()]
-            ends = [bootstrap_interval(values, subjects=subjects) for values, subjects in groups.values()]
+            shares = [bootstrap_interval(values, subjects=subjects) for values, subjects in groups.values()]
+            # a point without an interval has a bar of no length
+            ends = [
+                (100 * own[0], 100 * own[1]) if own else (mean, mean) for own, mean in zip(shares, means, strict=True)
+            ]
             traces.append(
                 {
                     "type": "scatter",
@@ -129,7 +133,7 @@ def pool_size_section(results: Sequence[Entry[Result]], tasks: dict[str, str]) -
                     "name": label(entry.label),
                     "x": list(groups),
                     "y": rounded(means),
-                    "error_y": error_bars(means, [(100 * low, 100 * high) for low, high in ends], entry.colour),
+                    "error_y": error_bars(means, ends, entry.colour),
                     "text": [f"{len(values)} queries" for values, _ in groups.values()],
                     "hovertemplate": f"{label(entry.label)}<br>%{{x}} candidates: %{{y:.2f}}, %{{text}}<extra></extra>",
                     "line": {"color": entry.colour, "width": 1.6},

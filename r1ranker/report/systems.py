@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from r1ranker.data.sources.toy import TOY
-from r1ranker.report.entries import Entry, short_names
+from r1ranker.evaluation.identity import short_names
+from r1ranker.report.entries import Entry
 from r1ranker.report.figure import GREY
 from r1ranker.report.load import COSTS, Metrics, Result, TaskResult
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal, Protocol
 
+from r1ranker.errors import UserError
 from r1ranker.rollout.constraint import PoolConstraint
 
 if TYPE_CHECKING:
@@ -53,12 +54,17 @@ class Completion:
     """of the prompt: those that the engine's prefix cache held already"""
 
 
+USUAL_LENGTH = 4096
+"""tokens that vLLM holds where nobody asked for a number"""
+
+
 @dataclass(frozen=True)
 class EngineSettings:
     """What an engine is started with; an engine looks at what concerns it."""
 
-    max_model_len: int = 4096
-    """tokens of prompt and response together"""
+    max_model_len: int | None = None
+    """tokens of prompt and response together, no more than the model has positions for; None: as many as those, but with vLLM
+    no more than USUAL_LENGTH, since it wants room for them at once"""
     max_num_seqs: int = 256
     """responses generated at once"""
     tensor_parallel_size: int = 1
@@ -79,7 +85,7 @@ class Session(Protocol):
     """Requests that come one by one, whenever the caller has one, and are completed in no fixed order."""
 
     def add(self, key: int, request: Request, params: SamplingParams) -> None:
-        """Have a request completed; `key` is not open already."""
+        """Have a request completed; `key` is not open already. Raises UserError for one that is too long."""
         ...
 
     def step(self) -> list[tuple[int, list[Completion]]]:
@@ -91,9 +97,11 @@ class Engine(Protocol):
     """A rollout engine. Completions come in the order of the requests, n for each."""
 
     tokenizer: PreTrainedTokenizerBase
+    max_model_len: int | None
+    """tokens of prompt and response that it holds; None: any number"""
 
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> list[list[Completion]]:
-        """Complete every request `params.n` times."""
+        """Complete every request `params.n` times; raises UserError for one that is too long."""
         ...
 
     def session(self) -> Session:
@@ -111,3 +119,12 @@ class Engine(Protocol):
     def close(self) -> None:
         """End the engine; nothing may be asked of it afterwards."""
         ...
+
+
+def check_length(prompt: int, response: int, most: int | None) -> None:
+    """Raise UserError for tokens of a prompt and a response that an engine of `most` (None: any number) cannot hold."""
+    if most is not None and prompt + response > most:
+        raise UserError(
+            f"a prompt of {prompt:,} tokens and a response of up to {response:,}: {prompt + response:,} together, and the "
+            f"engine holds {most:,}; shorter ones, or a larger max_model_len where the model holds more, are wanted"
+        )

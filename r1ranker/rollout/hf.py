@@ -18,7 +18,8 @@ from r1ranker.model.loading import (
 )
 from r1ranker.model.weights import locate_weights, match_parameters, materialise
 from r1ranker.pretrained import load_tokenizer
-from r1ranker.rollout.engine import Completion, EngineSettings, Request, SamplingParams, Session
+from r1ranker.rollout.context import context_length, smaller_of
+from r1ranker.rollout.engine import Completion, EngineSettings, Request, SamplingParams, Session, check_length
 from r1ranker.rollout.hf_batch import ContinuousBatch
 from r1ranker.rollout.hf_cache import GROUPED, register_grouped
 
@@ -26,11 +27,18 @@ from r1ranker.rollout.hf_cache import GROUPED, register_grouped
 class HFEngine:
     """Rollout engine over a transformers model in this process, whose attention it takes over."""
 
-    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_num_seqs: int = 256) -> None:
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        max_num_seqs: int = 256,
+        max_model_len: int | None = None,
+    ) -> None:
         register_grouped()
         model.set_attn_implementation(GROUPED)
         self.model = model.eval()
         self.tokenizer = tokenizer
+        self.max_model_len = smaller_of(max_model_len, context_length(model.config))
         self._max_num_seqs = max_num_seqs
         self._has_weights = True
         self._stop = set(stop_token_ids(model, tokenizer))
@@ -44,14 +52,13 @@ class HFEngine:
         device, settings = device or pick_device(), settings or EngineSettings()
         tokenizer = load_tokenizer(directory)
         dtype = compute_dtype(device, settings.dtype)
-        model = init_empty_causal_lm(directory, dtype, "sdpa") if settings.synced_weights else None
+        model = init_empty_causal_lm(directory, dtype, "eager") if settings.synced_weights else None
         # where the trainer has its model loaded by transformers, so has the engine: both then have the same parameters
         if model is None or match_parameters(model, locate_weights(directory), directory) is None:
-            return cls(
-                move_to_device(load_causal_lm(directory, dtype, "sdpa"), device), tokenizer, settings.max_num_seqs
-            )
+            whole = load_causal_lm(directory, dtype, "eager")
+            return cls(move_to_device(whole, device), tokenizer, settings.max_num_seqs, settings.max_model_len)
         materialise(model, device)
-        engine = cls(move_to_device(model, device), tokenizer, settings.max_num_seqs)
+        engine = cls(move_to_device(model, device), tokenizer, settings.max_num_seqs, settings.max_model_len)
         engine._has_weights = False
         return engine
 
@@ -64,7 +71,7 @@ class HFEngine:
         self._has_weights = True
 
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> list[list[Completion]]:
-        """Complete every request `params.n` times; raises UserError for a sequence longer than a sliding window."""
+        """Complete every request `params.n` times; raises UserError for one longer than the model or the engine holds."""
         session = self.session()
         for key, request in enumerate(requests):
             session.add(key, request, params)
@@ -97,6 +104,7 @@ class _Session:
         self._batches: dict[SamplingParams, ContinuousBatch] = {}
 
     def add(self, key: int, request: Request, params: SamplingParams) -> None:
+        check_length(len(request.token_ids), params.max_tokens, self._engine.max_model_len)
         if params not in self._batches:
             self._batches[params] = self._engine.batch(params)
         self._batches[params].add(key, request)

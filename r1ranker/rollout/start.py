@@ -13,18 +13,26 @@ ENGINES = ("hf", "vllm")
 AUTO = "auto"
 
 
+def find_engine(name: str) -> str:
+    """The engine that a name stands for: `auto` is vllm where it is installed, else hf. Raises UserError for others."""
+    if name not in (*ENGINES, AUTO):
+        raise UserError(
+            f"engine: found {name!r}{suggest(name, ENGINES)}; one of {', '.join((*ENGINES, AUTO))} is wanted"
+        )
+    return ("vllm" if find_spec("vllm") else "hf") if name == AUTO else name
+
+
 def start_engine(name: str, directory: str, device: torch.device, settings: EngineSettings) -> Engine:
     """The engine over the model of a directory or hub id; `auto` takes vllm where it is installed, else hf.
 
     Raises UserError for a model that cannot be loaded, and for vllm where it is not installed; RunError where memory does
     not suffice for vllm.
     """
-    if name not in (*ENGINES, AUTO):
-        raise UserError(
-            f"engine: found {name!r}{suggest(name, ENGINES)}; one of {', '.join((*ENGINES, AUTO))} is wanted"
-        )
-    if name == AUTO:
-        name = "vllm" if find_spec("vllm") else "hf"
+    name = find_engine(name)
+    if not settings.synced_weights:  # a trainer that hands weights over has looked already
+        from r1ranker.rollout.agreement import check_architecture
+
+        check_architecture(directory)
     if name == "hf":
         from r1ranker.rollout.hf import HFEngine
 

@@ -9,10 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from r1ranker.errors import UserError
 from r1ranker.pretrained import check_model_directory, load_tokenizer
 from r1ranker.rollout.constraint import ConstraintState
-from r1ranker.rollout.engine import Completion, EngineSettings, Request, SamplingParams, Session
+from r1ranker.rollout.engine import Completion, EngineSettings, Request, SamplingParams, Session, check_length
 from r1ranker.rollout.vllm_start import max_model_len, remove_shared_memory, start_vllm
 
 
@@ -22,7 +21,7 @@ class VLLMEngine:
     def __init__(self, directory: str, device: torch.device, settings: EngineSettings) -> None:
         check_model_directory(directory)
         self._on_cpu = device.type == "cpu"
-        self._max_model_len = max_model_len(directory, settings)
+        self.max_model_len: int | None = max_model_len(directory, settings)
         self.tokenizer = load_tokenizer(directory)
         self._token_text = cache(lambda token: str(self.tokenizer.decode([token])))
         self.llm = start_vllm(directory, device, settings)
@@ -36,7 +35,7 @@ class VLLMEngine:
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> list[list[Completion]]:
         """Complete every request `params.n` times."""
         for request in requests:
-            self.check_length(request, params)
+            check_length(len(request.token_ids), params.max_tokens, self.max_model_len)
         self._wake_to_generate()
         prompts = [prompt_of(request) for request in requests]
         outputs = self.llm.generate(prompts, [self.params_of(request, params) for request in requests], use_tqdm=False)
@@ -51,14 +50,6 @@ class VLLMEngine:
         """A session over vLLM's own queue."""
         self._wake_to_generate()
         return _Session(self)
-
-    def check_length(self, request: Request, params: SamplingParams) -> None:
-        """Raise UserError for a request that the engine cannot hold."""
-        if len(request.token_ids) + params.max_tokens > self._max_model_len:
-            raise UserError(
-                f"a prompt of {len(request.token_ids)} tokens and a response of up to {params.max_tokens}: this vLLM "
-                f"engine holds {self._max_model_len} tokens together"
-            )
 
     def params_of(self, request: Request, params: SamplingParams) -> Any:
         """vLLM's own parameters for a request."""
@@ -148,7 +139,7 @@ class _Session:
 
     def add(self, key: int, request: Request, params: SamplingParams) -> None:
         engine = self._engine
-        engine.check_length(request, params)
+        check_length(len(request.token_ids), params.max_tokens, engine.max_model_len)
         (name,) = engine.llm.enqueue([prompt_of(request)], [engine.params_of(request, params)], use_tqdm=False)
         self._open[name.partition("-")[0]] = (key, request)
 

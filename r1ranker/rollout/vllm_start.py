@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from r1ranker.device import compute_dtype, device_memory
-from r1ranker.rollout.engine import EngineSettings
+from r1ranker.rollout.context import load_context_length
+from r1ranker.rollout.engine import USUAL_LENGTH, EngineSettings
 from r1ranker.rollout.vllm_failure import raise_if_out_of_memory
 
 if TYPE_CHECKING:
@@ -109,11 +110,9 @@ def engine_arguments(directory: str, device: torch.device, settings: EngineSetti
 
 
 def max_model_len(directory: str, settings: EngineSettings) -> int:
-    """Tokens of prompt and response that the engine holds: no more than the model has positions."""
-    from transformers import AutoConfig
-
-    config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
-    return min(settings.max_model_len, getattr(config, "max_position_embeddings", None) or settings.max_model_len)
+    """Tokens of prompt and response that the engine holds: no more than the model has positions for."""
+    asked = settings.max_model_len or USUAL_LENGTH
+    return min(asked, load_context_length(directory) or asked)
 
 
 def _must_be_read(directory: str) -> bool:

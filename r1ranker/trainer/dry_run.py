@@ -12,6 +12,7 @@ from rich.console import Console
 
 from r1ranker.data.prompt_store import Prompt
 from r1ranker.device import device_memory, pick_device
+from r1ranker.rollout.context import load_context_length
 from r1ranker.trainer.batch.balance import Budget
 from r1ranker.trainer.config.schema import Config
 from r1ranker.trainer.loop import Run
@@ -77,6 +78,7 @@ def _work(run: Run) -> list[tuple[str, str]]:
     config = run.config
     data, n = config.data, config.actor_rollout_ref.rollout.n
     lengths = _lengths(run.loader.prompts)
+    holds = load_context_length(str(config.actor_rollout_ref.model.path))
     share = config.actor_rollout_ref.model.share_prompts
     group = (1 if share else n) * float(np.mean(lengths)) + n * (data.max_response_length - 1)
     prompts = (
@@ -92,6 +94,7 @@ def _work(run: Run) -> list[tuple[str, str]]:
         ("validation", f"{len(run.validation):,} prompts each time"),
         ("prompts", prompts),
         ("responses", responses),
+        *([] if holds is None else [("context", f"{holds:,} tokens of prompt and response together")]),
         ("tokens", f"{data.train_batch_size * group:,.0f} a step at most in the rows of a pass"),
     ]
     for plan in reversed(list(plan_updates(config))):

@@ -13,6 +13,7 @@ from r1ranker.data.loader import PromptLoader, subsample_by_task
 from r1ranker.data.prompt_store import Prompt
 from r1ranker.errors import UserError, suggest
 from r1ranker.pretrained import SETTINGS_FILE
+from r1ranker.rollout.agreement import check_architecture
 from r1ranker.trainer.algorithm.correction import apply_importance_weights
 from r1ranker.trainer.algorithm.estimation import assign_advantages
 from r1ranker.trainer.algorithm.kl import KLController
@@ -38,12 +39,21 @@ class Run:
     """What outlives a step: the data, the reward, the KL controller, and how far the run is."""
 
     def __init__(self, config: Config) -> None:
-        """Read the data and the tokenizer; raises UserError for what cannot be used. No process starts."""
+        """Look at the models, read data and tokenizer; raises UserError for what cannot be used. No process starts."""
         self.config = config
         self.say: Callable[[str], None] = print
         """takes a line for the reader"""
         self.notes: list[str] = []
         """lines for the reader before the first step"""
+        check_architecture(str(config.actor_rollout_ref.model.path))
+        if config.needs_critic:
+            check_architecture(str(config.critic.model.path))
+        actor = config.actor_rollout_ref.actor
+        if actor.use_kl_loss and actor.kl_loss_coef and actor.kl_loss_type == "k1":
+            self.notes.append(
+                "actor_rollout_ref.actor.kl_loss_type: the gradient of k1 is 0 in expectation, so the KL loss holds nothing "
+                "back; k3 or k2 does"
+            )
         data, trainer, control = config.data, config.trainer, config.algorithm.kl_ctrl
         rewards = RewardPool(config.custom_reward_function, config.reward.num_workers, config.reward.timeout)
         tokenizer = load_shared_tokenizer(config)
@@ -161,6 +171,7 @@ class Run:
             "answer_style": first.answer_format.answer_style,
             "think": first.answer_format.think,
             "constrain": self.config.actor_rollout_ref.rollout.constrain,
+            "max_prompt_length": self.config.data.max_prompt_length,
             "max_response_length": self.config.data.max_response_length,
             "step": step,
         }

@@ -13,7 +13,7 @@ from rich.progress import Progress, TextColumn
 from transformers import PreTrainedTokenizerBase
 
 from r1ranker.data.sft import read_sft_rows
-from r1ranker.data.tokenise import encode_chat, encode_text
+from r1ranker.data.tokenise import encode_chat, encode_completion
 from r1ranker.device import compute_dtype, pick_device
 from r1ranker.errors import RunError, UserError
 from r1ranker.model.execution import ExecutionOptions
@@ -21,6 +21,8 @@ from r1ranker.model.fsdp import gather_parameters
 from r1ranker.model.init import save_hf
 from r1ranker.model.loading import load_causal_lm
 from r1ranker.pretrained import load_tokenizer
+from r1ranker.rollout.agreement import check_architecture
+from r1ranker.rollout.context import check_fits
 from r1ranker.trainer.algorithm.estimation import assign_loss_weights
 from r1ranker.trainer.batch.balance import Budget, arrange_micro_batches
 from r1ranker.trainer.batch.trajectory import Trajectory
@@ -49,7 +51,7 @@ def build_examples(rows: Sequence[dict], tokenizer: PreTrainedTokenizerBase) -> 
     """Rows of (prompt, completion) as trajectories whose response is the completion and EOS."""
     examples: list[Trajectory] = []
     for row in rows:
-        response = [*encode_text(tokenizer, row["completion"]), int(tokenizer.eos_token_id)]
+        response = [*encode_completion(tokenizer, row["prompt"], row["completion"]), int(tokenizer.eos_token_id)]
         examples.append(
             Trajectory(
                 prompt_ids=encode_chat(tokenizer, row["prompt"]),
@@ -71,13 +73,17 @@ def fine_tune(
     not finite changes nothing; many in a row are a RunError.
     """
     settings = settings or SFTSettings()
+    check_architecture(model_path)
     tokenizer = load_tokenizer(model_path)
     examples = build_examples(read_sft_rows(data_files), tokenizer)
-    longest = max(len(example) for example in examples)
+    example = max(examples, key=len)
+    longest = len(example)
     if longest > settings.max_tokens:
         raise UserError(
             f"{', '.join(data_files)}: an example of {longest} tokens; at most --max-tokens {settings.max_tokens} is wanted"
         )
+    advice = f"{', '.join(data_files)}: shorter examples are wanted"
+    check_fits(model_path, len(example.prompt_ids), len(example.response_ids), advice)
     device = pick_device()
     torch.manual_seed(settings.seed)
     join_process_group(None, 0, 1, device, TrainerConfig().timeout)
@@ -103,7 +109,7 @@ def fine_tune(
                 raise RunError(f"step {len(losses)}: the loss of {MAX_IN_A_ROW} steps in a row was not finite")
             optimisation.schedule.step()
             progress.update(bar, advance=1, loss=losses[-1])
-    model = load_causal_lm(model_path, dtype=compute_dtype(torch.device("cpu")), attention="sdpa")
+    model = load_causal_lm(model_path, dtype=compute_dtype(torch.device("cpu")), attention="eager")
     own = dict(model.named_parameters())
     with torch.no_grad():
         for name, weight in gather_parameters(policy.language_model, device):

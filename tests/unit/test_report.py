@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from report_inputs import interval, result, two_of_each, write_json, write_run
 
 from r1ranker.errors import UserError
+from r1ranker.evaluation.identity import short_names
 from r1ranker.report import write_report
-from r1ranker.report.entries import assign_task_ids, make_entries, short_names
+from r1ranker.report.entries import assign_task_ids, make_entries
 from r1ranker.report.figure import distinct, label
 from r1ranker.report.load import Result, Run, load_inputs
 from r1ranker.report.page import escape_json

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from transformers import PreTrainedTokenizerBase
 
 from r1ranker.data.loader import load_prompts
-from r1ranker.data.prompt_store import Prompt
+from r1ranker.data.prompt_store import PromptStore
 from r1ranker.errors import UserError
 from r1ranker.pretrained import load_tokenizer
+from r1ranker.rollout.context import check_fits
 from r1ranker.trainer.config.checks import list_files
 from r1ranker.trainer.config.schema import Config
 
@@ -27,8 +28,11 @@ def load_shared_tokenizer(config: Config) -> PreTrainedTokenizerBase:
 
 def load_split(
     config: Config, tokenizer: PreTrainedTokenizerBase, files: object, key: str, say: Callable[[str], None]
-) -> Sequence[Prompt]:
-    """The prompts of the files that `key` names, as data.* asks for them; says how many were too long."""
+) -> PromptStore:
+    """The prompts of the files that `key` names, as data.* asks for them; says how many were too long.
+
+    Raises UserError where a model that computes them does not hold the longest and a response.
+    """
     data = config.data
     prompts, left_out = load_prompts(
         list_files(files, key),
@@ -41,4 +45,11 @@ def load_split(
     )
     if left_out:
         say(f"{key}: {left_out} prompts over {data.max_prompt_length} tokens left out, {len(prompts)} kept")
+    longest = int(prompts.lengths.max())
+    for model in (config.actor_rollout_ref.model, *([config.critic.model] if config.needs_critic else [])):
+        check_fits(
+            str(model.path), longest, data.max_response_length,
+            f"{key}: a smaller data.max_prompt_length (found {data.max_prompt_length:,}), which leaves longer prompts out, or a "
+            "smaller data.max_response_length is wanted",
+        )  # fmt: skip
     return prompts

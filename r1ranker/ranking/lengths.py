@@ -1,0 +1,71 @@
+"""How many tokens an engine has to hold to rank given examples, said before it starts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from transformers import PreTrainedTokenizerBase
+
+from r1ranker.data.tokenise import encode_chats
+from r1ranker.errors import UserError
+from r1ranker.pretrained import SETTINGS_FILE
+from r1ranker.rollout.context import check_fits, load_context_length
+from r1ranker.tasks.example import RankingExample
+from r1ranker.tasks.prompts import chat_messages, render_problem
+
+if TYPE_CHECKING:
+    from r1ranker.ranking.ranker import RankerSettings
+
+AT_ONCE = 256
+"""examples tokenised together"""
+STEP = 64
+"""tokens that room for a prompt and a response is a multiple of"""
+
+
+def trained_prompt_length(path: str) -> int:
+    """Tokens of a prompt that a model was trained with at most, by its settings; 0 where they do not say."""
+    try:
+        found = json.loads((Path(path) / SETTINGS_FILE).read_text(encoding="utf-8"))["max_prompt_length"]
+    except (OSError, ValueError, KeyError, TypeError):  # a hub id, or written by an earlier version
+        return 0
+    return found if isinstance(found, int) else 0
+
+
+def find_longest_prompt(
+    tokenizer: PreTrainedTokenizerBase, settings: RankerSettings, examples: Iterable[RankingExample]
+) -> int:
+    """Tokens of the longest prompt. An elimination begins with its longest: pools only shrink."""
+    form, longest, left = settings.answer_format, 0, iter(examples)
+    while some := list(islice(left, AT_ONCE)):
+        problems = [render_problem(example, settings.strategy, form.answer_style) for example in some]
+        chats = [chat_messages(problem, form, settings.strategy) for problem in problems]
+        longest = max(longest, *map(len, encode_chats(tokenizer, chats)))
+    return longest
+
+
+def required_length(
+    path: str,
+    tokenizer: PreTrainedTokenizerBase,
+    settings: RankerSettings,
+    examples: Iterable[RankingExample],
+    max_model_len: int | None = None,
+) -> int:
+    """Tokens that an engine over the model of `path` has to hold to rank `examples`: `max_model_len`, or what they need.
+
+    Raises UserError where the longest prompt and a response are longer than the model or `max_model_len` holds.
+    """
+    prompt, response = find_longest_prompt(tokenizer, settings, examples), settings.max_tokens
+    check_fits(path, prompt, response, "shorter requests, or a smaller --max_tokens (of a response), are wanted")
+    needed, holds = prompt + response, load_context_length(path)
+    if max_model_len is not None and holds is not None and max_model_len > holds:
+        raise UserError(f"--max_model_len: found {max_model_len:,}; {path} holds {holds:,}, so at most that is wanted")
+    if max_model_len is not None and needed > max_model_len:
+        raise UserError(
+            f"--max_model_len: found {max_model_len:,}; the longest prompt has {prompt:,} tokens and a response up to "
+            f"{response:,}: at least {needed:,} is wanted"
+        )
+    return max_model_len or -(-needed // STEP) * STEP
