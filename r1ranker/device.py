@@ -74,7 +74,7 @@ DTYPES = ("auto", "float32", "bfloat16")
 
 
 def compute_dtype(device: torch.device, wanted: str = "auto") -> torch.dtype:
-    """The type of that name; auto: bfloat16 on GPUs, float32 on the CPU, where results are compared to 1e-6."""
+    """The type of that name; auto: bfloat16 on GPUs, float32 on the CPU."""
     if wanted == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     dtype: torch.dtype = getattr(torch, wanted)

@@ -64,11 +64,10 @@ def _from_scores(
     scores: Tensor, chosen: Tensor, with_entropy: bool, entropy_requires_grad: bool
 ) -> tuple[Tensor, Tensor | None]:
     if with_entropy and entropy_requires_grad:
-        normaliser = scores.logsumexp(dim=1)
-        probabilities = (scores - normaliser[:, None]).exp()
+        every = scores.log_softmax(dim=1)  # large scores less their logsumexp would lose the digits that matter
         # -inf scores have probability 0 and no part in the expectation: 0 * -inf would be NaN
-        expected = (probabilities * scores.masked_fill(scores == -torch.inf, 0.0)).sum(dim=1)
-        return scores.gather(1, chosen[:, None])[:, 0] - normaliser, normaliser - expected
+        expected = (every.exp() * every.masked_fill(scores == -torch.inf, 0.0)).sum(dim=1)
+        return every.gather(1, chosen[:, None])[:, 0], -expected
     logprobs, entropy = _ChosenLogprobs.apply(scores, chosen, with_entropy)
     return logprobs, entropy if with_entropy else None
 

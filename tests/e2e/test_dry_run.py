@@ -51,6 +51,13 @@ def test_a_dry_run_says_what_would_run_and_starts_nothing(toy: Path, tiny_model:
     assert not (tmp_path / "run").exists()
 
 
+def test_a_kl_loss_that_holds_nothing_back_is_said(toy: Path, tiny_model: str, tmp_path: Path) -> None:
+    for kind, said in (("k1", True), ("kl", True), ("k2", False), ("k3", False)):
+        more = ("actor_rollout_ref.actor.use_kl_loss=true", f"actor_rollout_ref.actor.kl_loss_type={kind}")
+        printed, _ = train("--dry-run", *overrides(toy, tiny_model, tmp_path / "run", *more))
+        assert ("the gradient of k1 is 0 in expectation" in printed) == said, kind
+
+
 def test_a_dry_run_refuses_what_training_refuses(toy: Path, tiny_model: str, tmp_path: Path) -> None:
     for wrong, words in (
         ("data.train_batch_size=96000", "data.train_batch_size: 96000"),

@@ -292,3 +292,26 @@ def test_entropies_without_gradient_change_no_value(tiny_model: str) -> None:
         expected = torch.distributions.Categorical(logits=logits / 0.7)
         torch.testing.assert_close(entropy, expected.entropy(), check_stride=False)
         torch.testing.assert_close(logprobs, expected.log_prob(arguments[0]))
+
+
+@pytest.mark.parametrize("height", [0.0, 300.0, 3000.0])
+@pytest.mark.parametrize("allowed", [None, [[0, 3, 7, -1]] * 4])
+def test_an_entropy_that_learns_is_that_of_float64_however_large_the_logits(
+    height: float, allowed: list[list[int]] | None
+) -> None:
+    exact = (torch.randn(4, 11, generator=torch.Generator().manual_seed(5)) + height).double()
+    scores = exact if allowed is None else exact[:, [0, 3, 7]]
+    scores = scores.requires_grad_()
+    expected = torch.distributions.Categorical(logits=scores).entropy()
+    logits = scores.detach().float() if allowed is None else exact.float()
+    logits.requires_grad_()
+    constrained = torch.zeros(0, dtype=torch.long) if allowed is None else torch.arange(4)
+    ids = torch.zeros(0, 1, dtype=torch.long) if allowed is None else torch.tensor(allowed)
+    logprobs, entropy = token_logprobs(logits, torch.zeros(4, dtype=torch.long), 1.0, constrained, ids, True)
+    assert entropy is not None
+    torch.testing.assert_close(entropy.double(), expected, atol=2e-6, rtol=0, check_stride=False)
+    torch.testing.assert_close(logprobs.double(), scores.log_softmax(1)[:, 0], atol=2e-6, rtol=0)
+    (of_scores,) = torch.autograd.grad(expected.sum(), scores)
+    (of_logits,) = torch.autograd.grad(entropy.sum(), logits)
+    found = of_logits if allowed is None else of_logits[:, [0, 3, 7]]
+    torch.testing.assert_close(found.double(), of_scores, atol=2e-6, rtol=0)
