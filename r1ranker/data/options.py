@@ -16,7 +16,7 @@ from r1ranker.data.sources.recommendation import RECBOLE_DATA_SETS
 from r1ranker.data.sources.routing import OBJECTIVES
 from r1ranker.data.sources.toy import MAX_SIZE
 from r1ranker.data.sources.trec import TrecFiles
-from r1ranker.data.sources.user_files import SUFFIXES, is_user_file
+from r1ranker.data.sources.user_rows import SUFFIXES, is_user_file
 from r1ranker.errors import UserError, check_at_least
 from r1ranker.tasks.catalog import HUB_ID, get_task
 from r1ranker.tasks.custom import register_tasks_of

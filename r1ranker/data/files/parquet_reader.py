@@ -44,6 +44,11 @@ def read_table(
         raise UserError(f"{path}: damaged parquet ({first_line(error, 200)})") from error
 
 
+def column_names(path: str) -> list[str]:
+    """The names of a parquet file's columns, as often as they stand there; raises UserError where it is none."""
+    return list(_schema(path, open_parquet(path)).names)
+
+
 def _schema(path: str, file: pq.ParquetFile) -> pa.Schema:
     try:
         schema = file.schema_arrow
@@ -66,8 +71,10 @@ def open_parquet(path: str) -> pq.ParquetFile:
 
 
 def _is(found: pa.DataType, kind: str) -> bool:
-    text = pa.types.is_string(found) or pa.types.is_large_string(found)
-    listed = pa.types.is_list(found) or pa.types.is_large_list(found)
+    if pa.types.is_dictionary(found):  # a category of pandas; its values are what rows hold
+        found = found.value_type
+    text = pa.types.is_string(found) or pa.types.is_large_string(found) or pa.types.is_string_view(found)
+    listed = pa.types.is_list(found) or pa.types.is_large_list(found) or pa.types.is_fixed_size_list(found)
     return {
         "text": text,
         "a list of texts": listed and _is(found.value_type, "text") if listed else False,

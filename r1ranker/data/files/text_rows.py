@@ -149,9 +149,9 @@ class TextTable:
 
 
 def parse_json(text: str, where: str) -> Any:
-    """The value that a JSON text holds; raises UserError where it is none, or holds half a character."""
+    """The value that a JSON text holds; raises UserError where it is none, has a key twice or holds half a character."""
     try:
-        value = json.loads(text)
+        value = json.loads(text, object_pairs_hook=_unique_keys)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{where}: not JSON ({error})") from error
     if "\\ud" in text or "\\uD" in text:
@@ -161,6 +161,14 @@ def parse_json(text: str, where: str) -> Any:
             found = error.object[error.start]
             raise UserError(f"{where}: found {found!a}, half a surrogate pair; text is wanted") from error
     return value
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        twice = next(key for place, (key, _) in enumerate(pairs) if key in dict(pairs[:place]))
+        raise ValueError(f"the key {twice!r} stands there twice")
+    return found
 
 
 def json_rows(path: str, stdin: bool = False) -> Iterator[tuple[int, dict[str, Any]]]:

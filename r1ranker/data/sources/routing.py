@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,8 @@ LLMS = (
 EXCLUDED_TASKS = ("multi_news",)
 """tasks of router_data.csv that the benchmark leaves out"""
 _LIKE = "task_id,query,llm,effect,cost"
+_MODEL = re.compile(r"(?<![a-z])(llms?|models?)(?![a-z])")
+"""in a column's name, such as llm_name or model"""
 
 
 @dataclass(frozen=True)
@@ -99,11 +102,12 @@ def read_queries(path: str, tally: Tally, dollars: bool = False) -> Iterator[Rou
     `dollars`: those of the column cost_usd as well, where there is one. Raises UserError as `read_routing` does.
     """
     table = TextTable(path, ",", quoted=True)
+    table.columns = [name.casefold() for name in table.columns]
     names = ["task_id", "query", "effect", "cost"]
     if dollars and "cost_usd" in table.columns:
         names.append("cost_usd")
     places = table.column_indices(names, _LIKE)
-    llm_place = table.columns.index("llm") if "llm" in table.columns else None
+    llm_place = _llm_place(table)
     block: list[tuple[int, list[str]]] = []
     known: tuple[str, ...] | None = None
     seen: set[str] = set()
@@ -141,6 +145,19 @@ def read_queries(path: str, tally: Tally, dollars: bool = False) -> Iterator[Rou
         block.append((line, row))
     if (one := finish()) is not None:
         yield one
+
+
+def _llm_place(table: TextTable) -> int | None:
+    """The column `llm`; None where there is none. Raises UserError where another column seems to be meant by it."""
+    if "llm" in table.columns:
+        return table.column_indices(["llm"], _LIKE)[0]
+    named = [name for name in table.columns if _MODEL.search(name)]
+    if named:
+        raise UserError(
+            f"{table.path}: line 1: no column 'llm', but {named[0]!r}; the names of the LLMs are wanted in a column llm "
+            f"(without one, {len(LLMS)} rows of a query are the published LLMs in their order)"
+        )
+    return None
 
 
 def _query(

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from r1ranker.data.files.parquet_reader import read_table
 from r1ranker.data.files.tally import Tally
-from r1ranker.data.files.text_rows import STDIN, TextTable, json_rows, parse_json
 from r1ranker.data.sources.source_example import SourceExample, Split
-from r1ranker.errors import UserError, note, suggest
+from r1ranker.data.sources.user_rows import read_user_rows
+from r1ranker.errors import UserError
 from r1ranker.tasks.catalog import TASKS
 from r1ranker.tasks.custom import default_task, ensure_registered, render_request, template_variables
 from r1ranker.tasks.example import HIGHEST_GRADE, RankingExample
 from r1ranker.tasks.text import sanitise
 
-SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".jsonl.gz", ".csv.gz", ".tsv.gz")
-COLUMNS = ("task", "id", "split", "query", "history", "candidates", "texts", "positive", "labels")
-_LISTS = ("history", "candidates", "texts", "labels")
+_EXACT = 2**53
+"""up to which a float holds every whole number"""
 OWN = "Own"
 """name of the task of rows that name none"""
 
@@ -33,7 +30,7 @@ def read_user_file(path: str, task: str | None, shuffle: bool, seed: int, tally:
     Raises UserError naming file and row.
     """
     found: set[str] = set()
-    for number, (where, row) in enumerate(_rows(path)):
+    for number, (where, row) in enumerate(read_user_rows(path)):
         name, query, history = _request(row, task, where)
         found.add(name)
         counts = tally.for_task(name)
@@ -63,7 +60,7 @@ def read_requests(path: str, task: str | None) -> Iterator[tuple[str | int | Non
 
     Rows are those of `read_user_file`; positive, labels and split are not read. Raises UserError naming file and row.
     """
-    for where, row in _rows(path, stdin=True):
+    for where, row in read_user_rows(path, stdin=True):
         name, query, history = _request(row, task, where)
         candidates, texts = _texts(row, "candidates", where), _texts(row, "texts", where)
         example = RankingExample(name, candidates, query=query, history=history, texts=texts)
@@ -109,8 +106,10 @@ def _key(row: Mapping[str, Any], query: str, history: tuple[str, ...], where: st
 
 def _id(row: Mapping[str, Any], where: str) -> str | int | None:
     value = row.get("id")
-    if value is None or value == "":
+    if value is None or value == "" or value != value:
         return None
+    if isinstance(value, float) and value.is_integer() and abs(value) < _EXACT:
+        return int(value)  # pandas makes whole numbers floats where one is missing
     if isinstance(value, bool) or not isinstance(value, str | int):
         raise UserError(f"{where}: id: found {value!r}; a text or a whole number is wanted")
     return value
@@ -142,9 +141,20 @@ def _example(
         raise UserError(f"{where}: the positive {positive!r} is not of the highest label, {max(grades):g}")
     if not grades and not positive:
         raise UserError(f"{where}: found neither positive nor labels; one of them is wanted")
+    _check_number(positive, candidates, where)
     example = RankingExample(task, candidates, positive, query=query, history=history, texts=texts, grades=grades)
     example.validate(where)
     return example
+
+
+def _check_number(positive: str, candidates: Sequence[str], where: str) -> None:
+    """Raise UserError where the positive is a candidate but for the `.0` that pandas gives whole numbers."""
+    for other in (positive.removesuffix(".0"), f"{positive}.0"):
+        if positive not in candidates and other in candidates:
+            raise UserError(
+                f"{where}: positive: found {positive!r}, but candidates holds {other!r}; the same text is wanted "
+                "(pandas writes 1 as 1.0 where another cell of its column is empty)"
+            )
 
 
 def _text(row: Mapping[str, Any], key: str, where: str) -> str:
@@ -161,7 +171,7 @@ def _texts(row: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
     if value is None:
         return ()
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise UserError(f"{where}: {key}: found {_short(value)}; a list of texts is wanted")
+        raise UserError(f'{where}: {key}: found {_short(value)}; a list of texts is wanted, such as ["a", "b"]')
     return tuple(value)
 
 
@@ -178,61 +188,3 @@ def _numbers(row: Mapping[str, Any], where: str) -> tuple[float, ...]:
 
 def _short(value: Any) -> str:
     return repr(value)[:100]
-
-
-def _rows(path: str, stdin: bool = False) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(file and row, values) of a file of any of the kinds."""
-    plain = path.lower().removesuffix(".gz")
-    if plain.endswith((".jsonl", ".json")) or (stdin and path == STDIN):
-        for line, row in json_rows(path, stdin):
-            _check_keys(row, f"{path}: line {line}")
-            yield f"{path}: line {line}", row
-    elif plain.endswith(".parquet"):
-        columns = dict.fromkeys(COLUMNS, "anything")
-        required = {"candidates": columns.pop("candidates")}
-        for number, row in enumerate(read_table(path, required, columns)):
-            yield f"{path}: row {number}", row
-    elif plain.endswith((".csv", ".tsv")):
-        table = TextTable(path, "," if plain.endswith(".csv") else "\t", quoted=True)
-        table.column_indices(["candidates"], "query,candidates,positive")
-        for name in COLUMNS:
-            table.once(name)
-        _check_keys(table.columns, f"{path}: line 1")
-        for line, fields in table:
-            where = f"{path}: line {line}"
-            row = {
-                name: text for name, text in zip(table.columns, fields, strict=True) if name in COLUMNS and text != ""
-            }
-            if "positive" in row and not row.get("candidates", "").lstrip().startswith("["):
-                row["positive"] = row["positive"].strip()  # as the parts between bars are
-            yield where, {key: _list(text, key, where) if key in _LISTS else text for key, text in row.items()}
-    else:
-        raise UserError(f"{path}: a name that ends in one of {', '.join(SUFFIXES)} is wanted")
-
-
-def _check_keys(keys: Iterable[str], where: str) -> None:
-    """Candidates have to be there; a key that is nearly an optional one is pointed out."""
-    keys = set(keys)
-    if "candidates" not in keys:
-        raise UserError(f"{where}: no key 'candidates'{suggest('candidates', keys)}; a list of names is wanted")
-    for key in keys - set(COLUMNS):
-        if like := suggest(key, set(COLUMNS) - keys, 0.8):
-            note(f"{where}: {key!r} is not used{like}")
-
-
-def _list(text: str, key: str, where: str) -> list[Any]:
-    if text.lstrip().startswith('["') or (text.lstrip().startswith("[") and text.rstrip().endswith("]")):
-        value = parse_json(text, f"{where}: {key}")
-        return value if isinstance(value, list) else [value]
-    parts = [part.strip() for part in text.split("|")]
-    if key != "labels":
-        return parts
-    try:
-        return [float(part) for part in parts]
-    except ValueError as error:
-        raise UserError(f"{where}: labels: found {text[:100]!r}; numbers with '|' between them are wanted") from error
-
-
-def is_user_file(path: str) -> bool:
-    """Whether `path` names a file of one's own data."""
-    return path.lower().endswith(SUFFIXES) and not Path(path).is_dir()
