@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
 from rapidfuzz import fuzz
 
+from r1ranker.errors import UserError
 from r1ranker.tasks.answers import ParsedAnswer, normalise, parse_answer
 from r1ranker.tasks.example import RankingExample
 from r1ranker.tasks.pools import Elimination
@@ -84,6 +85,22 @@ class RankingResult:
 
 Conversation = Generator[Question, Sequence[Reply], RankingResult]
 """yields questions, is sent the answers to each, returns the ranking"""
+
+
+def list_texts(what: str, value: Iterable[str]) -> tuple[str, ...]:
+    """The texts of a list, an array or any other sequence.
+
+    Raises UserError, naming `what`, for a text alone, whose letters would pass for a list; for a mapping, a set or a
+    table, which have no order of texts; and for a value among them that is no text, such as None or NaN.
+    """
+    unordered = isinstance(value, str | bytes | Mapping | Set) or getattr(value, "ndim", 1) != 1
+    if unordered or not isinstance(value, Iterable):
+        raise UserError(f"{what}: found {' '.join(repr(value).split())[:100]}; a list of texts is wanted")
+    texts = tuple(value)
+    for place, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise UserError(f"{what}: found {text!r:.100} at place {place}; a text is wanted")
+    return texts
 
 
 def converse(
