@@ -19,6 +19,7 @@ from r1ranker.trainer.loop import Run
 from r1ranker.trainer.memory.estimate import MemoryModel
 from r1ranker.trainer.memory.report import Device, print_memory
 from r1ranker.trainer.update import plan_updates
+from r1ranker.trainer.workers.ray_session import check_ray
 
 WIDEST = 150
 """characters of the table: a narrow terminal breaks lines, where rich would cut figures off"""
@@ -32,6 +33,7 @@ def dry_run(config: Config, gpu_memory: float | None = None, host_memory: float 
     The memory is that of this machine, or what is thought of in GiB: of each GPU, and of a machine's host. Raises
     UserError as training does, and where the run cannot fit.
     """
+    check_ray(config)
     run = Run(config)
     with closing(run):
         free, size = device_memory(torch.device("cpu"))

@@ -17,7 +17,8 @@ from r1ranker.trainer.checkpoint.stopping import Stopping
 from r1ranker.trainer.config.schema import Config
 from r1ranker.trainer.loop import Run
 from r1ranker.trainer.monitoring.tracking import Tracking
-from r1ranker.trainer.workers.cluster import Cluster, start_cluster, start_ray
+from r1ranker.trainer.workers.cluster import Cluster, start_cluster
+from r1ranker.trainer.workers.ray_session import check_ray, start_ray
 from r1ranker.trainer.workers.saving import StateSaver
 
 WRITTEN = ("actor", "best", "metrics.jsonl", CONFIG, ABOUT)
@@ -31,6 +32,7 @@ def fit(config: Config) -> str:
     for a run that broke down, naming the step and the last actor saved. Where processes were lost, they are started
     again from the last state, at most trainer.max_restarts times.
     """
+    check_ray(config)
     if config.trainer.executor == "ray":
         _make_paths_absolute(config)
     with lock_directory(Path(config.output_dir)), ExitStack() as ray:

@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from forked_workers import ForkServer
 from runs import config_of
 
-from r1ranker.trainer.workers.cluster import start_ray
+from r1ranker.trainer.workers.ray_session import start_ray
 
 
 class SharedRay:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import queue
 import re
 import time
@@ -16,6 +14,7 @@ import torch.distributed as dist
 from r1ranker.errors import RunError, UserError, WorkerLostError, first_line
 from r1ranker.trainer.config.schema import Config
 from r1ranker.trainer.workers.process import Process, RolloutProcess
+from r1ranker.trainer.workers.ray_session import start_ray
 from r1ranker.trainer.workers.worker import Worker
 
 AFTER_FAILURE = 5.0
@@ -269,37 +268,6 @@ class RayCluster(RayWorkers):
             apart.close()
         for channel in getattr(self, "_queues", []):
             channel.shutdown(force=True)
-
-
-@contextmanager
-def start_ray(config: Config) -> Iterator[None]:
-    """Ray, where `config` asks for it; one that was not running is started and stopped."""
-    if config.trainer.executor == "local":
-        yield
-        return
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # of calls that are given up: one cause is said
-    import ray
-
-    own = not ray.is_initialized()
-    if own and "RAY_ADDRESS" in os.environ:
-        ray.init(logging_level=logging.ERROR)
-    elif own:
-        rollout = config.actor_rollout_ref.rollout
-        apart = rollout.n_workers if rollout.placement == "separate" else 0
-        # processes on the CPU share its cores: Ray is told of as many as there are processes
-        ray.init(
-            address="local",  # and not one that someone else has started here, which would refuse what follows
-            num_cpus=max(config.world_size + apart, os.cpu_count() or 1),
-            include_dashboard=False,
-            logging_level=logging.ERROR,
-            log_to_driver=True,
-        )
-    try:
-        yield
-    finally:
-        if own:
-            ray.shutdown()
 
 
 @contextmanager
