@@ -47,18 +47,23 @@ def check_told_apart(template: ChatTemplate, candidates: Sequence[str], where: s
     that do not read as it.
     """
     spellings = [spell(template, name, ANSWER, CLOSING) for name in candidates]
-    whose: dict[tuple[int, ...], str] = {}
-    for place, (name, spelling) in enumerate(zip(candidates, spellings, strict=True)):
-        if spelling.ids in whose:
-            found = f"{whose[spelling.ids]!r} and {name!r} are the same tokens"
-        elif spelling.is_plain or parse_answer(ANSWER + spelling.reading, candidates, "iterative", _NAMES).named == (
-            place,
-        ):
-            whose[spelling.ids] = name
-            continue
+    if len({spelling.ids for spelling in spellings}) < len(spellings):
+        ids = [spelling.ids for spelling in spellings]
+        second = next(place for place, own in enumerate(ids) if own in ids[:place])
+        found = f"{candidates[ids.index(ids[second])]!r} and {candidates[second]!r} are the same tokens"
+    else:
+        for place, spelling in enumerate(spellings):
+            if not spelling.is_plain and _read(spelling, candidates) != (place,):
+                found = f"{candidates[place]!r} reads as {spelling.reading.removesuffix(CLOSING)!r}"
+                break
         else:
-            found = f"{name!r} reads as {spelling.reading.removesuffix(CLOSING)!r}"
-        raise UserError(
-            f"{where}{': ' if where else ''}candidates: to the tokenizer of {template.name}, {found}, so that no answer by name "
-            "can be right; answer_style=label is wanted"
-        )
+            return
+    raise UserError(
+        f"{where}{': ' if where else ''}candidates: to the tokenizer of {template.name}, {found}, so that no answer by name "
+        "can be right; answer_style=label is wanted"
+    )
+
+
+def _read(spelling: Spelling, candidates: Sequence[str]) -> tuple[int, ...]:
+    """The candidates that an answer of this spelling names."""
+    return parse_answer(ANSWER + spelling.reading, candidates, "iterative", _NAMES).named

@@ -114,7 +114,7 @@ class CandidateMatcher:
                 return number - 1 if len(set(labels)) == 1 and 1 <= number <= len(self._candidates) else None
         # a leading number may be part of the name ("12 Angry Men"): taken off only where the whole matches nothing
         bare = _MARKER.sub("", text, count=1)
-        for written in (text, unicodedata.normalize("NFC", text), bare, bare.strip(_QUOTES + ", ")):
+        for written in (text, canonical(text), bare, bare.strip(_QUOTES + ", ")):
             if written in self._exact:
                 return self._exact[written]
         for form in (normalise(text), normalise(bare), normalise(_TIGHT_MARKER.sub("", text, count=1))):

@@ -256,7 +256,8 @@ KINDS: dict[str, Callable[[], Tokenizer]] = {
 
 
 @cache
-def _trained(kind: str) -> str:
+def trained(kind: str) -> str:
+    """A tokenizer of a kind, as JSON."""
     return KINDS[kind]().to_str()
 
 
@@ -264,7 +265,7 @@ def _trained(kind: str) -> str:
 def tokenizer_of(kind: str, family: str) -> PreTrainedTokenizerFast:
     """A tokenizer of a kind with a family's template and special tokens."""
     found = FAMILIES[family]
-    return make_tokenizer(Tokenizer.from_str(_trained(kind)), found.template, found.tokens, family)
+    return make_tokenizer(Tokenizer.from_str(trained(kind)), found.template, found.tokens, family)
 
 
 def make_tokenizer(
