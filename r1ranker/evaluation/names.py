@@ -39,7 +39,8 @@ class Unnamed:
 
     def names(self, rivals: Sequence[About]) -> Iterator[str]:
         """Names that set it apart from `rivals`, the shortest first; the last one holds a digest of all that it is of."""
-        places = range(len(lengthening_names(self.about["model"], "-")))
+        models = [about["model"] for about in (self.about, *rivals) if "model" in about]
+        places = range(max(len(lengthening_names(model, "-")) for model in models))
         for key in ("", "data", "engine"):
             depths = range(len(lengthening_names(str(self.about.get(key)), "-"))) if key else (0,)
             for depth in depths:

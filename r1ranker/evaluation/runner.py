@@ -103,9 +103,10 @@ def _carry_out(
     with Journal(plan.journal, plan.about | state) as kept:
         timing = _rank(plan, test, options, kept)
         records = {task: [kept.done[task, row] for row in range(len(rows))] for task, rows in test.items()}
+    about = {key: value for key, value in plan.about.items() if key != "tasks"}  # which come with their figures
     source = source_of(Path(options.data))
     known = {"source": source} if source else {}
-    report = {"format": FORMAT, **plan.about, **known, **_measured(test, train, records, options, router)}
+    report = {"format": FORMAT, **about, **known, **_measured(test, train, records, options, router)}
     _write(plan.result, report)
     _write(plan.timing, timing)
     kept.path.unlink()

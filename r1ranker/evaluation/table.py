@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -107,11 +108,18 @@ def _costs(labels: Sequence[str], reports: Sequence[dict[str, Any]]) -> Table:
 
 
 def _labels(reports: Sequence[dict[str, Any]], files: Sequence[str]) -> list[str]:
-    """A short name for each model, by as much of its path as tells it apart; of one model asked in two ways the files' names."""
+    """A short name for each result: as much of its model's path as tells it apart; of one model what its file's name adds."""
     if len(reports) == 1:
         return ["model"]
     (names,) = short_names([[report["model"] for report in reports]])
-    return names if len(set(names)) == len(names) else short_names([files])[0]
+    if len(set(names)) == len(names):
+        return names
+    words = [Path(file).stem.split("_") for file in files]
+    common = set.intersection(*map(set, words))
+    names = [
+        " ".join([name, *(word for word in own if word not in common)]) for name, own in zip(names, words, strict=True)
+    ]
+    return names if len(set(names)) == len(names) else [f"{name} ({place})" for place, name in enumerate(names, 1)]
 
 
 def _cell(metric: Interval, name: str) -> str:
