@@ -81,7 +81,7 @@ def rank(
             **({} if max_tokens is None else {"max_tokens": max_tokens}),
         )
         examples = [example for _, example in requests]
-        length = required_length(model, load_tokenizer(model), settings, examples, max_model_len)
+        length = required_length(model, load_tokenizer(model), settings, examples, max_model_len, engine)
         ranker = Ranker.from_pretrained(model, settings=settings, engine=engine, gpu=gpu_id, max_model_len=length)
         try:
             results = ranker.rank_many(examples)

@@ -98,7 +98,7 @@ def plan_evaluations(
                     check_trec_grade(task, number, grade)
     rows = [example for some in test.values() for example in some]
     lengths = [
-        required_length(model, load_tokenizer(model), settings, rows, options.max_model_len)
+        required_length(model, load_tokenizer(model), settings, rows, options.max_model_len, engine)
         for model, settings, _ in found
     ]
     names = choose_names([one for *_, one in found], directories[0], directories[1] if trec_dir is not None else None)

@@ -198,7 +198,15 @@ def keep_experiment(experiment: Experiment, file: Path) -> None:
         temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(literal(asdict(experiment)))), encoding="utf-8")
 
 
+_TAKEN = ("base", "untrained", "states", "eval")
+"""directories beside those of the arms"""
+
+
 def _check_arm(where: str, label: str, arm: Arm, experiment: Experiment) -> None:
+    if label in (*_TAKEN, "", ".", "..") or "/" in label:
+        raise UserError(
+            f"{where}: an arm's directory has its name; one without '/', other than {', '.join(_TAKEN)}, is wanted"
+        )
     if arm.mode not in ("iterative", "direct"):
         raise UserError(f"{where}.mode: found {arm.mode!r}; iterative or direct is wanted")
     for task in (*arm.train, *arm.test):

@@ -14,6 +14,7 @@ from r1ranker.data.tokenise import encode_chats
 from r1ranker.errors import UserError
 from r1ranker.pretrained import SETTINGS_FILE
 from r1ranker.rollout.context import check_fits, load_context_length
+from r1ranker.rollout.start import find_engine
 from r1ranker.tasks.example import RankingExample
 from r1ranker.tasks.prompts import chat_messages, render_problem
 
@@ -53,13 +54,15 @@ def required_length(
     settings: RankerSettings,
     examples: Iterable[RankingExample],
     max_model_len: int | None = None,
+    engine: str = "hf",
 ) -> int:
     """Tokens that an engine over the model of `path` has to hold to rank `examples`: `max_model_len`, or what they need.
 
     Raises UserError where the longest prompt and a response are longer than the model or `max_model_len` holds.
     """
     prompt, response = find_longest_prompt(tokenizer, settings, examples), settings.max_tokens
-    check_fits(path, prompt, response, "shorter requests, or a smaller --max_tokens (of a response), are wanted")
+    advice = "shorter requests, or a smaller --max_tokens (of a response), are wanted"
+    check_fits(path, prompt, response, advice, has_windows=find_engine(engine) == "vllm")
     needed, holds = prompt + response, load_context_length(path)
     if max_model_len is not None and holds is not None and max_model_len > holds:
         raise UserError(f"--max_model_len: found {max_model_len:,}; {path} holds {holds:,}, so at most that is wanted")

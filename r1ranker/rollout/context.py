@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 from transformers import AutoConfig, PretrainedConfig
@@ -34,14 +33,26 @@ def context_length(config: PretrainedConfig) -> int | None:
     return int(found * next((factor for factor in reversed(factors) if factor), 1.0))
 
 
+def attention_window(config: PretrainedConfig) -> int | None:
+    """Tokens that a model's layers look back over, where some look back over no more; None: all over everything."""
+    text = config.get_text_config()
+    kinds = getattr(text, "layer_types", None)
+    window = getattr(text, "sliding_window", None)
+    return window if kinds is None or "sliding_attention" in kinds else None
+
+
 def load_context_length(path: str) -> int | None:
-    """The same of a model directory or hub id; raises UserError where its config cannot be read."""
+    """`context_length` of a model directory or hub id; raises UserError where its config cannot be read."""
+    return context_length(_load_config(path))
+
+
+def _load_config(path: str) -> PretrainedConfig:
     check_model_directory(path)
     try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        config: PretrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{path}: config.json cannot be read ({first_line(error, 300)})") from error
-    return context_length(config)
+    return config
 
 
 def smaller_of(*lengths: int | None) -> int | None:
@@ -49,14 +60,19 @@ def smaller_of(*lengths: int | None) -> int | None:
     return min((one for one in lengths if one is not None), default=None)
 
 
-def check_fits(path: str, prompt: int, response: int, advice: str) -> None:
-    """Raise UserError where a model holds fewer tokens than the longest prompt and a response together."""
-    limit = load_context_length(path) or math.inf
-    if prompt + response > limit:
-        raise UserError(
-            f"{path}: the longest prompt has {prompt:,} tokens and a response up to {response:,}, {prompt + response:,} "
-            f"together; the model holds {limit:,}; {advice}"
-        )
+def check_fits(path: str, prompt: int, response: int, advice: str, has_windows: bool = False) -> None:
+    """Raise UserError where a model holds fewer tokens than the longest prompt and a response together.
+
+    `has_windows`: whether what computes the model knows windows of attention. The trainer and the transformers engine do not.
+    """
+    config = _load_config(path)
+    window = None if has_windows else attention_window(config)
+    for limit, words in ((context_length(config), "the model holds"), (window, "its layers attend over a window of")):
+        if limit is not None and prompt + response > limit:
+            raise UserError(
+                f"{path}: the longest prompt has {prompt:,} tokens and a response up to {response:,}, "
+                f"{prompt + response:,} together; {words} {limit:,}; {advice}"
+            )
 
 
 def _rope_parameters(config: Any) -> list[dict[str, Any]]:

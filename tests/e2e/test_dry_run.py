@@ -44,6 +44,7 @@ def test_a_dry_run_says_what_would_run_and_starts_nothing(toy: Path, tiny_model:
     printed, _ = train("--dry-run", *overrides(toy, tiny_model, tmp_path / "run", *more))
     for line in (
         "actor, reference, critic", "3 with Ray", "8 a step, of ", "32 a step (4 a prompt), of 16 tokens at most", "2 a step, of 4 prompts",
+        "4,096 tokens of prompt and response together",
         "update of the actor", "update of the critic", "rollout process", "critic: Adam", "reference: weights", "activations", "logits",
         "engine: cache", "gradient checkpointing",
     ):  # fmt: skip

@@ -207,6 +207,23 @@ def test_training_is_refused_before_it_starts(engine: str, short: str, toy: Path
         Run(load_config("quickstart", given))
 
 
+def test_a_window_of_attention_is_a_bound_where_it_is_not_computed(
+    tiny_model: str, toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM knows windows; the trainer and the transformers engine hold whole sequences."""
+    window = {"use_sliding_window": True, "sliding_window": 64, "max_window_layers": 1}
+    windowed = changed(tiny_model, tmp_path / "windowed", layer_types=["full_attention", "sliding_attention"], **window)
+    with pytest.raises(UserError, match=r"together; its layers attend over a window of 64; data.train_files: "):
+        Run(load_config("quickstart", overrides(toy, windowed, tmp_path / "run")))
+    monkeypatch.setattr(start, "find_spec", lambda _: True)
+    settings = replace(Ranker.settings_of(windowed), max_tokens=100)
+    assert required_length(windowed, load_tokenizer(windowed), settings, rows(), engine="vllm") > 164
+    with pytest.raises(UserError, match="over a window of 64; shorter requests"):
+        required_length(windowed, load_tokenizer(windowed), settings, rows(), engine="hf")
+    unused = changed(tiny_model, tmp_path / "unused", layer_types=["full_attention"] * 2, **window)
+    assert required_length(unused, load_tokenizer(unused), settings, rows(), engine="hf") > 164
+
+
 def test_a_critic_has_a_length_as_well(short: str, tiny_model: str, toy: Path, tmp_path: Path) -> None:
     critic = (f"critic.model.path={short}", "algorithm.adv_estimator=gae")
     with pytest.raises(UserError, match=LINE):

@@ -21,6 +21,7 @@ from r1ranker.evaluation.options import EvaluationOptions, name_parts
 from r1ranker.evaluation.results import read_result, result_files
 from r1ranker.evaluation.runner import run_evaluation
 from r1ranker.evaluation.table import print_comparison, print_results
+from r1ranker.experiments.spec import load_experiment
 from r1ranker.ranking.ranker import Ranker, RankerSettings
 from r1ranker.report import write_report
 
@@ -238,6 +239,19 @@ def test_the_tasks_stand_in_the_name(tiny_model: str) -> None:
         for some in (False, True)
     )
     assert plain != beside
+
+
+@pytest.mark.parametrize("label", ["base", "eval", "states", "untrained", "a/b", ".."])
+def test_an_arm_has_a_directory_of_its_own(label: str, tmp_path: Path) -> None:
+    """Not that of the cold start's model, of the results or of the saved states."""
+    file = tmp_path / "own.yaml"
+    for name in (label, "another"):
+        file.write_text(json.dumps({"title": "t", "data": {"source": "toy"}, "arms": {name: {"mode": "direct"}}}))
+        if name == label:
+            with pytest.raises(UserError, match=r"own.yaml: arms\..*: an arm's directory has its name"):
+                load_experiment(str(file))
+        else:
+            assert list(load_experiment(str(file)).arms) == [name]
 
 
 def test_systems_of_one_name_are_told_apart_in_tables(
