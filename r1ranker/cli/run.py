@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import atexit
+import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import typer
 from typer.core import TyperArgument, TyperCommand
 
-from r1ranker.errors import UserError, exit_on_user_error
+from r1ranker.errors import UserError, exit_on_user_error, note
 
 HOW_TO_INSTALL = "run: pip install -e . (or bash scripts/setup.sh, then source .venv/bin/activate)"
 SPELLINGS = "An option's name may be written with _ in place of -."
@@ -77,7 +82,19 @@ def run_app(app: typer.Typer) -> None:
     exit_on_user_error(lambda: _invoke(app))
 
 
+def ensure_home() -> None:
+    """Give this process a home where it has none: libraries would keep their caches in a directory called ~ otherwise."""
+    try:
+        Path.home()
+    except RuntimeError:  # no HOME, and no entry of this user in the password file
+        directory = tempfile.mkdtemp(prefix="r1ranker-home-")
+        atexit.register(shutil.rmtree, directory, ignore_errors=True)
+        os.environ["HOME"] = directory
+        note(f"this user has no home: caches go to {directory}, and are deleted at the end; HOME=DIR keeps them")
+
+
 def _invoke(app: typer.Typer) -> None:
+    ensure_home()
     try:
         result = app(standalone_mode=False)  # on its own it puts a usage error on several lines
     except typer.Abort as error:

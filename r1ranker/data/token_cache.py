@@ -58,7 +58,8 @@ def load_tokenised(
     open_parquet(path).close()
     verify_checksum(Path(path))
     register_tasks_of(Path(path).parent)
-    directory = Path(cache_dir or os.environ.get("R1RANKER_CACHE") or Path.home() / ".cache" / "r1ranker")
+    named = cache_dir or os.environ.get("R1RANKER_CACHE")
+    directory = Path(named) if named else _directory_of_user()
     name = _key(path, tokenizer, answer_style, think)
     found = _open(directory / name)
     if found is not None:
@@ -71,6 +72,13 @@ def load_tokenised(
         # a home that cannot be written is no reason not to train
         target = _private_directory() / name
         return _open(target) or _write(target, path, tokenizer, answer_style, think)
+
+
+def _directory_of_user() -> Path:
+    try:
+        return Path.home() / ".cache" / "r1ranker"
+    except RuntimeError:  # no HOME, and no entry of this user in the password file
+        return _private_directory()
 
 
 @lru_cache(maxsize=1)
