@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
+import glob
 import os
+import shutil
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,10 +42,21 @@ def start_vllm(directory: str, device: torch.device, settings: EngineSettings) -
     gc.collect()  # what is garbage by now must not be frozen with the rest
     gc.freeze()  # vLLM collects garbage five times as it starts: going through all that was imported takes two seconds
     try:
-        return start(trust_remote_code=False, **engine_arguments(directory, device, settings))
+        return start(trust_remote_code=False, **engine_arguments(plain_path(directory), device, settings))
     except Exception as error:
         raise_if_out_of_memory(error, settings, device, memory)
         raise
+
+
+def plain_path(directory: str) -> str:
+    """A path of a model directory that vLLM finds weights under: it takes `[`, `*` and `?` in one for wildcards."""
+    if glob.escape(directory) == directory or not os.path.isdir(directory):
+        return directory
+    holder = tempfile.mkdtemp(prefix="r1ranker-model-")
+    atexit.register(shutil.rmtree, holder, ignore_errors=True)  # a link in it is deleted, and not followed
+    link = os.path.join(holder, "model")
+    os.symlink(os.path.abspath(directory), link)
+    return link
 
 
 def set_environment(settings: EngineSettings) -> None:
