@@ -78,7 +78,7 @@ def run(output: Path, steps: int | None, sft_steps: int, size: int) -> None:
     from r1ranker.evaluation.table import compare_table
     from r1ranker.report import write_report
 
-    console = Console()
+    console = Console(markup=False, emoji=False)
     began = time.perf_counter()
     console.rule("1. built-in data")
     cold_start = sft_steps > 0
@@ -96,8 +96,8 @@ def run(output: Path, steps: int | None, sft_steps: int, size: int) -> None:
     page = output / REPORT
     write_report([*(str(output / mode) for mode in MODES), str(output / "eval")], str(page))
     for mode in MODES:
-        console.print(f"{RANKERS[mode]}: {actors[mode]}", highlight=False, markup=False, emoji=False, soft_wrap=True)
-    console.print(f"report, for a browser: {page}", highlight=False, markup=False, emoji=False, soft_wrap=True)
+        console.print(f"{RANKERS[mode]}: {actors[mode]}", highlight=False, soft_wrap=True)
+    console.print(f"report, for a browser: {page}", highlight=False, soft_wrap=True)
     console.print(f"{time.perf_counter() - began:.0f} s in all", highlight=False)
 
 

@@ -47,7 +47,7 @@ def _print_tables(console: Console, labels: Sequence[str], reports: Sequence[dic
 
 def _console() -> Console:
     """As wide as the tables are: a narrow terminal breaks lines, where rich would cut figures off."""
-    return Console(width=max(WIDEST, Console().width))
+    return Console(width=max(WIDEST, Console().width), markup=False, emoji=False)
 
 
 def _table(title: str, columns: Sequence[str]) -> Table:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.text import Text
 
 from r1ranker.data.generate import TOY
 from r1ranker.data.options import PrepareOptions
@@ -39,11 +38,11 @@ def run_experiment(experiment: Experiment, output: Path, jobs: int = 1) -> dict[
     jobs: how many trainings run side by side, each in a process of its own with its share of the cores.
     Raises UserError where another experiment's results are there.
     """
-    console = Console()
+    console = Console(markup=False, emoji=False)
     check_trainings(experiment)
     keep_experiment(experiment, output / "experiment.yaml")
     began = time.perf_counter()
-    console.rule(Text(experiment.title))
+    console.rule(experiment.title)
     bench = _data(experiment, output)
     if jobs > 1:
         for seed in experiment.seeds:
@@ -141,7 +140,7 @@ def measure_arms(experiment: Experiment, bench: str, labels: Sequence[str], seed
     """`measure_arm` of several arms, whose results are left where they lie."""
     rows = _rows(experiment, bench)
     for label in labels:
-        measure_arm(experiment, rows, label, seed, output, Console())
+        measure_arm(experiment, rows, label, seed, output, Console(markup=False, emoji=False))
 
 
 def _families(experiment: Experiment) -> list[list[str]]:
@@ -219,7 +218,7 @@ def _models(
     label = _trained(experiment, label)
     base, rows = _before(experiment, label, seed, bench, output)
     here = output / f"seed_{seed}"
-    console.rule(Text(f"{label}, seed {seed}"))
+    console.rule(f"{label}, seed {seed}")
     config = training_config(experiment, label, seed, base, rows, here / label)
     return base, fit(config), config  # a training that is done is only named
 

@@ -46,7 +46,7 @@ def dry_run(config: Config, gpu_memory: float | None = None, host_memory: float 
             device = Device(*reversed(device_memory(found))) if on_gpu else host
         waiting = min(config.data.val_batch_size or len(run.validation), len(run.validation))
         model = MemoryModel.of(config, on_gpu, device.size, waiting)
-        console = Console(width=max(WIDEST, Console().width), highlight=False)
+        console = Console(width=max(WIDEST, Console().width), highlight=False, markup=False, emoji=False)
         for note in run.notes:
             console.print(note, markup=False)
         _print_pairs(console, "What runs where", _places(model))

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from r1ranker.data.files.statistics import RowStatistics
@@ -93,7 +92,7 @@ def in_order(tasks: Mapping[str, Any]) -> list[str]:
 
 def print_tables(title: str, tally: Tally, statistics: Mapping[str, RowStatistics]) -> None:
     """Print what there is of it."""
-    console = Console()
+    console = Console(markup=False, emoji=False)
     console.print(title, style="bold", markup=False, highlight=False)
     for header, rows in (counts_rows(tally), reasons_rows(tally), statistics_rows(statistics)):
         if not rows:
@@ -103,7 +102,7 @@ def print_tables(title: str, tally: Tally, statistics: Mapping[str, RowStatistic
             number = place > 0 and rows[0][place][:1].isdigit() and not rows[0][place][-1:].isalpha()
             table.add_column(column, justify="right" if number else "left", no_wrap=place == 0)
         for row in rows:
-            table.add_row(*map(escape, row), style="bold" if row[0] == "all" else None)
+            table.add_row(*row, style="bold" if row[0] == "all" else None)
         console.print(table)
 
 

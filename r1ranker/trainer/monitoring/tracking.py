@@ -134,7 +134,7 @@ class ConsoleLog:
         validation = {name: value for name, value in metrics.items() if name.startswith("val-core/")}
         if validation:
             shown = "  ".join(f"{name.split('/')[1]} {value:.3f}" for name, value in validation.items())
-            self._console.print(f"step {step}: validation reward  {shown}", highlight=False, markup=False, emoji=False)
+            self._console.print(f"step {step}: validation reward  {shown}", highlight=False)
         if step and step % self._every == 0:
             shown = "  ".join(f"{label} {metrics[name]:.3f}" for label, name in self._SHOWN if name in metrics)
             self._console.print(f"step {step}: {shown}", highlight=False)
@@ -148,7 +148,7 @@ class Tracking:
 
     def __init__(self, config: Config, total_steps: int, resumed: int | None = None) -> None:
         """`resumed`: the steps after which the run goes on; None where it begins."""
-        self._console = Console()
+        self._console = Console(markup=False, emoji=False)
         self._progress = Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(),
@@ -172,7 +172,7 @@ class Tracking:
 
     def say(self, text: str) -> None:
         """A line of text for the reader, who may have written parts of it."""
-        self._console.print(one_line(text), highlight=False, markup=False, emoji=False, soft_wrap=True)
+        self._console.print(one_line(text), highlight=False, soft_wrap=True)
 
     def log(self, metrics: Mapping[str, Any], step: int) -> None:
         """Hand a step's metrics to every logger and move the bar."""
