@@ -85,7 +85,7 @@ def _started(config: Config) -> Iterator[None]:
 def temporary_directory() -> Iterator[str | None]:
     """Where Ray can keep its sockets and logs: None, its own place, or for the time of the block a short directory.
 
-    The short one is for this user alone, and is deleted at the end.
+    The short one is within another that is for this user alone; both are deleted at the end.
     """
     from ray._common.utils import get_default_ray_temp_dir
 
@@ -96,14 +96,14 @@ def temporary_directory() -> Iterator[str | None]:
         return
     for root in SHORT_DIRECTORIES:
         try:
-            directory = tempfile.mkdtemp(prefix="r1ranker-ray-", dir=root)
+            holder = tempfile.mkdtemp(prefix="r1ranker-ray-", dir=root)
         except OSError:
             continue
-        note(f"{place}: {reason}; Ray's temporary files go to {directory}, and are deleted at the end")
+        note(f"{place}: {reason}; Ray's temporary files go to {holder}, and are deleted at the end")
         try:
-            yield directory
+            yield f"{holder}/ray"  # Ray opens its directory to all users
         finally:
-            shutil.rmtree(directory, ignore_errors=True)
+            shutil.rmtree(holder, ignore_errors=True)
         return
     raise UserError(f"{place}: {reason}; RAY_TMPDIR=DIR, a short path that can be written, is wanted")
 
