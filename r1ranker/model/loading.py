@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -16,24 +16,42 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from r1ranker.errors import UserError, first_line
+from r1ranker.errors import UserError, first_line, note
 from r1ranker.model.attention import register_packed
 from r1ranker.pretrained import check_model_directory, silence_transformers
 
 
 def load_causal_lm(path: str, dtype: torch.dtype, attention: str) -> PreTrainedModel:
-    """The causal language model of a directory or hub id, on the CPU, in evaluation mode (dropout off)."""
+    """The causal language model of a directory or hub id, on the CPU, in evaluation mode (dropout off).
+
+    Raises UserError where a weight is missing or of another shape, which transformers would make up.
+    """
     with _named_errors(path):
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(
+        loaded: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(
             path,
             config=config,
             dtype=dtype,
             attn_implementation=attention,
             use_safetensors=True,
             trust_remote_code=False,
+            ignore_mismatched_sizes=True,  # they are refused here, by name
+            output_loading_info=True,
         )
+    model, report = loaded
+    for name, found, wanted in sorted(report["mismatched_keys"], key=str):
+        raise UserError(f"{path}: {name} is of shape {list(found)}; config.json's model has {list(wanted)}")
+    _check_weights(path, sorted(report["missing_keys"]), sorted(report["unexpected_keys"]))
     return _checked(model, path)
+
+
+def _check_weights(path: str, missing: Sequence[str], unexpected: Sequence[str]) -> None:
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        found = f"; {unexpected[0]} and the like are there" if unexpected else ""
+        raise UserError(f"{path}: no weights for {missing[0]}{more}{found}; those of config.json's model are wanted")
+    if unexpected:
+        note(f"{path}: {len(unexpected)} weights that config.json's model lacks are left out ({unexpected[0]}, ...)")
 
 
 def init_empty_causal_lm(path: str, dtype: torch.dtype, attention: str) -> PreTrainedModel:

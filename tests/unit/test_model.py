@@ -10,11 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from r1ranker.errors import UserError
 from r1ranker.model.attention import PACKED
+from r1ranker.model.execution import ExecutionOptions
 from r1ranker.model.init import ModelSize, init_model, word_vectors
 from r1ranker.model.loading import checkpoint_activations, load_causal_lm
 from r1ranker.model.logprobs import token_logprobs
@@ -315,3 +317,32 @@ def test_an_entropy_that_learns_is_that_of_float64_however_large_the_logits(
     (of_logits,) = torch.autograd.grad(entropy.sum(), logits)
     found = of_logits if allowed is None else of_logits[:, [0, 3, 7]]
     torch.testing.assert_close(found.double(), of_scores, atol=2e-6, rtol=0)
+
+
+def test_weights_that_are_not_those_of_the_config_are_named_and_never_made_up(
+    untied_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = load_file(Path(untied_model) / "model.safetensors")
+    name = "model.layers.0.mlp.up_proj.weight"
+    without = {key: weight for key, weight in weights.items() if key != name}
+    more = weights | {"model.layers.2.mlp.up_proj.weight": weights[name].clone()}
+    for case, changed, words in (
+        ("missing", without, f"no weights for {name};"),
+        (
+            "renamed",
+            {f"trunk.{key}": weight for key, weight in weights.items()},
+            "trunk.lm_head.weight and the like are there",
+        ),
+        ("narrow", weights | {name: weights[name][:-1].clone()}, f"{name} is of shape "),
+    ):
+        directory = tmp_path / case
+        shutil.copytree(untied_model, directory)
+        save_file(changed, directory / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(UserError, match=re.escape(words)):
+            load_causal_lm(str(directory), torch.float32, PACKED)
+        with pytest.raises(UserError, match=re.escape(words)):
+            ExecutionOptions().load(str(directory), torch.device("cpu"), PolicyModel)
+    shutil.copytree(untied_model, tmp_path / "more")
+    save_file(more, tmp_path / "more" / "model.safetensors", metadata={"format": "pt"})
+    load_causal_lm(str(tmp_path / "more"), torch.float32, PACKED)
+    assert "1 weights that config.json's model lacks are left out (model.layers.2" in capsys.readouterr().err
