@@ -28,7 +28,7 @@ def load_causal_lm(path: str, dtype: torch.dtype, attention: str) -> PreTrainedM
     """
     with _named_errors(path):
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-        loaded: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             path,
             config=config,
             dtype=dtype,

@@ -77,7 +77,12 @@ def _narrower(sizes: Mapping[str, int]) -> dict[str, int]:
     changes = {name: small for name, small in _WIDTHS.items() if sizes.get(name, 0) > small}
     heads, groups = sizes.get("num_attention_heads"), sizes.get("num_key_value_heads")
     if heads and groups:
-        changes["num_key_value_heads"] = 4 if groups == heads else min(groups, 2)
+        fewer = min(heads, 4)
+        changes |= {"num_attention_heads": fewer, "num_key_value_heads": fewer if groups == heads else min(groups, 2)}
+        if "hidden_size" in changes:
+            changes["hidden_size"] = 16 * fewer
+        elif "hidden_size" in sizes:  # small as it is, and made for its own number of heads
+            changes |= {"num_attention_heads": heads, "num_key_value_heads": groups}
     if "qk_rope_head_dim" in sizes and "head_dim" in sizes:
         changes["head_dim"] = 8  # multi-head latent attention: the part that is rotated
     if "state_size" in sizes and "num_heads" in sizes:

@@ -76,6 +76,16 @@ def config_of(name: str, **settings: Any) -> PretrainedConfig:
 
 
 @pytest.mark.parametrize(
+    ("hidden_size", "heads", "groups"),
+    [(32, 1, 1), (96, 3, 3), (96, 3, 1), (40, 5, 5), (576, 9, 3), (12, 2, 1), (896, 14, 2)],
+)
+def test_models_of_any_number_of_heads_can_be_tried(hidden_size: int, heads: int, groups: int) -> None:
+    sizes = {"hidden_size": hidden_size, "num_attention_heads": heads, "num_key_value_heads": groups}
+    for name in ("qwen2", "llama"):
+        assert find_fault(config_of(name, num_hidden_layers=2, **sizes)) is None
+
+
+@pytest.mark.parametrize(
     ("name", "settings", "named"),
     [
         ("lfm2", CONVOLUTIONS, "layers of type Lfm2ShortConv"),  # convolutional
