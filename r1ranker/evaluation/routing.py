@@ -16,7 +16,7 @@ from r1ranker.evaluation.baselines.scoring import ScoringBaseline
 from r1ranker.evaluation.records import Metrics, Record
 from r1ranker.ranking.metrics import summarise
 from r1ranker.tasks.example import RankingExample
-from r1ranker.tasks.text import sanitise
+from r1ranker.tasks.text import canonical
 
 NEIGHBOURS = 40
 """of the router by the neighbours' merits: a mean of 0/1 scores needs more of them than a vote does"""
@@ -32,11 +32,11 @@ class RouterTable:
         self.path = path
         self._queries: dict[str, RoutingQuery] = {}
         for one in read_queries(path, Tally(), dollars=True):
-            self._queries.setdefault(sanitise(one.query), one)  # the data set keeps the first of those that read alike
+            self._queries.setdefault(canonical(one.query), one)  # the data set keeps the first of those that read alike
 
     def lookup(self, example: RankingExample) -> RoutingQuery:
         """What the LLMs of a row's pool did with its query."""
-        whole = self._queries[sanitise(example.query)]
+        whole = self._queries[canonical(example.query)]
         places = [whole.llms.index(name) for name in example.candidates]
         effects, costs, dollars = (
             tuple(column[place] for place in places) if column else ()
@@ -51,7 +51,7 @@ class RouterTable:
             raise UserError(f"--router_data: found {', '.join(test)}; one of {', '.join(OBJECTIVES)} is wanted with it")
         tested = [example for task in tasks for example in test[task]]
         for which, rows in (("test", tested), ("training", [example for example in train if example.task in tasks])):
-            queries = dict.fromkeys(sanitise(example.query) for example in rows)
+            queries = dict.fromkeys(canonical(example.query) for example in rows)
             missing = [query for query in queries if query not in self._queries]
             if missing:
                 raise UserError(
@@ -59,7 +59,7 @@ class RouterTable:
                     f"{missing[0][:_SHOWN_OF_A_QUERY]!r}; the file that the rows were made from is wanted"
                 )
             for example in rows:
-                known = self._queries[sanitise(example.query)].llms
+                known = self._queries[canonical(example.query)].llms
                 for name in example.candidates:
                     if name not in known:
                         raise UserError(

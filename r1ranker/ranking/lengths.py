@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from r1ranker.data.tokenise import encode_chats
 from r1ranker.errors import UserError
 from r1ranker.pretrained import SETTINGS_FILE
+from r1ranker.rollout.constraint import build_constraint
 from r1ranker.rollout.context import check_fits, load_context_length
 from r1ranker.rollout.start import find_engine
 from r1ranker.tasks.example import RankingExample
@@ -39,12 +40,17 @@ def trained_prompt_length(path: str) -> int:
 def find_longest_prompt(
     tokenizer: PreTrainedTokenizerBase, settings: RankerSettings, examples: Iterable[RankingExample]
 ) -> int:
-    """Tokens of the longest prompt. An elimination begins with its longest: pools only shrink."""
+    """Tokens of the longest prompt. An elimination begins with its longest: pools only shrink.
+
+    Raises UserError for a chat template that cannot be used, and for a pool that a constraint cannot tell apart.
+    """
     form, longest, left = settings.answer_format, 0, iter(examples)
     while some := list(islice(left, AT_ONCE)):
         problems = [render_problem(example, settings.strategy, form.answer_style) for example in some]
         chats = [chat_messages(problem, form, settings.strategy) for problem in problems]
         longest = max(longest, *map(len, encode_chats(tokenizer, chats)))
+        for example in some if settings.constrain == "candidates" else ():
+            build_constraint(tokenizer, example.candidates, settings.strategy, form)
     return longest
 
 

@@ -226,9 +226,10 @@ arms:
             assert one["tasks"]["Rec-Movie"]["rankings"] == other["tasks"]["Rec-Movie"]["rankings"]
     assert "one, seed 1" in (tmp_path / "beside" / "seed_1" / "one.log").read_text()
     broken = load_experiment(
-        str(tmp_path / "own.yaml"), ["seeds=[1]", "arms.one.overrides=[trainer.nonsense=1]", "arms.other={}"]
+        str(tmp_path / "own.yaml"),
+        ["seeds=[1]", "arms.one.overrides=[custom_reward_function.path=gone.py]", "arms.other={}"],
     )
-    with pytest.raises(UserError, match=r"one, seed 1: .*nonsense") as raised:
+    with pytest.raises(UserError, match=r"one, seed 1: .*gone\.py") as raised:
         run_experiment(broken, tmp_path / "broken", jobs=2)
     assert "other" not in str(raised.value).replace(str(tmp_path), "")
     assert {path.parent.parent.name for path in (tmp_path / "broken").glob("seed_*/other/actor/config.json")} == {

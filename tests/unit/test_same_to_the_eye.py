@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import unicodedata
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from transformers import PreTrainedTokenizerFast
 from r1ranker.data.files.parquet import example_to_row, read_training_rows, write_rows
 from r1ranker.data.loader import load_prompts
 from r1ranker.errors import UserError
+from r1ranker.ranking.lengths import find_longest_prompt
+from r1ranker.ranking.ranker import RankerSettings
 from r1ranker.rewards import compute_score
 from r1ranker.rollout.constraint import build_constraint
 from r1ranker.tasks.answers import parse_answer
@@ -119,6 +122,10 @@ def test_names_that_a_tokenizer_cannot_tell_are_refused_before_work_begins(
     with pytest.raises(UserError, match=rf"rows.parquet: row 1: candidates: .*{said}"):
         load_prompts([str(file)], tokenizer, 10_000, cache_dir=str(tmp_path / "cache"))
     assert not list((tmp_path / "cache").iterdir())
+    for answer in (ANSWER, AnswerFormat("label", think=False)):
+        ranked = RankerSettings(answer_format=answer, constrain="candidates")
+        with nullcontext() if answer.answer_style == "label" else pytest.raises(UserError, match=said):
+            assert find_longest_prompt(tokenizer, ranked, [good, bad]) > 0
     labels, _ = load_prompts([str(file)], tokenizer, 10_000, answer_style="label", cache_dir=str(tmp_path / "cache"))
     assert len(labels) == 2
 

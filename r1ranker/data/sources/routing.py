@@ -13,7 +13,7 @@ from r1ranker.data.files.tally import Tally
 from r1ranker.data.files.text_rows import TextTable, parse_finite, parse_json
 from r1ranker.errors import UserError, suggest
 from r1ranker.tasks.example import RankingExample
-from r1ranker.tasks.text import sanitise
+from r1ranker.tasks.text import canonical
 
 OBJECTIVES = {"Router-Performance": (1.0, 0.0), "Router-Balance": (0.5, 0.5), "Router-Cost": (0.2, 0.8)}
 """task -> (a, b) of a * effect - b * cost"""
@@ -188,7 +188,7 @@ def _query(
                 f"{where}: {len(llms)} rows of one query, other LLMs than before ({', '.join(missing)}); the same "
                 f"{len(known)} are wanted for every query, in rows next to each other"
             )
-        if len({sanitise(name) for name in llms}) < len(llms):
+        if len({canonical(name) for name in llms}) < len(llms):
             raise UserError(f"{where}: an LLM stands there twice for one query; each once is wanted")
         if len(llms) < 2:
             raise UserError(
