@@ -14,7 +14,7 @@ from r1ranker.data.options import PrepareOptions
 from r1ranker.errors import UserError, first_line, suggest
 from r1ranker.ranking.conversation import EliminationSettings
 from r1ranker.tasks.catalog import TASK_NAMES
-from r1ranker.trainer.config.overrides import literal
+from r1ranker.trainer.config.overrides import as_yaml
 
 BUILT_IN = Path(__file__).parents[2] / "configs" / "experiments"
 
@@ -183,7 +183,6 @@ def keep_experiment(experiment: Experiment, file: Path) -> None:
     Raises UserError where another experiment is there. Other seeds are no other experiment, and a setting that the file does not
     have, since an earlier version wrote it, counts as left at its default.
     """
-    from omegaconf import OmegaConf
 
     if file.is_file():
         try:
@@ -195,7 +194,7 @@ def keep_experiment(experiment: Experiment, file: Path) -> None:
                 f"{file}: another experiment's results are there; another --output is wanted, or {file.parent} deleted"
             )
     with atomic_path(file) as temporary:
-        temporary.write_text(OmegaConf.to_yaml(OmegaConf.create(literal(asdict(experiment)))), encoding="utf-8")
+        temporary.write_text(as_yaml(asdict(experiment)), encoding="utf-8")
 
 
 _TAKEN = ("base", "untrained", "states", "eval")

@@ -8,7 +8,7 @@ from typing import Any
 
 from hypothesis import HealthCheck, seed, settings
 
-from . import files, templates, words
+from . import files, paths, templates, words
 
 KINDS: dict[str, Callable[..., None]] = {
     found.__name__: found
@@ -16,9 +16,12 @@ KINDS: dict[str, Callable[..., None]] = {
         words.prompts, words.kept_wordings, words.chats, words.answers, words.named, words.constrained, words.rewards,
         templates.templates, templates.template_answers,
         files.training_parquet, files.own_files, files.broken_files, files.reports,
+        paths.paths, paths.overrides, paths.experiment_texts, paths.places,
     )
 }  # fmt: skip
-SHARES = {"training_parquet": 0.4, "reports": 0.2, "chats": 0.6, "templates": 0.1, "template_answers": 0.1}
+SHARES = {
+    "training_parquet": 0.4, "reports": 0.2, "chats": 0.6, "templates": 0.1, "template_answers": 0.1, "paths": 0.02, "experiment_texts": 0.1,
+}  # fmt: skip
 """of the cases, where a case is dear; 1 for the others"""
 LONGEST = 60
 """seconds of this process's own time that a case may take; what takes longer has run away"""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from fuzz.kinds import KINDS, run
 
-CASES = {"reports": 40, "training_parquet": 100, "own_files": 100}
+CASES = {"reports": 40, "training_parquet": 100, "own_files": 100, "paths": 30, "experiment_texts": 60}
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -5,15 +5,25 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
 from r1ranker.errors import UserError, first_line, suggest
 from r1ranker.trainer.config.checks import check_config
-from r1ranker.trainer.config.overrides import Override, declared_types, is_free, is_text, literal, parse_override
+from r1ranker.trainer.config.overrides import (
+    Override,
+    as_yaml,
+    declared_types,
+    is_free,
+    is_name,
+    is_text,
+    literal,
+    parse_override,
+)
 from r1ranker.trainer.config.schema import Config
 
 TRUTH_AS_TEXT = "actor_rollout_ref.actor.recompute_old_log_probs"
@@ -41,8 +51,7 @@ def load_config(
         raise UserError(
             f"{directory}/{name}.yaml: no such config{suggest(name, found)}; there are {', '.join(found) or 'none'}"
         )
-    known = set(_keys(OmegaConf.structured(Config)))
-    parsed = [parse_override(entry, known) for entry in overrides]
+    parsed = [parse_override(entry, _known_keys()) for entry in overrides]
     try:
         with initialize_config_dir(config_dir=str(directory), version_base="1.3"):
             composed = compose(config_name=name)
@@ -71,21 +80,24 @@ def find_run_config(directory: str | None) -> str | None:
 
 def to_config(values: DictConfig, where: str, overrides: Sequence[Override] = ()) -> Config:
     """`values` as a checked Config; what cannot be used is of the last of `overrides` that sets it, or of the file `where`."""
-    known = set(_keys(OmegaConf.structured(Config)))
     for key in _keys(values):
-        if key not in known and not is_free(key):
-            raise UserError(f"{_origin(key, where, overrides)}: unknown key {key!r}{suggest(key, known)}")
+        if key not in _known_keys() and not is_free(key):
+            raise UserError(f"{_origin(key, where, overrides)}: unknown key {key!r}{suggest(key, _known_keys())}")
     merged = OmegaConf.structured(Config)
     for key in _leaves(values):
         begun = f"{_origin(key, where, overrides)}: {key}"
         try:
-            value = OmegaConf.select(values, key)
+            value = _plain(OmegaConf.select(values, key, throw_on_missing=True))
+        except MissingMandatoryValue as error:
+            raise UserError(f"{begun}: found '???', which stands for what is missing; a value is wanted") from error
         except OmegaConfBaseException as error:
             raise UserError(f"{begun}: {first_line(error)}") from error
         if isinstance(value, int | float) and is_text(key) and key != TRUTH_AS_TEXT:
             raise UserError(f"{begun}: found {value!r}; text is wanted, which has quotes where it looks like a number")
+        if not all(map(is_name, value if isinstance(value, list) else [value])):
+            raise UserError(f"{begun}: found {value!a}; a name in UTF-8 is wanted")
         try:
-            OmegaConf.update(merged, key, literal(_plain(value)))
+            OmegaConf.update(merged, key, literal(value))
         except OmegaConfBaseException as error:
             wanted = re.sub(r"^.*?(?:be converted to|cannot be|is not a valid|is not)\s*", "", first_line(error))
             raise UserError(f"{begun}: found {value!r}; {_wanted(key, wanted)} is wanted") from error
@@ -101,7 +113,7 @@ def to_dict(config: Config) -> dict[str, Any]:
 
 def to_yaml(config: Config) -> str:
     """A Config as a file that `load_config` reads as the same."""
-    return OmegaConf.to_yaml(OmegaConf.create(literal(to_dict(config))))
+    return as_yaml(to_dict(config))
 
 
 def _origin(key: str, where: str, overrides: Sequence[Override]) -> str:
@@ -111,7 +123,12 @@ def _origin(key: str, where: str, overrides: Sequence[Override]) -> str:
 
 
 def _plain(value: Any) -> Any:
-    return OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+    return OmegaConf.to_container(value, resolve=True, throw_on_missing=True) if OmegaConf.is_config(value) else value
+
+
+@cache
+def _known_keys() -> frozenset[str]:
+    return frozenset(_keys(OmegaConf.structured(Config)))
 
 
 def _keys(node: DictConfig, prefix: str = "") -> Iterator[str]:

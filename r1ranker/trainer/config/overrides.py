@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
+
+import yaml
 
 from r1ranker.errors import UserError, suggest
 from r1ranker.trainer.config.schema import Config
@@ -71,6 +74,23 @@ def literal(value: Any) -> Any:
     return [literal(one) for one in value] if isinstance(value, list | tuple) else value
 
 
+def as_yaml(values: dict[str, Any]) -> str:
+    """YAML that OmegaConf reads as these values; OmegaConf's own is read otherwise where a text has U+0085 in it."""
+    return yaml.dump(literal(values), Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=sys.maxsize)
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts texts in quotes unless they are words or paths: 1e3 is a text to PyYAML, and a number to OmegaConf."""
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.Node:
+    plain = re.fullmatch(r"[A-Za-z/][A-Za-z0-9/._-]*", text)
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=None if plain else '"')
+
+
+_Dumper.add_representer(str, _represent_text)
+
+
 def is_free(key: str) -> bool:
     """Whether the key is one that the user names."""
     return key.rpartition(".")[0] in FREE
@@ -79,6 +99,14 @@ def is_free(key: str) -> bool:
 def is_text(key: str) -> bool:
     """Whether the setting is a text, or null; a path or a list of paths is."""
     return not is_free(key) and set(declared_types(key)) <= {"str", "None", "Any"}
+
+
+def is_name(value: Any) -> bool:
+    """Whether a value is no text, or one that files and processes can be named by: in UTF-8, and without NUL."""
+    try:
+        return not (isinstance(value, str) and b"\0" in value.encode())
+    except UnicodeEncodeError:  # bytes of a path that are none, which Python has as half surrogate pairs
+        return False
 
 
 def declared_types(key: str) -> list[str]:

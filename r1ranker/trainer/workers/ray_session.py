@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from r1ranker.errors import UserError, first_line, note
+from r1ranker.trainer.config.overrides import is_name
 from r1ranker.trainer.config.schema import Config
 
 LONGEST_SOCKET = 107
@@ -48,9 +49,13 @@ def named_cluster() -> str | None:
 
 
 def check_ray(config: Config) -> None:
-    """Raise UserError where no Ray answers at RAY_ADDRESS: now, and not when data are read."""
+    """Raise UserError where no Ray answers at RAY_ADDRESS, or Ray cannot name this directory: now, and not when data are read."""
     address = named_cluster()
-    if config.trainer.executor == "ray" and address is not None:
+    if config.trainer.executor != "ray":
+        return
+    if not is_name(os.getcwd()):
+        raise UserError(f"{os.getcwd()!a}: a working directory with a name in UTF-8 is wanted")
+    if address is not None:
         check_address(address)
 
 
