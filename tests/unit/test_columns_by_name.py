@@ -148,10 +148,13 @@ def test_a_quote_that_is_never_closed_takes_no_row_away(tmp_path: Path, capsys: 
     lines = [f"{number}\tTitle {number}\tx" for number in range(3000)]
     lines[5] = '5\t"Unfinished\tx'
     lines[2000] = '2000\tMusic for 7"\tx'
+    lines[2500:2502] = ['2500\t"Unfinished, too\tx', '2501\tMusic for 12"\tx']
     found = titles_of(tmp_path, "item_id\ttitle\tkind\n" + "\n".join(lines) + "\n")
     assert len(found) == 3000
     assert (found["5"], found["2000"]) == ('"Unfinished', 'Music for 7"')
-    assert "a quote is opened on line 7 and closed on line 2002; each line is read as a row" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "a quote is opened on line 7 and closed on line 2002; each line is read as a row" in said
+    assert said.count("\n") == 1
 
 
 words = st.text(

@@ -32,17 +32,18 @@ def split_rows(path: str, lines: Iterator[Line], longest: int) -> Iterator[tuple
 
     A cell counts as quoted by the rule of `unquote`, on however many lines it stands, unless that gives another number of
     cells than the first row has. Where each of its lines is a whole row by itself, it is not: nobody quoted that file, and
-    two titles happen to begin and to end with a quote. This is said once. A cell of over `longest` characters is not quoted.
+    two titles happen to begin and to end with a quote. This is said of the first such row. A cell of over `longest` characters is not quoted.
     Raises UserError for a carriage return in the middle of a line.
     """
     source = _Lookahead(lines)
-    wanted = 0
+    wanted, said = 0, False
     for number, line in source:
         if not line.rstrip("\r\n"):
             continue
         if '"' in line:
             cells, last = _cells(source, line, wanted, longest)
-            if last:
+            if last and not said:
+                said = True
                 note(
                     f"{path}: a quote is opened on line {number} and closed on line {last}; each line is read as a row"
                 )
