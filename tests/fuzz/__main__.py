@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 import traceback
 
@@ -35,9 +34,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    finally:
-        from .files import _directory
-
-        shutil.rmtree(_directory(), ignore_errors=True)
+    sys.exit(main())

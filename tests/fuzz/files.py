@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import csv
 import io
 import json
+import shutil
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -44,7 +46,9 @@ from .words import formats, modes
 
 @cache
 def _directory() -> Path:
-    return Path(tempfile.mkdtemp(prefix="r1ranker-fuzz-"))
+    made = tempfile.mkdtemp(prefix="r1ranker-fuzz-")
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    return Path(made)
 
 
 @given(st.lists(examples(rarely(clean, text)), min_size=1, max_size=4), modes, formats)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from r1ranker.errors import UserError
-from r1ranker.trainer.config.load import BUILT_IN, load_config
+from r1ranker.experiments.run import run_experiment
+from r1ranker.experiments.spec import load_experiment
+from r1ranker.experiments.training import training_config
+from r1ranker.trainer.config.load import BUILT_IN, load_config, to_dict, to_yaml
 from r1ranker.trainer.config.schema import Config
 
 PATHS = [
@@ -144,3 +149,150 @@ def test_a_section_given_a_plain_value_is_refused(tmp_path: Path) -> None:
     (tmp_path / "own.yaml").write_text("trainer: 3\n")
     with pytest.raises(UserError, match="trainer"):
         load_config("own", PATHS, str(tmp_path))
+
+
+NAMES = [
+    "/home/Jürgen's/数据 (dt=2026-01-01), [a] {b: c} #1 ~!$HOME \"q\" %s a\\", " a ", "a,b", "[a]", "1e3", "true", "null", "007", ".5", "1_000",
+    "${oc.env:HOME}", "\\${x}\\", "glob(*)", "a\nb\x85",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_value_is_what_it_is_whatever_it_holds(name: str, tmp_path: Path) -> None:
+    values: dict[str, Any] = {
+        "data.train_files": [name, f"{name}/b"],
+        "data.val_files": f"{name}/test.parquet",
+        "actor_rollout_ref.model.path": name,
+        "critic.model.path": name,
+        "trainer.experiment_name": name,
+        "trainer.n_gpus_per_node": 2,
+        "trainer.max_actor_ckpt_to_keep": None,
+    }
+    config = load_config("published", ["trainer.n_gpus_per_node=3"], values=values)
+    assert config.data.train_files == [name, f"{name}/b"]
+    assert config.data.val_files == f"{name}/test.parquet"
+    assert (config.actor_rollout_ref.model.path, config.critic.model.path) == (name, name)
+    assert config.output_dir == f"checkpoints/Ranking-FM/{name}"
+    assert (config.trainer.n_gpus_per_node, config.trainer.max_actor_ckpt_to_keep) == (
+        3,
+        None,
+    )  # an override comes after
+    assert to_dict(config)["trainer"]["experiment_name"] == name
+    (tmp_path / "config.yaml").write_text(to_yaml(config), encoding="utf-8")
+    assert load_config("config", config_path=str(tmp_path)) == config
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_variable_that_a_config_looks_up_is_what_it_is(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("R1RANKER_TEST_NAME", name)
+    given = ["trainer.experiment_name=${oc.env:R1RANKER_TEST_NAME}"]
+    given += ["data.train_files=${oc.env:R1RANKER_TEST_NAME}/train.parquet"]
+    config = load_config("published", [*PATHS, *given])
+    assert (config.trainer.experiment_name, config.data.train_files) == (name, f"{name}/train.parquet")
+
+
+@pytest.mark.parametrize("name", ["1e3", "true", "False", "0010", "1_000", "007", ".5", "-1", "nan", "0x10"])
+def test_what_looks_like_a_number_is_text_where_text_is_set(name: str) -> None:
+    config = load_config("published", [*PATHS, f"trainer.experiment_name={name}", f"data.train_files={name}"])
+    assert (config.trainer.experiment_name, config.data.train_files) == (name, name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["/home/Jürgen/x", "dt=2026-01-01", "数据", "a,b", "(a)", "{a}", "it's", '"x', "a#b", "~a", "a!", "a}", "glob(*)"],
+)
+def test_an_override_that_hydra_does_not_take_is_named_with_its_cure(name: str) -> None:
+    written = f"trainer.experiment_name={name}"
+    with pytest.raises(UserError) as caught:
+        load_config("published", [*PATHS, written])
+    message = str(caught.value)
+    assert message.startswith(f"override {written!r}: ")
+    assert "published.yaml" not in message
+    (again,) = shlex.split(message.partition("in quotes, for a shell: ")[2])
+    assert load_config("published", [*PATHS, again]).trainer.experiment_name == name
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("data.train_batch_size=many", "data.train_batch_size: found 'many'; an integer is wanted"),
+        ("trainer.experiment_name=[a]", "trainer.experiment_name: found ['a']; text is wanted"),
+        ("trainer.experiment_name='${nope}'", "trainer.experiment_name: Interpolation key 'nope' not found"),
+        (
+            "trainer={experimnt_name: x}",
+            "unknown key 'trainer.experimnt_name' (did you mean 'trainer.experiment_name'?)",
+        ),
+        ("trainer.experiment_name=???", "trainer.experiment_name: found '???'"),
+        ("trainer.experiment_name='\udcfc'", "trainer.experiment_name: found '\\udcfc'; a name in UTF-8 is wanted"),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_of_the_override_that_sets_it(override: str, said: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_config("published", [*PATHS, override])
+    assert str(caught.value).startswith(f"override {override!r}: {said}")
+
+
+@pytest.mark.parametrize(
+    ("written", "read"), [("1e3", 1000.0), ("true", True), ("007", 7), ("1_000", 1000), (".5", 0.5)]
+)
+def test_a_number_in_a_file_is_not_made_a_text(written: str, read: object, tmp_path: Path) -> None:
+    (tmp_path / "own.yaml").write_text(f"trainer: {{experiment_name: {written}}}\nalgorithm: {{adv_estimator: gae}}\n")
+    with pytest.raises(UserError, match=rf"own\.yaml: trainer\.experiment_name: found {read!r}; text is wanted"):
+        load_config("own", PATHS, str(tmp_path))
+    (tmp_path / "own.yaml").write_text(
+        f"trainer: {{experiment_name: '{written}'}}\nalgorithm: {{adv_estimator: gae}}\n"
+    )
+    assert load_config("own", PATHS, str(tmp_path)).trainer.experiment_name == written
+
+
+def test_a_directory_of_configs_has_any_name(tmp_path: Path) -> None:
+    for name in NAMES:
+        here = tmp_path / name.strip("/")
+        here.mkdir(parents=True, exist_ok=True)
+        (here / "own.yaml").write_text("trainer: {seed: 7}\nalgorithm: {adv_estimator: gae}\n")
+        assert load_config("own", PATHS, str(here)).trainer.seed == 7
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "found"),
+    [
+        ("data.source=/d/[a] b", "source", "/d/[a] b"),
+        ("data.source=/d/a #1", "source", "/d/a #1"),
+        ("data.source=/home/Jürgen/dt=1", "source", "/home/Jürgen/dt=1"),
+        ("data.source=1e3", "source", "1e3"),
+        ("data.source='1e3'", "source", "1e3"),
+        ("data.source={a", "source", "{a"),
+        ("data.limit=3", "limit", 3),
+        ("data.limit=null", "limit", None),
+        ("data.tasks=[Rec-Movie]", "tasks", ["Rec-Movie"]),
+    ],
+)
+def test_a_text_of_an_experiment_is_taken_as_it_stands(override: str, key: str, found: object) -> None:
+    assert getattr(load_experiment("rec_movie", ["data.source=x", override]).data, key) == found
+
+
+@pytest.mark.parametrize("override", ["data.limit=[", "steps=x", "stepps=3", "data.limit", "a.b=1"])
+def test_a_mistake_in_an_experiments_override_names_it(override: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_experiment("rec_movie", ["data.source=x", override])
+    assert str(caught.value).startswith(f"override {override!r}: ")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_arms_override_is_checked_before_anything_is_made(tmp_path: Path) -> None:
+    experiment = load_experiment("direct_iterative")
+    arm = next(iter(experiment.arms.values()))
+    for wrong in ("trainer.experiment_name=数据", "trainer.nope=1", "actor_rollout_ref.rollout.n=1"):
+        arm.overrides = [wrong]
+        with pytest.raises(UserError, match=r"trainer|rollout\.n"):
+            run_experiment(experiment, tmp_path / "out")
+        assert not list(tmp_path.iterdir())
+
+
+def test_arms_are_trained_under_any_path(tmp_path: Path) -> None:
+    experiment = load_experiment("direct_iterative")
+    label = next(iter(experiment.arms))
+    for name in NAMES:
+        config = training_config(experiment, label, 1, f"{name}/base", Path(name), Path(name) / label)
+        assert config.data.train_files == f"{Path(name)}/{experiment.arms[label].mode}_ranking/train.parquet"
+        assert (config.actor_rollout_ref.model.path, config.output_dir) == (f"{name}/base", f"{Path(name)}/{label}")
