@@ -72,6 +72,10 @@ class Place:
         (self.here / name).write_bytes(content)
         return str(self.here / name)
 
+    def directory(self, name: str) -> Path:
+        (self.here / name).mkdir(parents=True)
+        return self.here / name
+
     def training(self, mode: str = "iterative") -> str:
         return str(self.toy / f"{mode}_ranking" / "train.parquet")
 
@@ -210,6 +214,16 @@ CASES: dict[str, tuple[Command, tuple[str, ...]]] = {
     "task without rows": (evaluate("--dataset", "Rec-Music", "--data", lambda p: p.bench()), ("no test rows of Rec-Music",)),
     # the quick start
     "no steps": (lambda p: ["quickstart", "--steps", "0", "--output", str(p.here / "out")], ("--steps: found 0",)),
+    "fewer rows than a step's": (lambda p: ["quickstart", "--size", "5", "--output", str(p.here / "out")], ("--size: found 5", "at least 6")),
+    "no output": (lambda p: ["quickstart", "--output", " "], ("--output: found nothing",)),
+    "output of the quick start is a file": (lambda p: ["quickstart", "--output", p.file("taken")], ("taken", "a writable directory")),
+    "output of the quick start below a file": (lambda p: ["quickstart", "--output", p.file("taken") + "/out"], ("taken", "a writable directory")),
+    "a file where results go": (
+        lambda p: ["quickstart", "--output", str(Path(p.file("eval")).parent)], ("found a file eval", "the place of a directory"),
+    ),
+    "a directory where the report goes": (
+        lambda p: ["quickstart", "--output", str(p.directory("out/report.html").parent)], ("found a directory report.html",),
+    ),
 }  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +24,8 @@ from r1ranker.quickstart import run as quickstart
 from r1ranker.tasks.catalog import TASK_NAMES
 
 ROOT = Path(__file__).resolve().parents[2]
+HOSTILE = 'Jürgen\'s 数据 (v=1), [a] {b: c} #1 ~!$HOME "q" ${x} %s a\\'
+"""the name of a directory with what means something to a shell, hydra, OmegaConf, YAML, a glob pattern or a format string"""
 PUBLISHED = {
     "N_GPUS": "2",
     "BASE_MODEL": "Qwen/Qwen2.5-3B-Instruct",
@@ -52,6 +55,8 @@ def test_a_missing_variable_is_named_with_an_example(name: str) -> None:
 def test_the_published_commands_lead_from_data_to_an_evaluated_model(
     toy: Path, tiny_model: str, tmp_path: Path
 ) -> None:
+    tmp_path = tmp_path / HOSTILE
+    shutil.copytree(tiny_model, tmp_path / "model")
     for mode in ("direct", "iterative"):
         script = str(ROOT / "examples" / "data_preprocess" / f"{mode}_data_generation.py")
         printed = call(sys.executable, script, "--source", str(toy / "bench"), cwd=tmp_path).stdout
@@ -64,9 +69,13 @@ def test_the_published_commands_lead_from_data_to_an_evaluated_model(
         "data.train_batch_size=8", "data.max_response_length=24", "actor_rollout_ref.actor.ppo_mini_batch_size=4",
         "data.val_max_samples=9", "trainer.total_training_steps=2", "trainer.test_freq=-1",
     ]  # fmt: skip
-    variables = PUBLISHED | {"BASE_MODEL": tiny_model}
+    variables = PUBLISHED | {
+        "BASE_MODEL": str(tmp_path / "model"),
+        "DATA_DIR": str(tmp_path / "data" / "iterative_ranking"),
+        "EXPERIMENT_NAME": "1e3",
+    }
     call("bash", str(ROOT / "scripts" / "Ranking_FM.sh"), *overrides, cwd=tmp_path, **variables)
-    run = tmp_path / "checkpoints" / "Ranking-FM" / "iterative_ranking"
+    run = tmp_path / "checkpoints" / "Ranking-FM" / "1e3"
     steps = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in steps] == [0, 1, 2]
     assert steps[-1]["rollout/logprob_diff_max"] < 1e-4
@@ -130,6 +139,7 @@ def test_the_quick_start_goes_from_nothing_to_two_evaluated_rankers(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "200")
+    tmp_path = tmp_path / HOSTILE
     quickstart(tmp_path, steps=1, sft_steps=2, size=16)
     printed = capsys.readouterr().out
     rankers = ("IRanker, before", "IRanker, after", "DRanker, before", "DRanker, after")

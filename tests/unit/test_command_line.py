@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import pwd
 import runpy
 import signal
 import subprocess
@@ -13,6 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+import pyarrow.parquet as pq
 import pytest
 import typer
 from typer.main import get_command
@@ -260,6 +263,49 @@ def test_the_scripts_of_the_sources_refuse_the_tasks_of_others(name: str, given:
     known = ", ".join(map(repr, tasks))
     assert done.returncode == 2
     assert done.stderr == f"error: Invalid value for '--task': 'Rec-Film' is not one of {known}. (see --help)\n"
+
+
+def without_home(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A user who has neither HOME nor an entry in the password file, as in a container run under a number."""
+
+    def unknown(number: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {number}")
+
+    for name in ("HOME", "R1RANKER_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", unknown)
+
+
+def test_a_user_without_a_home_has_one_for_the_time_of_a_command(
+    call: Call, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    without_home(monkeypatch)
+    at_the_end: list[Any] = []
+    monkeypatch.setattr("r1ranker.errors._NOTED", set())
+    monkeypatch.setattr("atexit.register", lambda *given, **named: at_the_end.append((given, named)))
+    code, _, said = call("--version")
+    home = Path(os.environ["HOME"])
+    ((remove, *given), named) = at_the_end[0]
+    assert (code, home.is_dir(), Path("~/x").expanduser()) == (0, True, home / "x")
+    assert (
+        said == f"note: this user has no home: caches go to {home}, and are deleted at the end; HOME=DIR keeps them\n"
+    )
+    remove(*given, **named)
+    assert not home.exists()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert call("--version")[2] == ""
+    assert os.environ["HOME"] == str(tmp_path)
+
+
+def test_rows_are_tokenised_without_a_home(monkeypatch: pytest.MonkeyPatch, toy: Path, tiny_model: str) -> None:
+    from r1ranker.data.loader import load_prompts
+    from r1ranker.pretrained import load_tokenizer
+
+    without_home(monkeypatch)
+    file = str(toy / "direct_ranking" / "test.parquet")
+    tokenizer = load_tokenizer(tiny_model)
+    found, _ = load_prompts([file], tokenizer, 2000)
+    assert len(found) == pq.read_metadata(file).num_rows
 
 
 REQUESTS = [
