@@ -116,6 +116,8 @@ REFUSED = {
     "data.val_batch_size=-5": "at least 1",
     "trainer.seed=-1": "at least 0",
     "trainer.experiment_name='${nope}'": "nope",
+    "trainer.logger=[wandb] trainer.project_name=a:b": "none of / \\ # ? % :",
+    f"trainer.logger=[wandb] trainer.project_name={'x' * 129}": "at most 128 characters",
 }
 
 

@@ -64,6 +64,11 @@ def _check_choices(config: Config) -> None:
         _one_of(f"{where}.lr_scheduler_type", optim.lr_scheduler_type, ("constant", "cosine"))
     for logger in config.trainer.logger:
         _one_of("trainer.logger", logger, ("console", "jsonl", "wandb", "tensorboard"))
+    project = config.trainer.project_name
+    if "wandb" in config.trainer.logger and (len(project) > 128 or set(project) & set(r"/\#?%:")):
+        raise UserError(
+            f"trainer.project_name: found {project!r}; wandb takes at most 128 characters, and none of / \\ # ? % :"
+        )
     if config.data.curriculum is not None:
         _one_of("data.curriculum", config.data.curriculum, ("pool_size",))
     if config.data.answer_style is not None:
