@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
 from collections import Counter
@@ -302,3 +303,13 @@ def test_half_a_surrogate_pair_is_named_with_its_row_and_nothing_is_written(tmp_
     with pytest.raises(UserError, match=r"row 1: found 'c\\ud800d', half a surrogate pair; text is wanted"):
         write_rows(rows, str(tmp_path / "rows.parquet"), schema)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", ["run:1", "s3:x", "file:x", "hdfs:x", "zip::x", "gs:/bucket", "[a] *?", "数据 (v=1)"])
+def test_a_relative_path_is_no_address(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for directory in (name, str(tmp_path / name)):
+        prepare(PrepareOptions("toy", directory, think=False, size=2, tasks=["Rec-Movie"]))
+        read = list(read_training_rows([f"{directory}/direct_ranking/train.parquet"]))
+        assert len(read) == 2
+    assert {path.parts[0] for path in map(Path, os.listdir())} == {Path(name).parts[0]}

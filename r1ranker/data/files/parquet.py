@@ -98,7 +98,7 @@ class RowWriter:
 
     def __init__(self, path: Path, schema: pa.Schema) -> None:
         self.count = 0
-        self._writer = pq.ParquetWriter(path, schema)
+        self._writer = pq.ParquetWriter(path.absolute(), schema)  # run:1/x would be a URI
         self._schema = schema
         self._buffer: list[dict[str, Any]] = []
 

@@ -65,7 +65,7 @@ def open_parquet(path: str) -> pq.ParquetFile:
     if not Path(path).is_file():
         raise UserError(f"{path}: no such file; a parquet file is wanted")
     try:
-        return pq.ParquetFile(path)
+        return pq.ParquetFile(Path(path).absolute())  # run:1/x would be a URI
     except (pa.ArrowException, OSError, ValueError) as error:
         raise UserError(f"{path}: not a parquet file, or cut short ({first_line(error, 200)})") from error
 
