@@ -118,3 +118,20 @@ def tiny_model(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
 def untied_model(toy: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     """The same with an output embedding of its own."""
     return _model(toy, tmp_path_factory.mktemp("models") / "untied", tie=False)
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> str:
+    """SmolLM2-135M-Instruct, fetched once into a cache that later runs find again."""
+    from r1ranker.errors import UserError
+    from r1ranker.model.fetch import fetch_model
+
+    directory = Path("~/.cache/r1ranker-tests").expanduser() / "SmolLM2-135M-Instruct"
+    if not directory.is_dir():
+        try:
+            directory.parent.mkdir(parents=True, exist_ok=True)
+            fetch_model(directory.name, directory)
+        except (UserError, OSError) as error:
+            if not directory.is_dir():  # nor has the other worker fetched it meanwhile
+                pytest.skip(f"SmolLM2-135M-Instruct cannot be had here: {error}")
+    return str(directory)

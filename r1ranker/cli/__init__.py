@@ -11,11 +11,18 @@ from r1ranker.cli.data import prepare
 from r1ranker.cli.evaluation import compare, evaluate, experiment, report
 from r1ranker.cli.ranking import rank
 from r1ranker.cli.run import add_command, new_app, run_app
-from r1ranker.cli.training import export, init_model, replay, sft, train
+from r1ranker.cli.training import export, fetch_model, init_model, replay, sft, train
 
 COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     "Data": {"prepare": prepare},
-    "Models": {"init-model": init_model, "sft": sft, "train": train, "export": export, "replay": replay},
+    "Models": {
+        "fetch-model": fetch_model,
+        "init-model": init_model,
+        "sft": sft,
+        "train": train,
+        "export": export,
+        "replay": replay,
+    },
     "Rankings": {"rank": rank, "eval": evaluate, "compare": compare, "report": report, "experiment": experiment},
 }
 """heading in the help -> name -> what runs"""

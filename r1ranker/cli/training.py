@@ -12,6 +12,22 @@ from r1ranker.errors import UserError, check_at_least
 TOKENIZER = "Tokenizer"
 
 
+def fetch_model(
+    source: Annotated[str, typer.Argument(metavar="NAME | FILE.gguf", help="a model of the catalogue, or a GGUF file")],
+    output: Annotated[str, typer.Argument(help="directory to write, which is not there yet")],
+) -> None:
+    """Fetch a pretrained model, or unpack a GGUF file.
+
+    The catalogue: SmolLM2-135M-Instruct, SmolLM2-360M-Instruct, Qwen2.5-0.5B-Instruct, Qwen2.5-3B-Instruct.
+    """
+    from pathlib import Path
+
+    from r1ranker.model.fetch import fetch_model as fetch
+
+    origin = fetch(source, Path(output))
+    print(f"{output}: from {origin}")
+
+
 def init_model(
     output: Annotated[str, typer.Argument(help="directory to write")],
     data: TrainingFiles,
