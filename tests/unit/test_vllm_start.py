@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -19,7 +21,7 @@ if not find_spec("vllm"):
     pytest.skip("vLLM is not installed; '.[cpu]' brings it", allow_module_level=True)
 
 from r1ranker.rollout.vllm_failure import raise_if_out_of_memory
-from r1ranker.rollout.vllm_start import engine_arguments, separate_compile_cache, set_environment
+from r1ranker.rollout.vllm_start import engine_arguments, plain_path, separate_compile_cache, set_environment
 
 GPU, CPU = torch.device("cuda"), torch.device("cpu")
 GIB = 2**30
@@ -39,6 +41,19 @@ def test_weights_that_come_by_syncs_are_not_read(tiny_model: str) -> None:
     for device in (GPU, CPU):
         assert arguments_of(tiny_model, device, synced_weights=True)["load_format"] == "dummy"
         assert arguments_of(tiny_model, device)["load_format"] == "auto"
+
+
+@pytest.mark.parametrize("name", ["[a] model", "model*", "what?", "[!x]", "Jürgen's (v=1)"])
+def test_weights_are_found_whatever_the_path_is_called(name: str, tiny_model: str, tmp_path: Path) -> None:
+    from vllm.config import LoadConfig
+    from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
+
+    shutil.copytree(tiny_model, tmp_path / name)
+    path = plain_path(str(tmp_path / name))
+    _, found, *_ = DefaultModelLoader(LoadConfig())._prepare_weights(path, None, None, False, None)
+    (file,) = found
+    assert Path(file).samefile(tmp_path / name / "model.safetensors")
+    assert plain_path("some/[model]") == "some/[model]"  # a hub id
 
 
 def test_the_type_is_the_settings(tiny_model: str) -> None:
