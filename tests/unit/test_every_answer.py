@@ -24,6 +24,7 @@ from r1ranker.trainer.config.load import load_config
 from r1ranker.trainer.config.schema import Config
 from r1ranker.trainer.experience.enumeration import _enumerate_paths, answer_probabilities, enumerate_answers
 from r1ranker.trainer.loop import Run
+from r1ranker.trainer.monitoring.metrics import batch_metrics
 from r1ranker.trainer.workers.cluster import start_cluster
 
 
@@ -96,7 +97,8 @@ def test_the_gradient_is_that_of_the_expected_reward_or_its_logarithm(
         sampling = run.sampler.begin(cluster, 1, 0, {})
         sampling.receive({})
         trajectories, metrics = sampling.trajectories({})
-        assign_advantages(trajectories, config.algorithm, run.kl_control, every_answer=True)
+        metrics |= assign_advantages(trajectories, config.algorithm, run.kl_control, every_answer=True)
+        metrics |= batch_metrics(trajectories, 1000, 1000)
         assign_loss_weights(trajectories, "token-mean")
         gradients = cluster.each("gradients", [([trajectories],)])[0]
     run.close()
@@ -116,7 +118,13 @@ def test_the_gradient_is_that_of_the_expected_reward_or_its_logarithm(
     for name, value in wanted.items():
         np.testing.assert_allclose(gradients[name], value, atol=2e-6, rtol=1e-3, err_msg=name)
     weighted = sum(size * mean for size, mean in means) / sum(size for size, _ in means)
-    assert metrics["reward/score/mean"] == pytest.approx(weighted, abs=1e-5)
+    for name in ("reward/score/mean", "critic/score/mean", "critic/rewards/mean"):
+        assert metrics[name] == pytest.approx(weighted, abs=1e-5), name
+    # what is better than the mean of its group is so by as much as the rest is worse: weighted by the policy
+    assert metrics["critic/advantages/mean"] == pytest.approx(0, abs=1e-6)
+    assert (
+        abs(np.mean([one.score for one in trajectories]) - weighted) > 1e-3
+    )  # all answers alike would be another figure
 
 
 def test_weights_that_have_diverged_are_named(config: Config, toy: Path, tiny_model: str, tmp_path: Path) -> None:

@@ -98,7 +98,8 @@ def _token_rewards(
         tokens = max(1, sum(int(trajectory.valid.sum()) for trajectory in trajectories))
         metrics["actor/reward_kl_penalty"] = float(sum(kl.sum() for kl in penalties) / tokens)
         kl_control.update(metrics["actor/reward_kl_penalty"], len(trajectories))
-    return rewards, metrics | summarise("critic/rewards", np.array([reward.sum() for reward in rewards]))
+    standing = np.array([trajectory.sample_weight for trajectory in trajectories])
+    return rewards, metrics | summarise("critic/rewards", np.array([reward.sum() for reward in rewards]), standing)
 
 
 def _kl_penalty(trajectory: Trajectory, kind: str) -> np.ndarray:

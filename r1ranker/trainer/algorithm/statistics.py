@@ -26,12 +26,12 @@ def explained_variance(values: np.ndarray, returns: np.ndarray) -> float:
     return 1.0 - float(np.var(returns - values)) / variance if variance > 0 else 0.0
 
 
-def summarise(name: str, values: np.ndarray) -> dict[str, float]:
-    """Mean, maximum and minimum under `name`; nothing for no values."""
+def summarise(name: str, values: np.ndarray, weights: np.ndarray | None = None) -> dict[str, float]:
+    """Mean (weighted by `weights`, shaped as `values`, where given), maximum and minimum under `name`; nothing for no values."""
     if len(values) == 0:
         return {}
     return {
-        f"{name}/mean": float(values.mean()),
+        f"{name}/mean": float(np.average(values, weights=weights)),
         f"{name}/max": float(values.max()),
         f"{name}/min": float(values.min()),
     }

@@ -53,30 +53,26 @@ _PATTERNS = [_pattern(entry) for entry in METRIC_NAMES]
 
 
 def batch_metrics(trajectories: Sequence[Trajectory], max_prompt: int, max_response: int) -> dict[str, float]:
-    """Scores, lengths, advantages and values of a batch."""
+    """Scores, lengths, advantages and values of a batch; a response counts as many samples as it stands for."""
     scores = np.array([trajectory.score for trajectory in trajectories])
     prompts = np.array([len(trajectory.prompt_ids) for trajectory in trajectories])
     responses = np.array([len(trajectory.response_ids) for trajectory in trajectories])
-    metrics = (
-        summarise("critic/score", scores)
-        | summarise("prompt_length", prompts)
-        | summarise("response_length", responses)
-    )
     standing = np.array([trajectory.sample_weight for trajectory in trajectories])
-    if len(scores):
-        metrics["critic/score/mean"] = float(np.average(scores, weights=standing))
-    metrics["prompt_length/clip_ratio"] = float((prompts >= max_prompt).mean())
-    metrics["response_length/clip_ratio"] = float(
-        np.mean([trajectory.finish_reason == "length" for trajectory in trajectories])
+    metrics = (
+        summarise("critic/score", scores, standing)
+        | summarise("prompt_length", prompts)
+        | summarise("response_length", responses, standing)
     )
+    metrics["prompt_length/clip_ratio"] = float((prompts >= max_prompt).mean())
+    cut = [trajectory.finish_reason == "length" for trajectory in trajectories]
+    metrics["response_length/clip_ratio"] = float(np.average(cut, weights=standing))
     for name in ("advantages", "returns", "values"):
-        columns = [
-            getattr(trajectory, name)[trajectory.valid]
-            for trajectory in trajectories
-            if getattr(trajectory, name) is not None
-        ]
+        having = [trajectory for trajectory in trajectories if getattr(trajectory, name) is not None]
+        columns = [getattr(trajectory, name)[trajectory.valid] for trajectory in having]
         if columns:
-            metrics |= summarise(f"critic/{name}", np.concatenate(columns))
+            counts = [trajectory.sample_weight for trajectory in having]
+            tokens = np.repeat(counts, [len(column) for column in columns])
+            metrics |= summarise(f"critic/{name}", np.concatenate(columns), tokens)
     if all(trajectory.values is not None and trajectory.returns is not None for trajectory in trajectories):
         values = np.concatenate([trajectory.values[trajectory.valid] for trajectory in trajectories])  # type: ignore[index]
         returns = np.concatenate([trajectory.returns[trajectory.valid] for trajectory in trajectories])  # type: ignore[index]
