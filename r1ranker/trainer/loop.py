@@ -29,6 +29,7 @@ from r1ranker.trainer.experience.sampler import Sampler
 from r1ranker.trainer.experience.validation import validate
 from r1ranker.trainer.monitoring.metrics import policy_lag, step_metrics, timed
 from r1ranker.trainer.monitoring.non_finite import NonFiniteSteps, refuse_non_finite
+from r1ranker.trainer.monitoring.rollouts import RolloutLog
 from r1ranker.trainer.prepare import is_stale, prepare
 from r1ranker.trainer.scoring.pool import RewardPool
 from r1ranker.trainer.update import Updater
@@ -72,6 +73,7 @@ class Run:
         target = control.target_kl if control.type == "adaptive" else None
         self.kl_control = KLController(control.kl_coef, target, control.horizon)
         self.bad_steps = NonFiniteSteps(config, tokenizer)
+        self.rollouts = RolloutLog(config, tokenizer)
         self.best: float | None = None
         """the highest trainer.best_metric so far"""
         self.saved = 0
@@ -99,6 +101,7 @@ class Run:
                 prepare(cluster, self.config, trajectories, version, timing)
                 # 5. advantages
                 learned = self.estimate(trajectories, timing)
+                self.rollouts.write(step, batch.prompts, trajectories, batch.parts)
                 # 6. update critic and actor
                 metrics |= learned | self.updater.update(cluster, trajectories, step, timing)
             self.sampler.receive_ahead(timing)

@@ -107,6 +107,10 @@ def _check_ranges(config: Config) -> None:
     for key, value in at_least_zero.items():
         if value < 0:
             raise UserError(f"{key}: found {value}; at least 0 is wanted")
+    if trainer.rollout_data_prompts < -1:
+        raise UserError(
+            f"trainer.rollout_data_prompts: found {trainer.rollout_data_prompts}; at least 0, or -1 for all, is wanted"
+        )
     optional = {
         "data.val_batch_size": config.data.val_batch_size,
         "critic.ppo_epochs": config.critic.ppo_epochs,

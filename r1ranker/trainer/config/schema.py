@@ -292,6 +292,10 @@ class TrainerConfig:
     experiment_name: str = "ranking"
     default_local_dir: str | None = None
     """null: checkpoints/<project_name>/<experiment_name>"""
+    rollout_data_dir: str | None = None
+    """rollouts to read, a file a step; null: rollouts/ in the run's directory"""
+    rollout_data_prompts: int = 2
+    """prompts of a step whose responses are written there; 0: none, -1: all"""
     default_hdfs_dir: str | None = None
     """checkpoints go to a local directory: only null is taken"""
     logger: list[str] = field(default_factory=lambda: ["console"])

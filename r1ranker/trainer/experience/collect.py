@@ -54,6 +54,8 @@ class SampledBatch:
         """of rewards so far, as their threads tell it"""
         self.failures: list[Failure] = []
         """of rewards, once all are computed"""
+        self.parts: list[dict[str, float]] = []
+        """of the reward of each of its trajectories"""
 
     def receive(self, timing: dict[str, float]) -> None:
         """Wait until every response is complete, and hand each to the reward as it comes.
@@ -116,6 +118,7 @@ class SampledBatch:
             for group, (prompt, samples) in enumerate(zip(self.prompts, self._completions, strict=True))
             for sample, weight in zip(samples, self._sample_weights(samples), strict=True)
         ]
+        self.parts = [parts for parts in outcomes if not isinstance(parts, Failure)]
         trajectories = [
             Trajectory(
                 prompt_ids=list(prompt.token_ids),

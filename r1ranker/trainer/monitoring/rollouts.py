@@ -1,0 +1,96 @@
+"""Rollouts to read: a step's prompts, responses, rewards and advantages as JSON lines, a file a step."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedTokenizerBase
+
+from r1ranker.atomic import atomic_path
+from r1ranker.data.prompt_store import Prompt
+from r1ranker.trainer.batch.trajectory import Trajectory
+from r1ranker.trainer.config.schema import Config
+from r1ranker.trainer.scoring.outcome import decode_response, describe_row
+
+DIRECTORY = "rollouts"
+"""in the run's directory, where trainer.rollout_data_dir names no other"""
+MOST_BYTES = 2**28
+"""of all files; the oldest steps go first"""
+MOST_CHARACTERS = 20_000
+"""of a text"""
+_FILE = re.compile(r"(\d+)\.jsonl")
+
+
+class RolloutLog:
+    """Writes the rollouts of the first prompts of each step's batch."""
+
+    def __init__(self, config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
+        trainer = config.trainer
+        self._directory = Path(trainer.rollout_data_dir or f"{config.output_dir}/{DIRECTORY}")
+        self._prompts = trainer.rollout_data_prompts
+        self._tokenizer = tokenizer
+        self._sizes: dict[int, int] | None = None
+        """step -> bytes of its file, the oldest first"""
+
+    def write(
+        self,
+        step: int,
+        prompts: Sequence[Prompt],
+        trajectories: Sequence[Trajectory],
+        parts: Sequence[Mapping[str, float]],
+    ) -> None:
+        """Write `step` as a file of lines, one a response; `parts` are those of each trajectory's reward.
+
+        The keys `input`, `output`, `gts`, `score` and `step` are veRL's. Raises UserError where the directory cannot be written.
+        """
+        if not self._prompts:
+            return
+        chosen = [
+            self._row(step, prompts[one.group_id], one, own)
+            for one, own in zip(trajectories, parts, strict=True)
+            if self._prompts < 0 or one.group_id < self._prompts
+        ]
+        file = self._directory / f"{step}.jsonl"
+        with atomic_path(file) as temporary:
+            # half surrogate pairs, which JSON would escape and no encoding takes, become question marks
+            lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in chosen)
+            temporary.write_text("".join(lines), encoding="utf-8", errors="replace")
+        self._drop_oldest(step, file.stat().st_size)
+
+    def _row(self, step: int, prompt: Prompt, one: Trajectory, parts: Mapping[str, float]) -> dict[str, Any]:
+        response = decode_response(self._tokenizer, one.response_ids, one.finish_reason == "stop")
+        advantages = None if one.advantages is None else [float(value) for value in one.advantages]
+        return {
+            "step": step,
+            "row": describe_row(prompt),
+            "input": _cut(str(self._tokenizer.decode(list(prompt.token_ids), skip_special_tokens=False))),
+            "output": _cut(response),
+            "gts": prompt.ground_truth,
+            "score": one.score,
+            "parts": {name: value for name, value in parts.items() if name != "score"},
+            "advantage": advantages[0] if advantages and len(set(advantages)) == 1 else advantages,
+            "tokens": len(one.response_ids),
+            "finish_reason": one.finish_reason,
+            "logprob": float(one.rollout_logprobs.sum()),
+            "weight": one.sample_weight,
+        }
+
+    def _drop_oldest(self, step: int, size: int) -> None:
+        if self._sizes is None:
+            found = ((_FILE.fullmatch(file.name), file) for file in self._directory.iterdir())
+            steps = {int(match[1]): file.stat().st_size for match, file in found if match}
+            self._sizes = dict(sorted(steps.items()))
+        self._sizes.pop(step, None)
+        self._sizes[step] = size
+        while sum(self._sizes.values()) > MOST_BYTES and len(self._sizes) > 1:
+            oldest = next(iter(self._sizes))
+            (self._directory / f"{oldest}.jsonl").unlink(missing_ok=True)
+            del self._sizes[oldest]
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= MOST_CHARACTERS else f"{text[:MOST_CHARACTERS]} ... ({len(text):,} characters)"
