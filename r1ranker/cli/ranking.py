@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator
 from contextlib import redirect_stdout
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -60,6 +61,7 @@ def rank(
     from r1ranker.atomic import atomic_path
     from r1ranker.data.prepare import know_own_task
     from r1ranker.data.sources.user_files import read_requests
+    from r1ranker.evaluation.progress import follow
     from r1ranker.pretrained import load_tokenizer
     from r1ranker.ranking.conversation import EliminationSettings
     from r1ranker.ranking.lengths import required_length
@@ -84,7 +86,9 @@ def rank(
         length = required_length(model, load_tokenizer(model), settings, examples, max_model_len, engine)
         ranker = Ranker.from_pretrained(model, settings=settings, engine=engine, gpu=gpu_id, max_model_len=length)
         try:
-            results = ranker.rank_many(examples)
+            stream = ranker.rank_stream(examples)
+            by_place = dict(follow(stream, len(examples), Path(model).name))
+            results = [by_place[place] for place in range(len(examples))]
         finally:
             ranker.engine.close()
     lines = _lines(requests, results)

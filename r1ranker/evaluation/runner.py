@@ -9,10 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
-from rich.text import Text
-
 from r1ranker.atomic import atomic_path
 from r1ranker.data.files.manifest import source_of
 from r1ranker.data.raw import find_recbole_files
@@ -31,6 +27,7 @@ from r1ranker.evaluation.baselines.scoring import ScoringBaseline
 from r1ranker.evaluation.journal import Journal
 from r1ranker.evaluation.options import ALL, EvaluationOptions
 from r1ranker.evaluation.plan import Plan, plan_evaluations
+from r1ranker.evaluation.progress import follow
 from r1ranker.evaluation.records import Metrics, Record, metrics_of, record_of, strict_metrics_of, summarise_systems
 from r1ranker.evaluation.results import FORMAT, write_trec
 from r1ranker.evaluation.routing import (
@@ -129,13 +126,11 @@ def _rank(
     )
     began, tokens, cached = time.perf_counter(), 0, 0
     try:
-        with _progress() as progress:
-            bar = progress.add_task(Path(plan.model).name, total=len(left))
-            for place, ranked in ranker.rank_stream(test[task][row] for task, row in left):
-                task, row = left[place]
-                kept.add(task, row, record_of(test[task][row], ranked))
-                tokens, cached = tokens + ranked.prompt_tokens, cached + ranked.cached_tokens
-                progress.advance(bar)
+        stream = ranker.rank_stream(test[task][row] for task, row in left)
+        for place, ranked in follow(stream, len(left), Path(plan.model).name):
+            task, row = left[place]
+            kept.add(task, row, record_of(test[task][row], ranked))
+            tokens, cached = tokens + ranked.prompt_tokens, cached + ranked.cached_tokens
     finally:
         ranker.engine.close()
     seconds = time.perf_counter() - began
@@ -222,22 +217,6 @@ def _routing(
     }
     fixed = [baseline for baseline in baselines if isinstance(baseline, FixedLLM)]
     return routing_figures(examples, first, fixed, router, seed)
-
-
-def _progress() -> Progress:
-    columns = (
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        MofNCompleteColumn(),
-        _Rate(),
-        TimeRemainingColumn(),
-    )
-    return Progress(*columns, console=Console(stderr=True), transient=True)
-
-
-class _Rate(ProgressColumn):
-    def render(self, task: Any) -> Text:
-        return Text(f"{task.speed:.1f} queries/s" if task.speed else "")
 
 
 def _write(file: Path, value: dict[str, Any]) -> None:

@@ -358,8 +358,8 @@ def test_rank_words_requests_by_a_template(
 ) -> None:
     own = ROOT / "examples" / "own_data"
     asked: list[Any] = []
-    rank_many = Ranker.rank_many
-    monkeypatch.setattr(Ranker, "rank_many", lambda self, given: rank_many(self, asked.extend(given) or asked))
+    rank_stream = Ranker.rank_stream
+    monkeypatch.setattr(Ranker, "rank_stream", lambda self, given: rank_stream(self, asked.extend(given) or asked))
     given = ("--model", tiny_model, "--template", str(own / "support.yaml"), "--strategy", "direct", *ANSWER)
     code, printed, _ = call("rank", str(own / "support.jsonl"), *given)
     assert (code, {example.task for example in asked}) == (0, {"Support-Articles"})
