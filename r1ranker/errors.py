@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -76,6 +77,12 @@ def exit_on_user_error(command: Callable[[], None]) -> None:
         sys.exit(130)
     except BrokenPipeError:  # the reader of our output went away, as `| head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        # Python's own Path.exists and its like raise it, wherever a path is first looked at
+        print(f"error: {str(error.filename)[:80]}...: the name is too long; a shorter path is wanted", file=sys.stderr)
+        sys.exit(EXIT_BAD_INPUT)
 
 
 def _unwind(number: int, frame: object) -> None:

@@ -6,7 +6,7 @@ import logging
 import os
 from pathlib import Path
 
-from transformers import AutoConfig, AutoTokenizer, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 from r1ranker.errors import UserError, first_line
@@ -54,16 +54,23 @@ def load_tokenizer(path: str) -> PreTrainedTokenizerBase:
 
 def _check_ids(path: str, tokenizer: PreTrainedTokenizerBase) -> None:
     """Raise UserError for ids beyond the embedding; rows of it that no id stands for are fine."""
-    try:
-        rows = getattr(AutoConfig.from_pretrained(path, trust_remote_code=False).get_text_config(), "vocab_size", None)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: config.json cannot be read ({first_line(error, 300)})") from error
+    rows = getattr(load_model_config(path).get_text_config(), "vocab_size", None)
     token, highest = max(tokenizer.get_vocab().items(), key=lambda item: item[1])
     if rows is not None and highest >= rows:
         raise UserError(
             f"{path}: the tokenizer's {token!r} has id {highest:,}, and the model's embedding has {rows:,} rows (vocab_size); "
             "the tokenizer that the model was trained with is wanted"
         )
+
+
+def load_model_config(path: str) -> PretrainedConfig:
+    """The config of a model directory or hub id; raises UserError where it cannot be read."""
+    check_model_directory(path)
+    try:
+        config: PretrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: config.json cannot be read ({first_line(error, 300)})") from error
+    return config
 
 
 def silence_transformers() -> None:

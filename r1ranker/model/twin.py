@@ -60,6 +60,7 @@ def narrow_config(config: PretrainedConfig, window: int | None = None) -> Pretra
         for name, value in changes.items():
             with suppress(AttributeError):  # computed of others
                 setattr(part, name, value)
+        _cut_factors(part)
     return narrow
 
 
@@ -88,6 +89,19 @@ def _narrower(sizes: Mapping[str, int]) -> dict[str, int]:
     if "state_size" in sizes and "num_heads" in sizes:
         changes["num_heads"] = 8  # Mamba 2: heads as wide together as what is expanded
     return changes
+
+
+def _cut_factors(config: PretrainedConfig) -> None:
+    """Give rotary embeddings with a factor for each frequency (LongRoPE) as many as narrow heads have frequencies."""
+    found = getattr(config, "rope_parameters", None)
+    for rope in [found, *found.values()] if isinstance(found, dict) else []:
+        if not isinstance(rope, dict):
+            continue
+        share = rope.get("partial_rotary_factor") or getattr(config, "partial_rotary_factor", None) or 1.0
+        for name in ("short_factor", "long_factor"):
+            if isinstance(rope.get(name), list):
+                width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+                rope[name] = rope[name][: int(width * share) // 2]
 
 
 def _without_tokens(config: PretrainedConfig) -> dict[str, Any]:

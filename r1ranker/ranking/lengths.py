@@ -68,7 +68,7 @@ def required_length(
     """
     prompt, response = find_longest_prompt(tokenizer, settings, examples), settings.max_tokens
     advice = "shorter requests, or a smaller --max_tokens (of a response), are wanted"
-    check_fits(path, prompt, response, advice, has_windows=find_engine(engine) == "vllm")
+    check_fits(path, prompt, response, advice, by_vllm=find_engine(engine) == "vllm")
     needed, holds = prompt + response, load_context_length(path)
     if max_model_len is not None and holds is not None and max_model_len > holds:
         raise UserError(f"--max_model_len: found {max_model_len:,}; {path} holds {holds:,}, so at most that is wanted")

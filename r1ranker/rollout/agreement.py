@@ -15,14 +15,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, PretrainedConfig, PreTrainedModel
+from transformers import PretrainedConfig, PreTrainedModel
 
 from r1ranker.errors import UserError, first_line
 from r1ranker.model.attention import PACKED, SETTING, register_packed
 from r1ranker.model.layout import RowLayout
 from r1ranker.model.policy_model import PolicyModel
 from r1ranker.model.twin import VOCABULARY, build_twin, has_windows, narrow_config, sketch_twin
-from r1ranker.pretrained import check_model_directory, silence_transformers
+from r1ranker.pretrained import load_model_config, silence_transformers
 from r1ranker.rollout.engine import Request, SamplingParams
 from r1ranker.rollout.hf_batch import ContinuousBatch
 from r1ranker.rollout.hf_cache import GROUPED, register_grouped
@@ -48,11 +48,7 @@ def check_architecture(path: str) -> None:
 
     Reads the config of a directory or hub id, and no weights.
     """
-    check_model_directory(path)
-    try:
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: config.json cannot be read ({first_line(error, 300)})") from error
+    config = load_model_config(path)
     key = json.dumps(config.to_dict() | {"_name_or_path": ""}, sort_keys=True, default=str)
     if key not in _faults:
         _faults[key] = find_fault(config)
@@ -95,8 +91,10 @@ def _try_windows(config: PretrainedConfig) -> str | None:
 
 
 def _compare(plain: PreTrainedModel, config: PretrainedConfig, block: str, windowed: bool = False) -> str | None:
-    prompts = _draw((7, 11))
-    sequences = [(prompt, response) for prompt in prompts for response in _draw((_TOKENS, _TOKENS), seed=len(prompt))]
+    size = int(getattr(config.get_text_config(), "vocab_size", VOCABULARY))
+    prompts = _draw((7, 11), size)
+    pairs = ((prompt, _draw((_TOKENS, _TOKENS), size, seed=len(prompt))) for prompt in prompts)
+    sequences = [(prompt, response) for prompt, responses in pairs for response in responses]
     _plain_logprobs(plain, *sequences[0])  # what transformers cannot do itself is not our fault
     packed = build_twin(config, PACKED)
     ways: dict[str, Callable[[], tuple[Sequences, Tensor]]] = {
@@ -141,11 +139,14 @@ def _answer(config: PretrainedConfig, prompts: Sequence[Sequence[int]]) -> tuple
     return sequences, torch.tensor(logprobs)
 
 
-def _draw(lengths: Sequence[int], seed: int = 1) -> list[tuple[int, ...]]:
-    """Token sequences of these lengths."""
+def _draw(lengths: Sequence[int], vocabulary: int, seed: int = 1) -> list[tuple[int, ...]]:
+    """Token sequences of these lengths, of a `vocabulary` of so many."""
     generator = torch.Generator().manual_seed(seed)
     # the first ids are those of padding, beginning and end
-    return [tuple(torch.randint(3, VOCABULARY, (length,), generator=generator).tolist()) for length in lengths]
+    return [
+        tuple(torch.randint(min(3, vocabulary - 1), vocabulary, (length,), generator=generator).tolist())
+        for length in lengths
+    ]
 
 
 @torch.no_grad()

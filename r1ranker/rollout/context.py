@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from transformers import AutoConfig, PretrainedConfig
+from transformers import PretrainedConfig
 
-from r1ranker.errors import UserError, first_line
-from r1ranker.pretrained import check_model_directory
+from r1ranker.errors import UserError
+from r1ranker.pretrained import load_model_config
 
 _KEYS = (
     "max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_target_positions",
@@ -41,18 +41,27 @@ def attention_window(config: PretrainedConfig) -> int | None:
     return window if kinds is None or "sliding_attention" in kinds else None
 
 
+def steady_positions(config: PretrainedConfig) -> int | None:
+    """Positions up to which a sequence's rotary embeddings do not depend on the others of its row; None: at any.
+
+    transformers takes those of the longest sequence for a whole row, beyond what a model with LongRoPE or dynamic scaling
+    was first trained with.
+    """
+    text = config.get_text_config()
+    limits: list[int | None] = []
+    for rope in _rope_parameters(text):
+        kind = str(rope.get("rope_type") or rope.get("type"))
+        if "dynamic" in kind:
+            limits.append(getattr(text, "max_position_embeddings", None))
+        elif kind in ("longrope", "su"):
+            name = "original_max_position_embeddings"
+            limits.append(rope.get(name) or getattr(text, name, None) or getattr(text, "max_position_embeddings", None))
+    return smaller_of(*limits)
+
+
 def load_context_length(path: str) -> int | None:
     """`context_length` of a model directory or hub id; raises UserError where its config cannot be read."""
-    return context_length(_load_config(path))
-
-
-def _load_config(path: str) -> PretrainedConfig:
-    check_model_directory(path)
-    try:
-        config: PretrainedConfig = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"{path}: config.json cannot be read ({first_line(error, 300)})") from error
-    return config
+    return context_length(load_model_config(path))
 
 
 def smaller_of(*lengths: int | None) -> int | None:
@@ -60,14 +69,18 @@ def smaller_of(*lengths: int | None) -> int | None:
     return min((one for one in lengths if one is not None), default=None)
 
 
-def check_fits(path: str, prompt: int, response: int, advice: str, has_windows: bool = False) -> None:
+def check_fits(path: str, prompt: int, response: int, advice: str, by_vllm: bool = False) -> None:
     """Raise UserError where a model holds fewer tokens than the longest prompt and a response together.
 
-    `has_windows`: whether what computes the model knows windows of attention. The trainer and the transformers engine do not.
+    `by_vllm`: it is computed by vLLM alone, which knows windows of attention and gives each sequence its own rotary
+    embeddings. The trainer and the transformers engine do not.
     """
-    config = _load_config(path)
-    window = None if has_windows else attention_window(config)
-    for limit, words in ((context_length(config), "the model holds"), (window, "its layers attend over a window of")):
+    config = load_model_config(path)
+    limits = [(context_length(config), "the model holds")]
+    if not by_vllm:
+        limits.append((attention_window(config), "its layers attend over a window of"))
+        limits.append((steady_positions(config), "its rotary embeddings change for whole rows beyond"))
+    for limit, words in limits:
         if limit is not None and prompt + response > limit:
             raise UserError(
                 f"{path}: the longest prompt has {prompt:,} tokens and a response up to {response:,}, "

@@ -18,7 +18,7 @@ from r1ranker.model.loading import (
 )
 from r1ranker.model.weights import locate_weights, match_parameters, materialise
 from r1ranker.pretrained import load_tokenizer
-from r1ranker.rollout.context import context_length, smaller_of
+from r1ranker.rollout.context import context_length, smaller_of, steady_positions
 from r1ranker.rollout.engine import Completion, EngineSettings, Request, SamplingParams, Session, check_length
 from r1ranker.rollout.hf_batch import ContinuousBatch
 from r1ranker.rollout.hf_cache import GROUPED, register_grouped
@@ -38,7 +38,7 @@ class HFEngine:
         model.set_attn_implementation(GROUPED)
         self.model = model.eval()
         self.tokenizer = tokenizer
-        self.max_model_len = smaller_of(max_model_len, context_length(model.config))
+        self.max_model_len = smaller_of(max_model_len, context_length(model.config), steady_positions(model.config))
         self._max_num_seqs = max_num_seqs
         self._has_weights = True
         self._stop = set(stop_token_ids(model, tokenizer))

@@ -52,6 +52,7 @@ KNOWN_GOOD = (
     ),
     *("cohere", "granite", "glm4", "olmo2", "smollm3", "gpt_neox", "exaone4", "deepseek_v3"),
 )
+LONG_ROPE = {"type": "longrope", "short_factor": [1.0] * 48, "long_factor": [4.0] * 48}
 CONVOLUTIONS = {"num_hidden_layers": 2, "layer_types": ["conv", "full_attention"]}
 
 
@@ -83,6 +84,22 @@ def test_models_of_any_number_of_heads_can_be_tried(hidden_size: int, heads: int
     sizes = {"hidden_size": hidden_size, "num_attention_heads": heads, "num_key_value_heads": groups}
     for name in ("qwen2", "llama"):
         assert find_fault(config_of(name, num_hidden_layers=2, **sizes)) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [
+        ("phi3", {"original_max_position_embeddings": 4096, "rope_scaling": LONG_ROPE, "max_position_embeddings": 131072}),
+        ("phi3", {"original_max_position_embeddings": 4096, "rope_scaling": LONG_ROPE | {"partial_rotary_factor": 0.75},
+                  "hidden_size": 3072, "num_attention_heads": 24, "num_key_value_heads": 8}),
+        ("llama", {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}),
+        ("llama", {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+                                    "original_max_position_embeddings": 8192}}),
+        ("llama", {"vocab_size": 90, "hidden_size": 64, "num_attention_heads": 2, "num_key_value_heads": 1}),
+    ],
+)  # fmt: skip
+def test_scaled_rotary_embeddings_and_small_vocabularies_can_be_tried(name: str, settings: dict[str, Any]) -> None:
+    assert find_fault(config_of(name, num_hidden_layers=2, **settings)) is None
 
 
 @pytest.mark.parametrize(

@@ -25,11 +25,14 @@ from transformers import (
 from r1ranker.errors import UserError
 from r1ranker.evaluation.options import EvaluationOptions
 from r1ranker.evaluation.runner import run_evaluation
+from r1ranker.model.attention import PACKED
+from r1ranker.model.twin import build_twin, narrow_config
 from r1ranker.pretrained import load_tokenizer
 from r1ranker.ranking.lengths import find_longest_prompt, required_length
 from r1ranker.ranking.ranker import Ranker
 from r1ranker.rollout import start
-from r1ranker.rollout.context import context_length, load_context_length
+from r1ranker.rollout.agreement import _draw, _packed_logprobs, _plain_logprobs
+from r1ranker.rollout.context import check_fits, context_length, load_context_length, steady_positions
 from r1ranker.rollout.engine import EngineSettings, Request, SamplingParams
 from r1ranker.rollout.hf import HFEngine
 from r1ranker.rollout.vllm_start import engine_arguments
@@ -286,3 +289,39 @@ def test_a_config_without_a_length_bounds_nothing(tiny_model: str, tmp_path: Pat
     assert load_context_length(tiny_model) == 4096
     with pytest.raises(UserError, match=r"nowhere: no such model directory"):
         load_context_length(str(tmp_path / "nowhere"))
+
+
+ROW_WIDE = {
+    "dynamic": (32, {"rope_type": "dynamic", "factor": 4.0}),
+    "longrope": (128, {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [4.0] * 8, "factor": 4.0,
+                       "original_max_position_embeddings": 32}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ROW_WIDE)
+def test_rotary_embeddings_of_the_longest_sequence_bound_what_shares_a_row(
+    kind: str, tiny_model: str, tmp_path: Path
+) -> None:
+    positions, rope = ROW_WIDE[kind]
+    config = narrow_config(LlamaConfig(num_hidden_layers=2, max_position_embeddings=positions, rope_scaling=rope))
+    assert steady_positions(config) == 32
+    for long, differs in ((27, False), (60, True)):  # with a response of 5
+        prompts, (response,) = _draw((10, long), 128), _draw((5,), 128, seed=9)
+        sequences = [(prompt, response) for prompt in prompts]
+        expected = torch.cat([_plain_logprobs(build_twin(config, "eager"), *one) for one in sequences])
+        found = _packed_logprobs(build_twin(config, PACKED), sequences, shares=False)
+        assert ((found - expected).abs().max().item() > 0.01) == differs
+    shutil.copytree(tiny_model, tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text(config.to_json_string(use_diff=False), encoding="utf-8")
+    path = str(tmp_path / "model")
+    check_fits(path, 27, 5, "shorter ones are wanted")
+    with pytest.raises(UserError, match=r"rotary embeddings change for whole rows beyond 32; shorter ones are wanted"):
+        check_fits(path, 28, 5, "shorter ones are wanted")
+    check_fits(path, 28, 5, "shorter ones are wanted", by_vllm=True)
+    engine = HFEngine(build_twin(config, "eager"), AutoTokenizer.from_pretrained(tiny_model))
+    assert engine.max_model_len == 32
+
+
+def test_other_scalings_are_the_same_for_every_sequence() -> None:
+    for rope in (LLAMA_3, {"rope_type": "linear", "factor": 4.0}, {"rope_type": "yarn", "factor": 4.0}):
+        assert steady_positions(LlamaConfig(rope_scaling=rope)) is None

@@ -179,3 +179,13 @@ def test_a_run_ends_in_a_line_before_it_reads_anything(
     config.trainer.executor = "local"  # to which the variable means nothing
     with pytest.raises(UserError, match="gone"):
         dry_run(config)
+
+
+@pytest.mark.parametrize("path", ["x" * 260, f"{'ü' * 200}/model"])
+def test_a_name_that_no_file_can_have_is_one_line(path: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        exit_on_user_error(lambda: Path(path).is_file() and None)
+    assert ended.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"error: {path[:80]}")
+    assert "the name is too long; a shorter path is wanted" in line

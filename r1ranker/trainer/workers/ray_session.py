@@ -76,9 +76,9 @@ def _started(config: Config) -> Iterator[None]:
                 log_to_driver=True,
                 _temp_dir=directory,
             )
-        except PermissionError as error:
+        except OSError as error:
             raise UserError(
-                f"{error.filename}: {error.strerror}; RAY_TMPDIR=DIR, a directory that Ray can write, is wanted"
+                f"{error.filename or directory}: {error.strerror}; RAY_TMPDIR=DIR, a directory that Ray can write, is wanted"
             ) from error
         try:
             yield
