@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import re
+import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property, lru_cache
-from itertools import product
+from itertools import product, zip_longest
 from typing import TYPE_CHECKING, Any
 
 from r1ranker.data.control_words import ControlWords
@@ -19,9 +20,18 @@ if TYPE_CHECKING:
 
 _OPEN, _CLOSE = "\ue000", "\ue001"  # private-use characters; they stand for a message's content in the template
 _SLOT = re.compile(f"{_OPEN}(\\d+){_CLOSE}")
-_THOUGHT = re.compile(r"(?:<think>\s*)?(?:</think>\s*)?\Z|(?:\[THINK\]\s*)?(?:\[/THINK\]\s*)?\Z")
+_THINK = r"(?:\w+:)?(?:think(?:ing)?|thoughts?|reasoning)"
+_OPENED = rf"(?:<\|?{_THINK}\|?>|\[{_THINK}\]|◁{_THINK}▷|<\|(?:start|begin)_(?:of_)?{_THINK}\|>|<\|channel>thought|<\|inner_prefix\|>)"
+_CLOSED = rf"(?:<\|?/{_THINK}\|?>|\[/{_THINK}\]|◁/{_THINK}▷|<\|end_(?:of_)?{_THINK}\|>|<channel\|>|<\|inner_suffix\|>)"
+_THOUGHT = re.compile(rf"(?:{_OPENED}\s*)?(?:{_CLOSED}\s*)?\Z", re.IGNORECASE)
 """a thought that a template opens, or opens and closes, before what the assistant says"""
-_THOUGHT_TAG = re.compile(r"</?think>|\[/?THINK\]")
+_THOUGHT_TAG = re.compile(f"{_OPENED}|{_CLOSED}", re.IGNORECASE)
+_PROBE = (
+    f'"{string.digits}{string.ascii_letters}{string.punctuation} <b>A  b</b> &amp; \\n "É日本"\n\n  - x\t\'y\' http://a.org/?b=c '
+    + "long text " * 2000
+    + '"'
+)
+"""what a template that escapes, replaces, cuts or wraps texts does not leave as it is"""
 _ROLES = (("user",), ("system", "user"), ("system", "user", "assistant"), ("user", "assistant", "user"))
 """between them, all that a template writes before and behind a turn"""
 
@@ -75,7 +85,8 @@ class ChatTemplate:
 
         A last message of role 'assistant' is begun: nothing comes behind its text. Otherwise the template's opening of an
         assistant's turn comes last. Where the template takes no system turn, its text stands before the next user's, an empty line
-        between. Raises UserError where some text would be missing, come twice or out of order.
+        between. Raises UserError where some text would be missing, changed, come twice or out of order, or where nothing opens the
+        begun turn.
         """
         if roles not in self._layouts:
             self._layouts[roles] = self._find_layout(roles)
@@ -137,12 +148,18 @@ class ChatTemplate:
         raise UserError(f"{self.name}: the chat template cannot be used for the turns {', '.join(roles)}: {said}")
 
     def _try_layout(self, roles: tuple[str, ...], begun: bool, folded: bool, in_parts: bool) -> Layout:
-        def render(before: str = "", behind: str = "") -> list[str]:
-            texts = [f"{before}{_OPEN}{place}{_CLOSE}{behind}" for place in range(len(roles))]
-            rendered = self._render(_messages(roles, texts, begun, folded, in_parts), begun)
+        def write(texts: list[str]) -> str:
+            messages = _messages(roles, texts, begun, folded, in_parts)
+            rendered = self._render(messages, not begun)
             if roles[-1] == "assistant" and not begun:
-                rendered = _THOUGHT.sub("", rendered) + texts[-1]
-            return _split(rendered, roles)
+                rendered = _THOUGHT.sub("", rendered)
+                if rendered == self._render(messages, False):
+                    raise _UnusableError("it writes nothing that opens the assistant's turn")
+                rendered += texts[-1]
+            return rendered
+
+        def render(before: str = "", behind: str = "") -> list[str]:
+            return _split(write([f"{before}{_OPEN}{place}{_CLOSE}{behind}" for place in range(len(roles))]), roles)
 
         whole = render()
         pieces = list(whole)
@@ -156,14 +173,18 @@ class ChatTemplate:
         # white space that a text is given and that is not there afterwards is what the template takes off
         left = [(mark, render(before=mark)) for mark in " \n"]
         right = [(mark, render(behind=mark)) for mark in " \n"]
+        slots = [
+            Slot(place, _taken_off(left, whole, place), _taken_off(right, whole, place + 1))
+            for place in range(len(roles))
+        ]
+        hard = [f"{_PROBE[0]}{place}{_PROBE}" for place in range(len(roles))]
+        _compare(write(hard), whole, [slot.fill(text) for slot, text in zip(slots, hard, strict=True)], roles)
         layout: list[str | Slot] = []
-        for place, piece in enumerate(pieces):
-            layout += [piece] if piece else []
-            if place < len(roles):
-                layout.append(Slot(place, _taken_off(left, whole, place), _taken_off(right, whole, place + 1)))
+        for piece, slot in zip_longest(pieces, slots):
+            layout += [part for part in (piece, slot) if part]
         return tuple(layout)
 
-    def _render(self, messages: list[dict[str, Any]], begun: bool) -> str:
+    def _render(self, messages: list[dict[str, Any]], add_generation_prompt: bool) -> str:
         """The template's text, by transformers; the date is that of the run."""
 
         def strftime_now(form: str) -> str:
@@ -176,7 +197,7 @@ class ChatTemplate:
 
         return str(
             self.tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=not begun, strftime_now=strftime_now
+                messages, tokenize=False, add_generation_prompt=add_generation_prompt, strftime_now=strftime_now
             )
         )
 
@@ -214,6 +235,17 @@ def _split(rendered: str, roles: Sequence[str]) -> list[str]:
     if found != sorted(found):
         raise _UnusableError("it changes the order of the turns")
     return _SLOT.split(rendered)[::2]
+
+
+def _compare(rendered: str, pieces: Sequence[str], texts: Sequence[str], roles: Sequence[str]) -> None:
+    """Raise _UnusableError unless `rendered` is the pieces with the texts between them."""
+    end = 0
+    for piece, text, role in zip(pieces, texts, roles, strict=False):
+        if not rendered.startswith(piece + text, end):
+            raise _UnusableError(f"it changes the text of the {role}'s turn")
+        end += len(piece + text)
+    if rendered[end:] != pieces[-1]:
+        raise _UnusableError(f"it changes the text of the {roles[-1]}'s turn")
 
 
 def _taken_off(padded: Sequence[tuple[str, Sequence[str]]], pieces: Sequence[str], place: int) -> str | None:

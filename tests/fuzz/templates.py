@@ -29,6 +29,7 @@ MARKERS = (
 )  # fmt: skip
 """what stands before and behind a turn, with the role's name in it"""
 ROLES = ("system", "user", "assistant")
+OTHER_THOUGHTS = ("<|START_THINKING|><|END_THINKING|>", "<seed:think>", "<thinking></thinking>\n", "<reasoning>\n")
 
 
 def _literal(written: str) -> str:
@@ -109,7 +110,7 @@ specs = st.builds(
     st.booleans(),
     st.booleans(),
     st.booleans(),
-    st.sampled_from(["", "", "<think>\n\n</think>\n\n", "<think>\n", "</think>", "<think></think>"]),
+    st.sampled_from(["", "", "<think>\n\n</think>\n\n", "<think>\n", "</think>", "<think></think>", *OTHER_THOUGHTS]),
     st.booleans(),
 )
 pools = st.lists(text, min_size=2, max_size=4, unique_by=canonical).filter(lambda names: all(map(sanitise, names)))

@@ -173,6 +173,65 @@ def test_a_template_that_cannot_be_right_is_refused_in_a_line(template: str) -> 
     assert "\n" not in str(found.value)
 
 
+CHANGES = [
+    "| tojson", "| escape", "| upper", "| lower", "| capitalize", "| striptags", "| urlencode", "| indent(2)", "| truncate(500)", "| wordwrap(79)",
+    "[:4000]", "[-4000:]", ".replace('\n', ' ')", ".replace('<', '')", ".replace('  ', ' ')", ".split() | join(' ')", ".strip('\"')", "| length ~ m.content",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_template_that_changes_texts_is_refused(change: str) -> None:
+    template = FAMILIES["ChatML"].template.replace("m.content", f"m.content {change}")
+    for role, messages in (("user", chat()[1:]), ("user", chat()[1:2]), ("system", chat())):
+        with pytest.raises(
+            UserError, match=f"some/model: .*(changes|leaves out) the text of the {role}'s turn"
+        ) as found:
+            encode_chat(tokenizer_with(template), messages)
+        assert "\n" not in str(found.value)
+
+
+def test_a_change_of_what_the_assistant_said_leaves_the_generation_prompt() -> None:
+    template = FAMILIES["ChatML"].template.replace(
+        "m.content }}", "m.content | tojson if m.role == 'assistant' else m.content }}"
+    )
+    assert encode_chat(tokenizer_with(template), chat()) == encode_chat(
+        tokenizer_with(FAMILIES["ChatML"].template), chat()
+    )
+
+
+NO_ASSISTANT = (
+    "{% for m in messages if m.role != 'assistant' %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+)
+OPENS = "{% if add_generation_prompt %}<|im_start|>assistant\nTHOUGHT{% endif %}"
+
+
+@pytest.mark.parametrize("opening", ["", "{% if add_generation_prompt %}<think>\n{% endif %}", "<|im_start|>user\n"])
+def test_a_turn_that_nothing_opens_is_refused(opening: str) -> None:
+    with pytest.raises(UserError, match=r"\Asome/model: .*it writes nothing that opens the assistant's turn\Z"):
+        encode_chat(tokenizer_with(NO_ASSISTANT + opening), chat())
+
+
+@pytest.mark.parametrize(
+    "thought",
+    [
+        "<think>\n", "[THINK]", "<|START_THINKING|><|END_THINKING|>", "<|START_THINKING|>", "<seed:think>", "<seed:think>\n</seed:think>\n", "</seed:think>",
+        "<thinking></thinking>", "<thinking>\n", "<reasoning>", "<reasoning>\n\n</reasoning>\n", "<thought>\n", "◁think▷◁/think▷", "<|begin_of_thought|>\n",
+        "<|channel>thought\n<channel|>", "<|inner_prefix|><|inner_suffix|>",
+    ],
+)  # fmt: skip
+def test_a_thought_of_the_template_goes_where_it_is_begun_or_empty(thought: str) -> None:
+    chatml = chat_template.ChatTemplate(tokenizer_with(FAMILIES["ChatML"].template)).render(chat())  # type: ignore[arg-type]
+    kept = FAMILIES["ChatML"].template.replace(
+        "{{ m.content }}", "{{ 'THOUGHT' if m.role == 'assistant' }}{{ m.content }}"
+    )
+    for template in (NO_ASSISTANT + OPENS, kept):
+        made = chat_template.ChatTemplate(tokenizer_with(template.replace("THOUGHT", thought)))  # type: ignore[arg-type]
+        assert made.render(chat()) == chatml
+    full = tokenizer_with((NO_ASSISTANT + OPENS).replace("THOUGHT", f"{thought}So it is."))
+    with pytest.raises(UserError, match=r"it writes .* into the turn that a thought of the answer's own is to begin"):
+        encode_chat(full, chat())
+
+
 def test_a_template_that_changes_the_order_of_turns_is_refused() -> None:
     messages = [{"role": role, "content": role} for role in ("user", "assistant", "user")]
     with pytest.raises(UserError, match="it changes the order of the turns"):
