@@ -61,7 +61,7 @@ def try_type(name: str) -> tuple[str, str]:
 def render_table(verdicts: dict[str, tuple[str, str]]) -> str:
     """Lines of the page between its marks."""
     count = Counter(verdict for verdict, _ in verdicts.values())
-    counts = ", ".join(f"{count[verdict]} {verdict}" for verdict in (AGREES, REFUSED, UNBUILT))
+    counts = f"{count[AGREES]} agree, {count[REFUSED]} are refused, {count[UNBUILT]} cannot be built small"
     lines = [
         f"transformers {__version__}, {len(verdicts)} types: {counts}.",
         "",

@@ -93,6 +93,8 @@ def _find_other(own: Unnamed, name: str, directory: Path, trec_dir: Path | None)
             found = _read_about(file)
             if found is not None and not is_same(found, own.about):
                 return found
+    if (directory / f"{name}{RESULT}").exists():
+        return None  # its TREC files are its own, whatever an earlier version called them
     if trec_dir is not None:
         for file in (trec_dir / name).glob("*.run"):
             with file.open(encoding="utf-8", errors="replace") as lines:

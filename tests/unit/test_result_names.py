@@ -281,3 +281,15 @@ def test_where_results_are_is_said_whatever_becomes_of_the_tables(
     with pytest.raises(ZeroDivisionError):
         print_results([found], ["there.json"])
     assert "every ranking is in there.json" in capsys.readouterr().out
+
+
+def test_trec_files_of_an_earlier_version_are_its_results_own(toy: Path, models: Path, tmp_path: Path) -> None:
+    asked, trec, model = options(toy, tmp_path / "out"), tmp_path / "trec", str(models / "x/best")
+    run_evaluation("Rec-Movie", model, asked, show=False, trec_dir=str(trec))
+    (run,) = trec.glob("*/*.run")
+    new = run.read_text(encoding="utf-8")
+    tag = new.split()[5]
+    run.write_text(new.replace(tag, "r1ranker"), encoding="utf-8")  # a tag of before
+    run_evaluation("Rec-Movie", model, asked, show=False, trec_dir=str(trec))
+    assert [file.read_text(encoding="utf-8") for file in trec.glob("*/*.run")] == [new]
+    assert len([file for file in (tmp_path / "out").glob("*.json") if not file.name.endswith(".timing.json")]) == 1
