@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import shutil
 import tempfile
@@ -81,8 +82,13 @@ def overrides(key: str, name: str) -> None:
     if refused:
         begun, _, quoted = refused.partition("in quotes, for a shell: ")
         assert begun.startswith(f"override {written!r}: ")
-        (again,) = shlex.split(quoted)
+        (again,) = [_read_escapes(quoted[2:-1])] if quoted.startswith("$'") else shlex.split(quoted)
         assert parse_override(again, TEXT_KEYS).value == name
+
+
+def _read_escapes(text: str) -> str:
+    """What bash reads between $' and '."""
+    return re.sub(r"\\(?:u([0-9a-f]{4})|(.))", lambda found: chr(int(found[1], 16)) if found[1] else found[2], text)
 
 
 @cache

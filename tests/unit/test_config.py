@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -217,6 +218,10 @@ def test_an_override_that_hydra_does_not_take_is_named_with_its_cure(name: str) 
 @pytest.mark.parametrize(
     ("override", "said"),
     [
+        ("trainer.experiment_name=${oc.env:R1RANKER_TEST_NAME}", "trainer.experiment_name: found '???'"),
+        ("data.train_files=['${oc.env:R1RANKER_TEST_NAME}',a]", "data.train_files: found '???'"),
+        ("data.train_files=[a,???]", "data.train_files: found '???'"),
+        ("data.task_weights={a: '${oc.env:R1RANKER_TEST_NAME}'}", "data.task_weights.a: found '???'"),
         ("data.train_batch_size=many", "data.train_batch_size: found 'many'; an integer is wanted"),
         ("trainer.experiment_name=[a]", "trainer.experiment_name: found ['a']; text is wanted"),
         ("trainer.experiment_name='${nope}'", "trainer.experiment_name: Interpolation key 'nope' not found"),
@@ -228,10 +233,51 @@ def test_an_override_that_hydra_does_not_take_is_named_with_its_cure(name: str) 
         ("trainer.experiment_name='\udcfc'", "trainer.experiment_name: found '\\udcfc'; a name in UTF-8 is wanted"),
     ],
 )
-def test_a_value_that_cannot_be_used_is_of_the_override_that_sets_it(override: str, said: str) -> None:
+def test_a_value_that_cannot_be_used_is_of_the_override_that_sets_it(
+    override: str, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("R1RANKER_TEST_NAME", "???")
     with pytest.raises(UserError) as caught:
         load_config("published", [*PATHS, override])
     assert str(caught.value).startswith(f"override {override!r}: {said}")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("trainer.experiment_name", "???", "found '???', which stands for what is missing; another name is wanted"),
+        ("data.train_files", "???", "found '???', which stands for what is missing; another name is wanted"),
+        ("data.val_files", ["a", "???"], "found '???', which stands for what is missing; another name is wanted"),
+        ("trainer.experiment_name", "\udcfc", "found '\\udcfc'; a name in UTF-8 is wanted"),
+        ("trainer.nnodes", "many", "found 'many'; an integer is wanted"),
+    ],
+)
+def test_a_value_of_a_program_that_cannot_be_used_is_of_no_file(key: str, value: Any, said: str) -> None:
+    paths = [one for one in PATHS if not one.startswith(key)]
+    with pytest.raises(UserError) as caught:
+        load_config("published", paths, values={key: value})
+    assert str(caught.value) == f"{key}: {said}"
+
+
+@pytest.mark.parametrize("name", ["a\nb", "it's\n数据\\", "a\u2028b\x85", "\r\n(a)"])
+def test_an_override_with_a_line_break_is_answered_on_one_line(name: str) -> None:
+    written = f"trainer.experiment_name=x{name}y"
+    with pytest.raises(UserError) as caught:
+        load_config("published", [*PATHS, written])
+    message = str(caught.value)
+    assert message.startswith(f"override {written!r}: ")
+    assert len(message.splitlines()) == 1
+    word = message.partition("in quotes, for a shell: ")[2]
+    shell = ["bash", "-c", f"printf %s {word}"]
+    again = subprocess.run(shell, capture_output=True, check=True, env={"LC_ALL": "C.UTF-8"}).stdout.decode()
+    assert load_config("published", [*PATHS, again]).trainer.experiment_name == f"x{name}y"
+
+
+@pytest.mark.parametrize("written", [" {}={}", "{} ={}", "{}= {} ", " ++{}={}", "\n\t{}={}"])
+def test_blanks_around_an_override_and_its_key_change_nothing(written: str) -> None:
+    assert load_config("published", [*PATHS, written.format("trainer.seed", 7)]).trainer.seed == 7
+    with pytest.raises(UserError, match=r"unknown key 'trainer\.sed' \(did you mean 'trainer\.seed'\?\)"):
+        load_config("published", [*PATHS, written.format("trainer.sed", 7)])
 
 
 @pytest.mark.parametrize(

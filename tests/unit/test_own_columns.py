@@ -81,6 +81,50 @@ def test_a_list_as_python_prints_it_is_named_with_what_is_wanted(tmp_path: Path,
         read(str(path))
 
 
+@pytest.mark.parametrize(
+    "printed",
+    [np.array([1.0, 0.0]), np.array([1, 0]), (1, 0), (1,), {1.0, 0.0}, [np.float64(1), np.float64(0)], [1.0, None], [True, False],
+     np.array([1e-30, 1.5]), np.arange(40.0)],
+)  # fmt: skip
+def test_labels_as_python_prints_them_are_named_with_what_is_wanted(tmp_path: Path, printed: Any) -> None:
+    path = write(tmp_path, ".csv", [{"query": "q", "candidates": "a|b", "labels": str(printed)}])
+    wanted = r"line 2: labels: found .*, a list as Python prints it; JSON such as \[1, 0\] is wanted"
+    with pytest.raises(UserError, match=wanted):
+        read(path)
+
+
+def test_labels_that_are_none_are_not_said_to_be_printed(tmp_path: Path) -> None:
+    for cell in ("[1, 0", "[1, 0,]", "(1|0)", "[a b]"):
+        with pytest.raises(UserError, match="line 2: labels: ") as caught:
+            read(write(tmp_path, ".csv", [{"query": "q", "candidates": "a|b", "labels": cell}]))
+        assert "as Python prints it" not in str(caught.value)
+
+
+@pytest.mark.parametrize("missing", ["NaN", "nan", "None", "null", "NULL", "<NA>", " nan ", ""])
+def test_a_missing_cell_of_csv_is_missing_however_pandas_writes_it(tmp_path: Path, missing: str) -> None:
+    path = tmp_path / "rows.csv"
+    rows = [
+        {"query": "q", "candidates": "a|b", "positive": "a"},
+        {"query": "r", "candidates": "a|b", "labels": "0|1", "task": "Yours", "id": "u", "split": "test"},
+        {"history": "x|y", "candidates": "a|b", "texts": "s|t", "positive": "b", "task": "Past"},
+    ]
+    pd.DataFrame(rows).to_csv(path, index=False, na_rep=missing)
+    assert read(str(path)) == [
+        ("q", None, RankingExample("Mine", ("a", "b"), "a", query="q")),
+        ("u", "test", RankingExample("Yours", ("a", "b"), "b", query="r", grades=(0.0, 1.0))),
+        ("x\ny", None, RankingExample("Past", ("a", "b"), "b", history=("x", "y"), texts=("s", "t"))),
+    ]
+    assert [name for name, _ in read_requests(str(path), "Mine")] == [None, "u", None]
+    pd.DataFrame([{"query": None, "candidates": "a|b", "positive": "a"}]).to_csv(path, index=False, na_rep=missing)
+    with pytest.raises(UserError, match=r"line 2: found neither of query and history"):
+        read(str(path))
+
+
+def test_a_candidate_may_be_called_none(tmp_path: Path) -> None:
+    rows = [{"query": "q", "candidates": "None|b", "positive": "None"}]
+    assert [one[2].positive for one in read(write(tmp_path, ".csv", rows))] == ["None"]
+
+
 def test_other_cells_in_brackets_are_texts(tmp_path: Path) -> None:
     for cell in ("(500) Days of Summer|[REC]", "{x}|(a)", "[REC]|[REC 2]", "(1, 2)|('a')"):
         names = cell.split("|")
@@ -94,8 +138,8 @@ def test_other_cells_in_brackets_are_texts(tmp_path: Path) -> None:
         (".csv", {"candidates": ["1|2", "3|4"], "positive": [1, None], "labels": [None, "0|1"]}, r"line 2: positive: found '1.0', but candidates holds '1'; the same text is wanted .pandas writes 1 as 1.0 where"),
         (".csv", {"candidates": ["1.0|2.0"], "positive": ["1"]}, "line 2: positive: found '1', but candidates holds '1.0'"),
         (".csv", {"candidates": ["[1, 2]"], "positive": ["1"]}, r'line 2: candidates: found \[1, 2\]; a list of texts is wanted, such as \["a", "b"\]'),
-        (".csv", {"candidates": ["a|b"], "labels": ["[1.0, nan]"]}, r"line 2: labels: .*; found '\[1.0, nan\]', a list such as \[1, 0\] is wanted"),
-        (".csv", {"candidates": ["a|b"], "labels": [np.array([1.0, 0.0])]}, r"line 2: labels: .*; found '\[1. 0.\]', a list such as \[1, 0\] is wanted"),
+        (".csv", {"candidates": ["a|b"], "labels": ["[1.0, nan]"]}, r"line 2: labels: found '\[1.0, nan\]', a list as Python prints it; JSON such as \[1, 0\] is wanted"),
+        (".csv", {"candidates": ["a|b"], "labels": [np.array([1.0, 0.0])]}, r"line 2: labels: found '\[1. 0.\]', a list as Python prints it; JSON such as \[1, 0\] is wanted"),
         (".parquet", {"candidates": [["1", "2"]], "positive": ["1.0"]}, "row 0: positive: found '1.0', but candidates holds '1'"),
         (".parquet", {"candidates": [[1, 2]], "positive": ["1"]}, r'row 0: candidates: found \[1, 2\]; a list of texts is wanted, such as'),
         (".parquet", {"candidates": ["['a', 'b']"], "positive": ["a"]}, "row 0: candidates: found .*; a list of texts is wanted, such as"),
@@ -170,7 +214,9 @@ def test_ones_own_parquet_with_categories_is_read(tmp_path: Path) -> None:
     assert read(str(tmp_path / "rows.parquet")) == expected
 
 
-@pytest.mark.parametrize("name", ["model", "llm_name", "LLMs", "model name", "Model"])
+@pytest.mark.parametrize(
+    "name", ["model", "llm_name", "LLMs", "model name", "Model", "ModelName", "llmname", "name", "Names"]
+)
 def test_a_router_table_whose_llms_go_by_another_name_is_not_read_by_position(tmp_path: Path, name: str) -> None:
     rows = [("quiz", "q", llm, float(place == 0), 0.1) for place, llm in enumerate(reversed(LLMS))]
     path = str(tmp_path / "router_data.csv")
@@ -179,6 +225,29 @@ def test_a_router_table_whose_llms_go_by_another_name_is_not_read_by_position(tm
         UserError, match=f"router_data.csv: line 1: no column 'llm', but '{name.lower()}'; the names of"
     ):
         list(read_routing(path, None, 1, Tally()))
+
+
+@pytest.mark.parametrize("name", ["engine", "answered_by", "provider"])
+def test_a_router_table_whose_texts_come_again_with_every_query_is_not_read_by_position(
+    tmp_path: Path, name: str
+) -> None:
+    rows = [("quiz", query, llm, 1.0, 0.1) for query in ("q", "q", "r") for llm in sorted(LLMS, reverse=query == "r")]
+    path = str(tmp_path / "router_data.csv")
+    pd.DataFrame(rows, columns=["task_id", "query", name, "effect", "cost"]).to_csv(path, index=False)
+    with pytest.raises(UserError, match=f"router_data.csv: line 1: no column 'llm', but '{name}'; the names of"):
+        list(read_routing(path, None, 1, Tally()))
+
+
+def test_other_columns_of_a_router_table_are_no_names(tmp_path: Path) -> None:
+    rows = [
+        ("quiz", query, place, f"{query}{place}", f"answer {place % 9}", 1.0, 0.1)
+        for query in ("q", "q", "r")
+        for place in range(len(LLMS))
+    ]
+    path = str(tmp_path / "router_data.csv")
+    columns = ["task_id", "query", "place", "response", "metric", "effect", "cost"]
+    pd.DataFrame(rows, columns=columns).to_csv(path, index=False)
+    assert len(list(read_routing(path, None, 1, Tally()))) == 6
 
 
 def test_a_router_table_is_read_by_name_in_any_order_and_case(tmp_path: Path) -> None:

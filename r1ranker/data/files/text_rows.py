@@ -19,6 +19,8 @@ STDIN = "-"
 """in place of a path"""
 MOST_CHARACTERS = 10_000_000
 """of one field"""
+MISSING = ("nan", "none", "null", "<na>")
+"""what pandas and Python write, in any case, for a text that is not there"""
 _DELIMITERS = {"\t": "tabs", ",": "commas", ";": "semicolons", "|": "bars", "::": "'::'", " ": "spaces"}
 
 

@@ -12,7 +12,7 @@ from itertools import pairwise
 import numpy as np
 
 from r1ranker.data.files.tally import TaskTally
-from r1ranker.data.files.text_rows import TextTable, parse_finite
+from r1ranker.data.files.text_rows import MISSING, TextTable, parse_finite
 from r1ranker.data.sources.source_example import SourceExample
 from r1ranker.errors import UserError, check_at_least
 from r1ranker.tasks.answers import normalise
@@ -25,8 +25,6 @@ _ITEM_HEADER = "item_id:token<tab>title:token_seq"
 _INTER_HEADER = "user_id:token<tab>item_id:token<tab>rating:float<tab>timestamp:float"
 _NAMES = ("name", "item_name", "movie_name", "app_name")
 """what RecBole's data sets call a title else"""
-_MISSING = ("nan", "none", "null", "<na>")
-"""what pandas and Python write for a title that is not there"""
 RECBOLE_DATA_SETS = {"Rec-Movie": "ml-1m", "Rec-Music": "Amazon_CDs_and_Vinyl", "Rec-Game": "Amazon_Video_Games"}
 """task -> the name of its RecBole data set, where no other is named"""
 
@@ -199,7 +197,7 @@ def read_titles(path: str, tally: TaskTally) -> dict[str, str]:
             raise UserError(f"{path}: line {line}: item {name!r} stands there twice")
         tally.read["items"] += 1
         title = one_line(html.unescape(row[title_place]))
-        if not title or not normalise(title) or title.lower() in _MISSING:
+        if not title or not normalise(title) or title.lower() in MISSING:
             tally.left_out["items without a title"] += 1
         elif len(title) > LONGEST_TITLE:
             tally.left_out[f"items whose title is longer than {LONGEST_TITLE} characters"] += 1

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -25,8 +25,8 @@ LLMS = (
 EXCLUDED_TASKS = ("multi_news",)
 """tasks of router_data.csv that the benchmark leaves out"""
 _LIKE = "task_id,query,llm,effect,cost"
-_MODEL = re.compile(r"(?<![a-z])(llms?|models?)(?![a-z])")
-"""in a column's name, such as llm_name or model"""
+_MODEL = re.compile(r".*(llm|model).*|names?", re.DOTALL)
+"""a column's name, such as llm_name or ModelName in lower case"""
 
 
 @dataclass(frozen=True)
@@ -111,10 +111,16 @@ def read_queries(path: str, tally: Tally, dollars: bool = False) -> Iterator[Rou
     block: list[tuple[int, list[str]]] = []
     known: tuple[str, ...] | None = None
     seen: set[str] = set()
+    first: list[list[str]] = []
 
     def finish() -> RoutingQuery | None:
-        nonlocal known
+        nonlocal known, first
         one = _query(path, block, places, llm_place, known)
+        if llm_place is None and len(seen) < 2 and one.query not in seen:
+            rows = [row for _, row in block]
+            if first:
+                _check_no_names(table, first, rows)
+            first = rows
         for task in OBJECTIVES:
             tally.for_task(task).read["queries"] += 1
         known = known or tuple(sorted(one.llms))
@@ -151,13 +157,34 @@ def _llm_place(table: TextTable) -> int | None:
     """The column `llm`; None where there is none. Raises UserError where another column seems to be meant by it."""
     if "llm" in table.columns:
         return table.column_indices(["llm"], _LIKE)[0]
-    named = [name for name in table.columns if _MODEL.search(name)]
+    named = [name for name in table.columns if _MODEL.fullmatch(name)]
     if named:
-        raise UserError(
-            f"{table.path}: line 1: no column 'llm', but {named[0]!r}; the names of the LLMs are wanted in a column llm "
-            f"(without one, {len(LLMS)} rows of a query are the published LLMs in their order)"
-        )
+        raise _no_llm(table, named[0])
     return None
+
+
+def _no_llm(table: TextTable, name: str) -> UserError:
+    return UserError(
+        f"{table.path}: line 1: no column 'llm', but {name!r}; the names of the LLMs are wanted in a column llm "
+        f"(without one, {len(LLMS)} rows of a query are the published LLMs in their order)"
+    )
+
+
+def _check_no_names(table: TextTable, first: Sequence[Sequence[str]], second: Sequence[Sequence[str]]) -> None:
+    """Raise UserError where a column has another text in each row of a query, and the same ones for another query."""
+    for place, name in enumerate(table.columns):
+        texts = {row[place].strip() for row in first}
+        repeated = len(texts) == len(first) and texts == {row[place].strip() for row in second}
+        if repeated and not any(map(_is_number, texts)):
+            raise _no_llm(table, name)
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _query(

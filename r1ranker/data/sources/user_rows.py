@@ -9,14 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from r1ranker.data.files.parquet_reader import column_names, read_table
-from r1ranker.data.files.text_rows import STDIN, TextTable, json_rows, parse_json
+from r1ranker.data.files.text_rows import MISSING, STDIN, TextTable, json_rows, parse_json
 from r1ranker.errors import UserError, note, suggest
 
 SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".jsonl.gz", ".csv.gz", ".tsv.gz")
 COLUMNS = ("task", "id", "split", "query", "history", "candidates", "texts", "positive", "labels")
 _KNOWN = frozenset(COLUMNS)
+_TO_MISS = _KNOWN - {"candidates", "positive"}
+"""columns whose cell may say that nothing is there"""
 _LISTS = ("history", "candidates", "texts", "labels")
-_PRINTED_ARRAY = re.compile(r"(array|Index)\(\[|<\w*Array>\n\[")
+_PRINTED_ARRAY = re.compile(r"(array|Index|tensor)\(\[|<\w*Array>\n\[|\[np\.\w+\(")
+_NUMBER = r"(?:[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:e[-+]?\d+)?|-?inf|nan|None|True|False)"
+_PRINTED_NUMBERS = re.compile(rf"[\[({{]\s*{_NUMBER}(?:[\s,]+{_NUMBER})*\s*(?:,?\)|\]|\}})")
 _PRINTED = ("['", '["', "(", "{", "[nan", "[None")
 _LONGEST_PRINTED = 100_000
 """characters of a cell that is looked at for Python's way of writing lists"""
@@ -80,11 +84,18 @@ def _columns(keys: Iterable[str], where: str, table: TextTable | None = None) ->
 
 
 def _parsed(cells: dict[str, str], where: str) -> dict[str, Any]:
-    """The values of a row of CSV; an empty cell is none."""
-    row: dict[str, Any] = {name: text for name, text in cells.items() if text != ""}
-    if "positive" in row and not row.get("candidates", "").lstrip().startswith("["):
-        row["positive"] = row["positive"].strip()  # as the parts between bars are
-    return {name: _list(text, name, where) if name in _LISTS else text for name, text in row.items()}
+    """The values of a row of CSV; an empty cell is none, and so is one that holds what pandas writes for none."""
+    kept = {name: text for name, text in cells.items() if text != "" and not (name in _TO_MISS and _is_missing(text))}
+    if "positive" in kept and not kept.get("candidates", "").lstrip().startswith("["):
+        kept["positive"] = kept["positive"].strip()  # as the parts between bars are
+    row: dict[str, Any] = {name: _list(text, name, where) if name in _LISTS else text for name, text in kept.items()}
+    if _is_missing(row.get("positive", "")) and row["positive"] not in row.get("candidates", ()):
+        del row["positive"]  # a candidate may be called None
+    return row
+
+
+def _is_missing(text: str) -> bool:
+    return text.strip().lower() in MISSING
 
 
 def _list(text: str, key: str, where: str) -> list[Any]:
@@ -97,7 +108,7 @@ def _list(text: str, key: str, where: str) -> list[Any]:
             return value if isinstance(value, list) else [value]
         except UserError as refused:
             error = refused
-    if _is_printed_by_python(bare):
+    if _is_printed_by_python(bare) or (key == "labels" and _PRINTED_NUMBERS.fullmatch(bare)):
         raise UserError(
             f"{where}: {key}: found {bare[:100]!r}, a list as Python prints it; JSON such as {wanted} is wanted "
             "(json.dumps writes it)"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
@@ -28,6 +28,8 @@ from r1ranker.trainer.config.schema import Config
 
 TRUTH_AS_TEXT = "actor_rollout_ref.actor.recompute_old_log_probs"
 """auto, or true or false, which YAML has without quotes"""
+MISSING = "???"
+"""to OmegaConf, a value that has to be given"""
 BUILT_IN = Path(__file__).parents[3] / "configs"
 
 
@@ -70,7 +72,7 @@ def load_config(
             OmegaConf.update(composed, one.key, one.value, merge=True, force_add=True)
         except OmegaConfBaseException as error:
             raise UserError(f"override {one.written!r}: {first_line(error)}") from error
-    return to_config(composed, f"{directory}/{name}.yaml", parsed)
+    return to_config(composed, f"{directory}/{name}.yaml", parsed, (values or {}).keys())
 
 
 def find_run_config(directory: str | None) -> str | None:
@@ -78,18 +80,24 @@ def find_run_config(directory: str | None) -> str | None:
     return "config" if directory and (Path(directory) / "config.yaml").is_file() else None
 
 
-def to_config(values: DictConfig, where: str, overrides: Sequence[Override] = ()) -> Config:
-    """`values` as a checked Config; what cannot be used is of the last of `overrides` that sets it, or of the file `where`."""
+def to_config(
+    values: DictConfig, where: str, overrides: Sequence[Override] = (), given: Collection[str] = ()
+) -> Config:
+    """`values` as a checked Config; what cannot be used is of the last of `overrides` that sets it, or of the file `where`.
+
+    Keys that are `given` by a program are of neither, and named alone.
+    """
     for key in _keys(values):
         if key not in _known_keys() and not is_free(key):
-            raise UserError(f"{_origin(key, where, overrides)}: unknown key {key!r}{suggest(key, _known_keys())}")
+            raise UserError(f"{_origin(key, where, overrides, given)}unknown key {key!r}{suggest(key, _known_keys())}")
     merged = OmegaConf.structured(Config)
     for key in _leaves(values):
-        begun = f"{_origin(key, where, overrides)}: {key}"
+        begun = f"{_origin(key, where, overrides, given)}{key}"
         try:
-            value = _plain(OmegaConf.select(values, key, throw_on_missing=True))
+            value = _resolve(values, key)
         except MissingMandatoryValue as error:
-            raise UserError(f"{begun}: found '???', which stands for what is missing; a value is wanted") from error
+            wanted = "another name" if is_text(key) else "a value"
+            raise UserError(f"{begun}: found '???', which stands for what is missing; {wanted} is wanted") from error
         except OmegaConfBaseException as error:
             raise UserError(f"{begun}: {first_line(error)}") from error
         if isinstance(value, int | float) and is_text(key) and key != TRUTH_AS_TEXT:
@@ -116,10 +124,26 @@ def to_yaml(config: Config) -> str:
     return as_yaml(to_dict(config))
 
 
-def _origin(key: str, where: str, overrides: Sequence[Override]) -> str:
-    """The last override that sets a key or a section it is in; else the file `where`."""
+def _origin(key: str, where: str, overrides: Sequence[Override], given: Collection[str]) -> str:
+    """What a message begins with: the last override that sets a key or a section it is in; else the file `where`."""
     set_by = [one.written for one in overrides if key == one.key or key.startswith(f"{one.key}.")]
-    return f"override {set_by[-1]!r}" if set_by else where
+    if set_by:
+        return f"override {set_by[-1]!r}: "
+    return "" if key in given else f"{where}: "
+
+
+def _resolve(values: DictConfig, key: str) -> Any:
+    """The plain value of a key; raises MissingMandatoryValue for '???', also where a variable or another key holds it."""
+    value = _plain(OmegaConf.select(values, key, throw_on_missing=True))
+    if value is None:  # also what an interpolation makes of '???'
+        parent, _, last = key.rpartition(".")
+        node: Any = (OmegaConf.select(values, parent) if parent else values)._get_node(last)
+        missing = node._maybe_dereference_node()._is_missing()
+    else:
+        missing = isinstance(value, list) and MISSING in value
+    if missing:
+        raise MissingMandatoryValue(key)
+    return value
 
 
 def _plain(value: Any) -> Any:

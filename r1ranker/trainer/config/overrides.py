@@ -37,14 +37,14 @@ def parse_override(written: str, known: Collection[str]) -> Override:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
-    entry = written.lstrip("+")
-    key, equals, text = entry.partition("=")
+    key, equals, text = written.lstrip().lstrip("+").partition("=")
+    key = key.strip()
     if not equals:
         raise UserError(f"override {written!r}: found no '='; key=value is wanted")
     if key not in known and not is_free(key):
         raise UserError(f"override {written!r}: unknown key {key!r}{suggest(key, known)}")
     try:
-        parsed = OverridesParser.create().parse_override(entry)
+        parsed = OverridesParser.create().parse_override(f"{key}={text}")
         if parsed.is_sweep_override():
             raise UserError(f"override {written!r}: found several values; {_in_quotes(key, text)}")
         value = parsed.value()
@@ -59,7 +59,15 @@ def _in_quotes(key: str, text: str) -> str:
     from hydra.core.override_parser.types import Quote, QuotedString
 
     quoted = QuotedString(text=text, quote=Quote.double).with_quotes()
-    return f"{_GRAMMAR}; in quotes, for a shell: {shlex.quote(f'{key}={quoted}')}"
+    return f"{_GRAMMAR}; in quotes, for a shell: {_quote_for_shell(f'{key}={quoted}')}"
+
+
+def _quote_for_shell(text: str) -> str:
+    """One word of a shell, on one line: bash's $'...' where the text has line breaks."""
+    if len(text.splitlines()) < 2:
+        return shlex.quote(text)
+    escaped = (f"\\{c}" if c in "\\'" else f"\\u{ord(c):04x}" if len(f"a{c}a".splitlines()) > 1 else c for c in text)
+    return f"$'{''.join(escaped)}'"
 
 
 def literal(value: Any) -> Any:
