@@ -10,7 +10,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from r1ranker.errors import UserError
@@ -47,6 +47,34 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
         shutil.rmtree(holder, ignore_errors=True)
         if not target.exists():
             _remove_empty(made)
+
+
+class _Tried(Exception):
+    """Nothing is wanted at the place yet."""
+
+
+def check_place(target: str | os.PathLike[str], directory: bool = False) -> None:
+    """Raise UserError where `atomic_path` could not put a file, or a `directory`, to `target`; everything stays as it is.
+
+    For the time before long work whose result goes there.
+    """
+    path = Path(target)
+    wanted = "directory" if directory else "file"
+    try:
+        if path.name in ("", "..") or (not directory and path.is_dir()):
+            raise UserError(f"{path}: found a directory; the name of a {wanted} to write is wanted")
+        if directory and os.path.lexists(path) and not path.is_dir():
+            raise UserError(f"{path}: found a file; the place of a directory is wanted")
+        with suppress(_Tried), atomic_path(path):
+            raise _Tried
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written ({error.strerror}); another name is wanted") from error
+
+
+def check_output_name(name: str) -> None:
+    """Raise UserError for an --output that data cannot be prepared under: what cannot be printed, or is not UTF-8."""
+    if not name.isprintable():  # bytes that are no UTF-8 are half surrogate pairs to Python
+        raise UserError(f"--output: found {name!a}; a printable name in UTF-8 is wanted")
 
 
 def _exchange(first: Path, second: Path) -> bool:

@@ -58,7 +58,7 @@ def rank(
     It becomes a line of JSON: `ranking`, its candidates, best first;
     `indices`, their places in the request, from 0; and its `id`, if any.
     """
-    from r1ranker.atomic import atomic_path
+    from r1ranker.atomic import atomic_path, check_place
     from r1ranker.data.prepare import know_own_task
     from r1ranker.data.sources.user_files import read_requests
     from r1ranker.evaluation.progress import follow
@@ -70,6 +70,8 @@ def rank(
     elimination = EliminationSettings(eliminate=eliminate, votes=votes, top_k=top_k)
     check_ranges(seed, elimination)
     check_lengths(max_tokens, max_model_len)
+    if output is not None:
+        check_place(output)
     requests = list(read_requests(file, know_own_task(task, template)))
     with redirect_stdout(sys.stderr):  # an engine may print; stdout is for the rankings
         settings = Ranker.settings_of(

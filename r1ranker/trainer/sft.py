@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import Progress, TextColumn
 from transformers import PreTrainedTokenizerBase
 
+from r1ranker.atomic import check_place
 from r1ranker.data.sft import read_sft_rows
 from r1ranker.data.tokenise import encode_chat, encode_completion
 from r1ranker.device import compute_dtype, pick_device
@@ -69,10 +70,12 @@ def fine_tune(
 ) -> list[float]:
     """Fine-tune the model on (prompt, completion) parquet and write it to `output_dir`; returns the loss (nats) of each step.
 
-    Raises UserError for unreadable data or model, and for an example longer than a micro-batch. A loss or gradient that is
+    Raises UserError for unreadable data or model, an `output_dir` that cannot be written, and for an example longer than a
+    micro-batch. A loss or gradient that is
     not finite changes nothing; many in a row are a RunError.
     """
     settings = settings or SFTSettings()
+    check_place(output_dir, directory=True)
     check_architecture(model_path)
     tokenizer = load_tokenizer(model_path)
     examples = build_examples(read_sft_rows(data_files), tokenizer)

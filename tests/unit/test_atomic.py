@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from r1ranker.atomic import atomic_path
+from r1ranker.atomic import atomic_path, check_place
+from r1ranker.cli.ranking import rank
 from r1ranker.errors import UserError
+from r1ranker.trainer.sft import fine_tune
 
 
 def tree(directory: Path) -> dict[str, str]:
@@ -60,3 +62,35 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot be written"), atomic_path(tmp_path / "full") as temporary:
         temporary.write_text("a file for a directory")
     assert tree(tmp_path) == {"file": "old", "full": "", "full/inner": ""}
+
+
+BAD_PLACES = {
+    "file": ["full", "file/inner", "x" * 250, ".", ""],
+    "directory": ["file", "file/inner", "x" * 250, ".", ""],
+}
+
+
+@pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, names in BAD_PLACES.items() for name in names])
+def test_a_place_is_tried_before_the_work(
+    kind: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "file").write_text("old")
+    before = tree(tmp_path)
+    # neither rows nor a model are there: the place is looked at first
+    asked = {
+        "file": lambda: rank("gone.jsonl", "gone", output=name),
+        "directory": lambda: fine_tune("gone", ["gone.parquet"], name),
+    }
+    with pytest.raises(UserError, match=r"found a|cannot be written"):
+        asked[kind]()
+    assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["a/b/new", "file", "new"])
+def test_a_place_that_is_fine_stays_as_it_is(name: str, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("old")
+    before = tree(tmp_path)
+    check_place(tmp_path / name)
+    assert tree(tmp_path) == before
