@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from rich.console import Console
 from typer import Option
 
-from r1ranker.atomic import lock_directory
+from r1ranker.atomic import check_output_name, lock_directory
 from r1ranker.cli.run import run_command
 from r1ranker.data.prepare import PrepareOptions, prepare
 from r1ranker.errors import UserError, check_at_least
@@ -45,6 +45,7 @@ def quickstart(
             check_at_least(name, value, least)
     if not output.strip():
         raise UserError("--output: found nothing; a directory is wanted")
+    check_output_name(output)
     check_size(size)
     with lock_directory(Path(output)):
         check_output(Path(output))

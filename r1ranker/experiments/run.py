@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from r1ranker.atomic import check_output_name
 from r1ranker.data.generate import TOY
 from r1ranker.data.options import PrepareOptions
 from r1ranker.data.prepare import prepare
 from r1ranker.experiments.parallel import Job, run_parallel
-from r1ranker.experiments.spec import Arm, Experiment, Harness, keep_experiment
+from r1ranker.experiments.spec import Arm, Experiment, Harness, keep_experiment, model_of
 from r1ranker.experiments.summary import (
     ArmResult,
     baselines_of,
@@ -39,6 +40,7 @@ def run_experiment(experiment: Experiment, output: Path, jobs: int = 1) -> dict[
     Raises UserError where another experiment's results are there.
     """
     console = Console(markup=False, emoji=False)
+    check_output_name(str(output))
     check_trainings(experiment)
     keep_experiment(experiment, output / "experiment.yaml")
     began = time.perf_counter()
@@ -225,13 +227,11 @@ def _models(
 
 def _untrained(experiment: Experiment, arm: Arm, output: Path, here: Path, seed: int) -> str:
     """The arm's model as it is named, or built with random weights."""
-    from omegaconf import OmegaConf
-
     from r1ranker.model.init import ModelSize, init_model
 
-    spec: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(experiment.model), arm.model))
+    spec = model_of(experiment, arm)
     if spec.path is not None:
-        return str(spec.path)
+        return spec.path
     untrained = here / "untrained"
     if not untrained.is_dir():
         every = [str(output / "data" / f"{mode}_ranking" / "train.parquet") for mode in ("direct", "iterative")]

@@ -14,7 +14,7 @@ from r1ranker.data.options import PrepareOptions
 from r1ranker.errors import UserError, first_line, suggest
 from r1ranker.ranking.conversation import EliminationSettings
 from r1ranker.tasks.catalog import TASK_NAMES
-from r1ranker.trainer.config.overrides import as_yaml
+from r1ranker.trainer.config.overrides import as_yaml, literal
 
 BUILT_IN = Path(__file__).parents[2] / "configs" / "experiments"
 
@@ -152,6 +152,15 @@ def load_experiment(name: str, overrides: Sequence[str] = ()) -> Experiment:
             raise UserError(f"{file.name}: data.options: no {name!r}{suggest(name, known_options)} of prepare's")
     for label, arm in merged.arms.items():
         _check_arm(f"{file.name}: arms.{label}", label, arm, merged)
+    return merged
+
+
+def model_of(experiment: Experiment, arm: Arm) -> ModelSpec:
+    """The model that an arm begins with: the experiment's, but for what is another in the arm."""
+    from omegaconf import OmegaConf
+
+    values = literal(asdict(experiment.model) | arm.model)
+    merged: Any = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(ModelSpec), values))
     return merged
 
 

@@ -5,17 +5,26 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from r1ranker.experiments.spec import Arm, Experiment
+from r1ranker.errors import UserError
+from r1ranker.experiments.spec import Arm, Experiment, model_of
+from r1ranker.pretrained import check_model_directory
 
 if TYPE_CHECKING:
     from r1ranker.trainer.config.schema import Config
 
 
 def check_trainings(experiment: Experiment) -> None:
-    """Raise UserError for overrides that cannot be used: now, and not when data and models are made."""
+    """Raise UserError for overrides, models and a router's table that cannot be used: now, and not when data are made."""
+    if experiment.router_data is not None:
+        table = Path(str(experiment.data.source)) / experiment.router_data
+        if not table.is_file():
+            raise UserError(f"router_data: {table}: no such file; RouterBench's table below data.source is wanted")
     for label, arm in experiment.arms.items():
         if arm.trained_as is None:
             training_config(experiment, label, experiment.seeds[0], "base", Path("rows"), Path(label))
+            path = model_of(experiment, arm).path
+            if path is not None:
+                check_model_directory(path)
 
 
 def training_config(experiment: Experiment, label: str, seed: int, base: str, rows: Path, output: Path) -> Config:

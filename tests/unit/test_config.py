@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shlex
 import subprocess
 from pathlib import Path
@@ -13,6 +14,7 @@ from r1ranker.errors import UserError
 from r1ranker.experiments.run import run_experiment
 from r1ranker.experiments.spec import load_experiment
 from r1ranker.experiments.training import training_config
+from r1ranker.quickstart import quickstart
 from r1ranker.trainer.config.load import BUILT_IN, load_config, to_dict, to_yaml
 from r1ranker.trainer.config.schema import Config
 
@@ -335,6 +337,37 @@ def test_an_arms_override_is_checked_before_anything_is_made(tmp_path: Path) -> 
         with pytest.raises(UserError, match=r"trainer|rollout\.n"):
             run_experiment(experiment, tmp_path / "out")
         assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.path=1e3", "1e3: no such model directory"),
+        ("arms.to_routing.model={path: ./gone}", "./gone: no such model directory"),
+        ("model.path=FILE", "found a file; a model directory is wanted"),
+        ("router_data=gone.csv", "router_data: toy/gone.csv: no such file"),
+    ],
+)
+def test_models_and_tables_of_an_experiment_are_looked_for_before_anything_is_made(
+    override: str, message: str, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("x")
+    experiment = load_experiment("zero_shot", [override.replace("FILE", str(tmp_path / "file"))])
+    with pytest.raises(UserError, match=re.escape(message)):
+        run_experiment(experiment, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["x\udcff", "x\ny", "x\0"])
+def test_an_output_that_data_cannot_be_under_is_refused_before_anything_is_made(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for call in (lambda: run_experiment(load_experiment("zero_shot"), Path(name)), lambda: quickstart(output=name)):
+        with pytest.raises(UserError, match=r"^--output: found .* a printable name in UTF-8 is wanted$"):
+            call()
+    assert not list(tmp_path.iterdir())
+    assert capsys.readouterr().out == ""
 
 
 def test_arms_are_trained_under_any_path(tmp_path: Path) -> None:
