@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 from yaml import YAMLError
 
 from r1ranker.atomic import atomic_path
 from r1ranker.data.options import PrepareOptions
 from r1ranker.errors import UserError, first_line, suggest
+from r1ranker.experiments.typed_yaml import VALUES_OF, has_type, in_words, is_text, parse_yaml, type_at
 from r1ranker.ranking.conversation import EliminationSettings
 from r1ranker.tasks.catalog import TASK_NAMES
 from r1ranker.trainer.config.overrides import as_yaml, literal
@@ -28,7 +29,7 @@ class DataSpec:
     tasks: list[str] = field(default_factory=lambda: list(TASK_NAMES))
     size: int = 200
     """of the toy source: direct training rows a task"""
-    options: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict, metadata={VALUES_OF: PrepareOptions})
     """others of prepare's, such as positions, users, recbole, test_share"""
     limit: int | None = None
     """test rows a task at most, evenly spread"""
@@ -59,7 +60,7 @@ class Arm:
     """tasks to learn from; all of the data's where there are none"""
     test: list[str] = field(default_factory=list)
     """tasks to be measured on; all of the data's where there are none"""
-    model: dict[str, Any] = field(default_factory=dict)
+    model: dict[str, Any] = field(default_factory=dict, metadata={VALUES_OF: ModelSpec})
     """what is another in this arm's model"""
     config: str | None = None
     steps: int | None = None
@@ -134,7 +135,10 @@ def load_experiment(name: str, overrides: Sequence[str] = ()) -> Experiment:
         known = ", ".join(sorted(path.stem for path in BUILT_IN.glob("*.yaml")))
         raise UserError(f"{name}: no such experiment; there are {known}")
     try:
-        read: Any = OmegaConf.merge(OmegaConf.structured(Experiment), OmegaConf.load(file))
+        found = parse_yaml(file.read_text(encoding="utf-8"), Experiment)
+        if not isinstance(found, dict):
+            raise UserError(f"{file.name}: found no keys with values; those of an experiment are wanted")
+        read: Any = OmegaConf.merge(OmegaConf.structured(Experiment), found)
         for override in overrides:
             read = _set(read, override)
         merged: Any = OmegaConf.to_object(read)
@@ -146,10 +150,7 @@ def load_experiment(name: str, overrides: Sequence[str] = ()) -> Experiment:
         raise UserError(f"{file.name}: data.source: found none; data.source=DIR is wanted")
     if not merged.seeds or len(set(merged.seeds)) < len(merged.seeds):
         raise UserError(f"{file.name}: seeds: found {merged.seeds}; distinct numbers are wanted")
-    known_options = set(PrepareOptions.__dataclass_fields__) - {"source", "output", "tasks", "size", "think"}
-    for name in merged.data.options:
-        if name not in known_options:
-            raise UserError(f"{file.name}: data.options: no {name!r}{suggest(name, known_options)} of prepare's")
+    _check_options(f"{file.name}: data.options", merged.data.options)
     for label, arm in merged.arms.items():
         _check_arm(f"{file.name}: arms.{label}", label, arm, merged)
     return merged
@@ -166,20 +167,18 @@ def model_of(experiment: Experiment, arm: Arm) -> ModelSpec:
 
 def _set(experiment: Any, override: str) -> Any:
     """The experiment with key=value: a value is read as YAML, unless the setting is a text and the value is not in quotes."""
-    from omegaconf import OmegaConf, StringNode
+    from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
     key, equals, text = override.partition("=")
     if not equals:
         raise UserError(f"override {override!r}: found no '='; key=value is wanted")
     try:
-        section = OmegaConf.select(experiment, key.rpartition(".")[0]) if "." in key else experiment
-        last = key.rpartition(".")[2]
-        is_text = OmegaConf.is_dict(section) and isinstance(section._get_node(last), StringNode)
-        if is_text and text != "null" and not text.startswith(("'", '"')):
-            OmegaConf.update(experiment, key, text)
-            return experiment
-        return OmegaConf.merge(experiment, OmegaConf.from_dotlist([override]))
+        declared = type_at(Experiment, key)
+        as_it_stands = is_text(declared) and text != "null" and not text.startswith(("'", '"'))
+        changed = OmegaConf.create()
+        OmegaConf.update(changed, key, text if as_it_stands else parse_yaml(text, declared))
+        return OmegaConf.merge(experiment, changed)
     except (OmegaConfBaseException, YAMLError, ValueError) as error:
         raise UserError(
             f"override {override!r}: {first_line(error)}; key=value is wanted, with a value as in YAML"
@@ -206,11 +205,26 @@ def keep_experiment(experiment: Experiment, file: Path) -> None:
         temporary.write_text(as_yaml(asdict(experiment)), encoding="utf-8")
 
 
+_OWN = ("source", "output", "tasks", "size", "think", "answer_style", "cold_start", "trec")
+"""options of prepare's that an experiment sets in another place, or has no use for"""
+
+
+def _check_options(where: str, options: dict[str, Any]) -> None:
+    types = {name: declared for name, declared in get_type_hints(PrepareOptions).items() if name not in _OWN}
+    for name, value in options.items():
+        if name not in types:
+            raise UserError(f"{where}: no {name!r}{suggest(name, types)} of prepare's")
+        if not has_type(value, types[name]):
+            raise UserError(f"{where}.{name}: found {value!r}; {in_words(types[name])} is wanted")
+
+
 _TAKEN = ("base", "untrained", "states", "eval")
 """directories beside those of the arms"""
 
 
 def _check_arm(where: str, label: str, arm: Arm, experiment: Experiment) -> None:
+    from omegaconf.errors import OmegaConfBaseException
+
     if label in (*_TAKEN, "", ".", "..") or "/" in label:
         raise UserError(
             f"{where}: an arm's directory has its name; one without '/', other than {', '.join(_TAKEN)}, is wanted"
@@ -225,6 +239,10 @@ def _check_arm(where: str, label: str, arm: Arm, experiment: Experiment) -> None
         raise UserError(f"{where}.trained_as: found {arm.trained_as!r}; an arm before it is wanted")
     if arm.teacher and (not experiment.cold_start or arm.trained_as is not None):
         raise UserError(f"{where}.teacher: of no use without a cold start of its own")
+    try:
+        model_of(experiment, arm)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{where}.model: {first_line(error)}") from error
     try:
         EliminationSettings(**arm.elimination)
     except TypeError as error:

@@ -329,6 +329,57 @@ def test_a_mistake_in_an_experiments_override_names_it(override: str) -> None:
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("how", ["key", "section", "file"])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("data.source", "1e3"),
+        ("data.options.tokenizer", "1e3"),
+        ("data.options.pool_sizes", "0x10"),
+        ("model.path", "1_000"),
+        ("arms.to_routing.model.path", "1e3"),
+        ("arms.to_routing.answer_style", "2024-01-02"),
+    ],
+)
+def test_a_text_that_looks_like_something_else_is_kept_wherever_it_stands(
+    how: str, key: str, value: str, tmp_path: Path
+) -> None:
+    first, *rest = key.split(".")
+    inner = value
+    for name in reversed(rest):
+        inner = f"{{{name}: {inner}}}"
+    given = [f"{key}={value}"] if how == "key" else [f"{first}={inner}"] if how == "section" else []
+    if how == "file":
+        first_arm = "" if first == "arms" else "arms: {one: {}}\n"
+        (tmp_path / "own.yaml").write_text(f"title: own\n{first_arm}{first}: {inner}\n")
+    found: Any = load_experiment(str(tmp_path / "own.yaml") if how == "file" else "zero_shot", given)
+    for name in key.split("."):
+        found = found[name] if isinstance(found, dict) else getattr(found, name)
+    assert found == value
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("data.options.recbole=2024", "data.options.recbole: found 2024; a list (a text each) is wanted"),
+        ("data.options.recbole=Rec-Movie", "data.options.recbole: found 'Rec-Movie'; a list (a text each) is wanted"),
+        ("data.options.seed=x", "data.options.seed: found 'x'; an integer is wanted"),
+        ("data.options.users=true", "data.options.users: found True; an integer is wanted"),
+        ("data.options={test_share: much}", "data.options.test_share: found 'much'; a number is wanted"),
+        ("data.options.merits=1", "data.options.merits: found 1; true or false is wanted"),
+        ("data.options.answer_style=index", "data.options: no 'answer_style'"),
+        ("arms.to_routing.model.hidden_size=wide", "arms.to_routing.model: Value 'wide'"),
+        ("arms.to_routing.model={layers: null}", "arms.to_routing.model: "),
+        ("arms.to_routing.model.hiden_size=3", "arms.to_routing.model: Key 'hiden_size' not in 'ModelSpec'"),
+    ],
+)
+def test_values_of_another_type_in_free_sections_are_named_on_one_line(override: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_experiment("zero_shot", [override])
+    assert str(caught.value).startswith(f"zero_shot.yaml: {message}")
+    assert "\n" not in str(caught.value)
+
+
 def test_an_arms_override_is_checked_before_anything_is_made(tmp_path: Path) -> None:
     experiment = load_experiment("direct_iterative")
     arm = next(iter(experiment.arms.values()))
