@@ -25,9 +25,11 @@ from r1ranker.model.twin import build_twin, narrow_config
 from r1ranker.ranking.ranker import Ranker
 from r1ranker.rollout import agreement
 from r1ranker.rollout.agreement import check_architecture, find_fault
+from r1ranker.trainer.batch.balance import load_pass_cost
 from r1ranker.trainer.config.load import load_config
 from r1ranker.trainer.dry_run import dry_run
 from r1ranker.trainer.fit import fit
+from r1ranker.trainer.memory.shape import load_shape
 from r1ranker.trainer.sft import fine_tune
 
 sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
@@ -70,6 +72,17 @@ def test_a_third_of_the_types_are_as_the_page_says(name: str) -> None:
     assert model_types.try_type(name) == VERDICTS[name]
     if name in KNOWN_GOOD:
         assert VERDICTS[name] == (model_types.AGREES, "")
+
+
+@pytest.mark.parametrize("name", [*KNOWN_GOOD, "emu3", "gemma4_text", "solar_open", "jetmoe", "longcat_flash"])
+def test_the_plans_of_a_run_know_the_widths_of_every_type_that_agrees(name: str, tmp_path: Path) -> None:
+    assert VERDICTS[name][0] == model_types.AGREES
+    config = narrow_config(CONFIG_MAPPING[name](**model_types.SETTINGS.get(name, {})))
+    config.save_pretrained(tmp_path)
+    shape, cost = load_shape(str(tmp_path)), load_pass_cost(str(tmp_path))
+    assert shape.parameters == build_twin(config, "eager").num_parameters()
+    assert 0 < cost.pair < 1
+    assert 0 < cost.sampled < 1
 
 
 def config_of(name: str, **settings: Any) -> PretrainedConfig:

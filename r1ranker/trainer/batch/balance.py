@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
+from r1ranker.model.widths import Widths
 from r1ranker.trainer.batch.trajectory import Trajectory, group_by_prompt
 from r1ranker.trainer.config.schema import Config, RefConfig, RolloutConfig
 
@@ -38,14 +39,12 @@ def load_pass_cost(path: str) -> PassCost:
     """
     from transformers import AutoConfig
 
-    config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    heads = config.num_attention_heads
-    head = getattr(config, "head_dim", None) or config.hidden_size // heads
-    keys = getattr(config, "num_key_value_heads", None) or heads
-    block = config.hidden_size * head * (2 * heads + 2 * keys) + 3 * config.hidden_size * config.intermediate_size
+    widths = Widths.from_config(AutoConfig.from_pretrained(path, trust_remote_code=False))
+    hidden, heads, head = widths.hidden, widths.heads, widths.head_width
+    block = hidden * head * (2 * heads + 2 * widths.kv_heads) + 3 * hidden * widths.intermediate
     return PassCost(
         pair=4 * heads * head / (2 * block),
-        sampled=config.vocab_size * config.hidden_size / (config.num_hidden_layers * block),
+        sampled=widths.vocabulary * hidden / (widths.layers * block),
     )
 
 

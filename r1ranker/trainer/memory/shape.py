@@ -6,9 +6,11 @@ form; tests count it again.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from typing import TYPE_CHECKING
+
+from r1ranker.model.widths import Widths
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig
@@ -17,17 +19,10 @@ MASTER = 4
 """bytes of a float32 number: weights, gradients and each Adam moment are kept so"""
 
 
-@dataclass(frozen=True)
-class ModelShape:
-    """Sizes of a decoder shaped like Qwen2 or Llama."""
+@dataclass(frozen=True, kw_only=True)
+class ModelShape(Widths):
+    """Sizes of a decoder shaped like Qwen2 or Llama, and of its parameters."""
 
-    hidden: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_width: int
-    intermediate: int
-    vocabulary: int
     parameters: int
     """all of the language model's"""
     layer_parameters: int
@@ -47,19 +42,10 @@ class ModelShape:
 
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(config)
-        sizes = config.get_text_config().to_dict()  # attributes may differ from layer to layer, and are refused then
-        hidden, heads = sizes["hidden_size"], sizes["num_attention_heads"]
         blocks = [sum(one.numel() for one in block.parameters()) for block in model.base_model.layers]
         whole = sum(parameter.numel() for parameter in model.parameters())
-        experts = (sizes.get("moe_intermediate_size") or 0) * (sizes.get("num_experts_per_tok") or 1)
         return cls(
-            hidden=hidden,
-            layers=len(blocks),
-            heads=heads,
-            kv_heads=sizes.get("num_key_value_heads") or heads,
-            head_width=sizes.get("head_dim") or hidden // heads,
-            intermediate=sizes.get("intermediate_size") or experts,
-            vocabulary=sizes["vocab_size"],
+            **asdict(Widths.from_config(config)) | {"layers": len(blocks)},
             parameters=whole,
             layer_parameters=max(blocks),
             outer_parameters=whole - sum(blocks),
