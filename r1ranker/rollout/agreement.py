@@ -95,21 +95,28 @@ def _compare(plain: PreTrainedModel, config: PretrainedConfig, block: str, windo
     prompts = _draw((7, 11), size)
     pairs = ((prompt, _draw((_TOKENS, _TOKENS), size, seed=len(prompt))) for prompt in prompts)
     sequences = [(prompt, response) for prompt, responses in pairs for response in responses]
-    _plain_logprobs(plain, *sequences[0])  # what transformers cannot do itself is not our fault
+    expected = _plain_logprobs(plain, sequences)  # first: what transformers cannot do itself is not our fault
     packed = build_twin(config, PACKED)
-    ways: dict[str, Callable[[], tuple[Sequences, Tensor]]] = {
-        "of sequences in one row": lambda: (sequences, _packed_logprobs(packed, sequences, shares=False)),
-        "of responses that share a prompt": lambda: (sequences, _packed_logprobs(packed, sequences, shares=True)),
-        "with the engine's cache": lambda: _answer(config, prompts),
+
+    def answer() -> tuple[Tensor, Tensor]:
+        answers, logprobs = _answer(config, prompts)
+        return _plain_logprobs(plain, answers), logprobs
+
+    ways: dict[str, Callable[[], tuple[Tensor, Tensor]]] = {
+        "of sequences in one row": lambda: (expected, _packed_logprobs(packed, sequences, shares=False)),
+        "of responses that share a prompt": lambda: (expected, _packed_logprobs(packed, sequences, shares=True)),
+        "with the engine's cache": answer,
     }
     for way, compute in ways.items():
         try:
-            compared, found = compute()
+            wanted, found = compute()
         except UserError as error:
             return None if windowed else str(error).removeprefix(SETTING)
+        except _CannotBeTriedError:
+            raise
         except Exception as error:
             return f"the log-probabilities {way} cannot be computed with layers of type {block} ({_said(error)})"
-        difference = (found - torch.cat([_plain_logprobs(plain, *one) for one in compared])).abs().max().item()
+        difference = (found - wanted).abs().max().item()
         if not difference <= TOLERANCE:  # nor is it where it is not a number
             layer = _first_different(plain, packed, sequences) or block
             return (
@@ -150,16 +157,19 @@ def _draw(lengths: Sequence[int], vocabulary: int, seed: int = 1) -> list[tuple[
 
 
 @torch.no_grad()
-def _plain_logprobs(model: PreTrainedModel, prompt: Sequence[int], response: Sequence[int]) -> Tensor:
-    """Log-probabilities of a response's tokens, as transformers has them."""
-    try:
-        logits = model(input_ids=torch.tensor([[*prompt, *response]]), use_cache=False).logits[0].float()
-    except Exception as error:
-        raise _CannotBeTriedError(_said(error)) from error
-    if not logits.isfinite().all():
-        raise _CannotBeTriedError("its logits are not finite")
-    targets = torch.tensor(response)[:, None]
-    return logits[len(prompt) - 1 : -1].log_softmax(dim=1).gather(1, targets)[:, 0]
+def _plain_logprobs(model: PreTrainedModel, sequences: Sequences) -> Tensor:
+    """Log-probabilities of the responses' tokens, one sequence at a time, as transformers has them."""
+    logprobs = []
+    for prompt, response in sequences:
+        try:
+            logits = model(input_ids=torch.tensor([[*prompt, *response]]), use_cache=False).logits[0].float()
+        except Exception as error:
+            raise _CannotBeTriedError(_said(error)) from error
+        if not logits.isfinite().all():
+            raise _CannotBeTriedError("its logits are not finite")
+        targets = torch.tensor(response)[:, None]
+        logprobs.append(logits[len(prompt) - 1 : -1].log_softmax(dim=1).gather(1, targets)[:, 0])
+    return torch.cat(logprobs)
 
 
 @torch.no_grad()

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from r1ranker.device import compute_dtype, device_memory
+from r1ranker.pretrained import load_model_config
 from r1ranker.rollout.context import load_context_length
 from r1ranker.rollout.engine import USUAL_LENGTH, EngineSettings
 from r1ranker.rollout.vllm_failure import raise_if_out_of_memory
@@ -132,10 +133,9 @@ def max_model_len(directory: str, settings: EngineSettings) -> int:
 
 def _must_be_read(directory: str) -> bool:
     """Whether only a model's weights tell if its output embedding is tied: its config says so, and yet there is one."""
-    from transformers import AutoConfig
     from vllm.transformers_utils.config import checkpoint_has_lm_head
 
-    config = AutoConfig.from_pretrained(directory, trust_remote_code=False)
+    config = load_model_config(directory)
     return bool(getattr(config, "tie_word_embeddings", False) and checkpoint_has_lm_head(directory))
 
 
