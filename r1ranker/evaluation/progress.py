@@ -19,7 +19,7 @@ EVERY = 30.0
 def follow(items: Iterable[Item], total: int, name: str, clock: Callable[[], float] = time.monotonic) -> Iterator[Item]:
     """`items`, of which there are `total` queries, as they come; `name` is said before how many have come."""
     console = Console(stderr=True)
-    if console.is_terminal:
+    if console.is_interactive:  # a terminal, and not one that cannot move its cursor
         with Progress(*_columns(), console=console, transient=True) as progress:
             bar = progress.add_task(name, total=total)
             for item in items:

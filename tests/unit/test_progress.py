@@ -7,7 +7,13 @@ import pytest
 from r1ranker.evaluation.progress import follow
 
 
-def test_without_a_terminal_a_line_every_half_minute_says_how_far_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("terminal", [False, True])
+def test_without_a_terminal_that_has_a_bar_a_line_every_half_minute_says_how_far_it_is(
+    terminal: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+        monkeypatch.setenv("TERM", "dumb")
     moments = iter([0.0, 10.0, 40.0, 50.0, 3640.0, 3700.0])
     assert list(follow("abcde", 5, "run-a", clock=lambda: next(moments))) == list("abcde")
     printed = capsys.readouterr()
@@ -25,5 +31,6 @@ def test_what_is_over_at_once_says_nothing(capsys: pytest.CaptureFixture[str]) -
 
 def test_a_terminal_has_a_bar(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("TERM", "xterm")  # other tests' libraries may have called it dumb
     assert list(follow(range(3), 3, "[run]")) == [0, 1, 2]
     assert "[run]" in capsys.readouterr().err
