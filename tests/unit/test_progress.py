@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import pytest
+from rich.console import Console
 
 from r1ranker.evaluation.progress import follow
+
+
+def be_terminal(monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
+    """Have rich see a terminal of a kind. Its own mapping is set: veRL's tests leave another one in os.environ's place."""
+    monkeypatch.setattr(Console, "_environ", {"FORCE_COLOR": "1", "TERM": kind})
 
 
 @pytest.mark.parametrize("terminal", [False, True])
@@ -12,8 +18,7 @@ def test_without_a_terminal_that_has_a_bar_a_line_every_half_minute_says_how_far
     terminal: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if terminal:
-        monkeypatch.setenv("FORCE_COLOR", "1")
-        monkeypatch.setenv("TERM", "dumb")
+        be_terminal(monkeypatch, "dumb")
     moments = iter([0.0, 10.0, 40.0, 50.0, 3640.0, 3700.0])
     assert list(follow("abcde", 5, "run-a", clock=lambda: next(moments))) == list("abcde")
     printed = capsys.readouterr()
@@ -30,7 +35,6 @@ def test_what_is_over_at_once_says_nothing(capsys: pytest.CaptureFixture[str]) -
 
 
 def test_a_terminal_has_a_bar(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("FORCE_COLOR", "1")
-    monkeypatch.setenv("TERM", "xterm")  # other tests' libraries may have called it dumb
+    be_terminal(monkeypatch, "xterm")
     assert list(follow(range(3), 3, "[run]")) == [0, 1, 2]
     assert "[run]" in capsys.readouterr().err
