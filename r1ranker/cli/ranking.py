@@ -61,8 +61,8 @@ def rank(
     from r1ranker.atomic import atomic_path, check_place
     from r1ranker.data.prepare import know_own_task
     from r1ranker.data.sources.user_files import read_requests
-    from r1ranker.evaluation.progress import follow
     from r1ranker.pretrained import load_tokenizer
+    from r1ranker.progress import follow
     from r1ranker.ranking.conversation import EliminationSettings
     from r1ranker.ranking.lengths import required_length
     from r1ranker.ranking.ranker import Ranker, check_lengths, check_ranges

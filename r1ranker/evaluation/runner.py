@@ -27,7 +27,6 @@ from r1ranker.evaluation.baselines.scoring import ScoringBaseline
 from r1ranker.evaluation.journal import Journal
 from r1ranker.evaluation.options import ALL, EvaluationOptions
 from r1ranker.evaluation.plan import Plan, plan_evaluations
-from r1ranker.evaluation.progress import follow
 from r1ranker.evaluation.records import Metrics, Record, metrics_of, record_of, strict_metrics_of, summarise_systems
 from r1ranker.evaluation.results import FORMAT, write_trec
 from r1ranker.evaluation.routing import (
@@ -39,6 +38,7 @@ from r1ranker.evaluation.routing import (
     top_candidates,
 )
 from r1ranker.evaluation.table import print_results
+from r1ranker.progress import follow
 from r1ranker.ranking.ranker import Ranker
 from r1ranker.tasks.catalog import TASK_NAMES, get_task
 from r1ranker.tasks.custom import register_tasks_of

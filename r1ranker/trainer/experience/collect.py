@@ -57,10 +57,10 @@ class SampledBatch:
         self.parts: list[dict[str, float]] = []
         """of the reward of each of its trajectories"""
 
-    def receive(self, timing: dict[str, float]) -> None:
+    def receive(self, timing: dict[str, float], on_arrival: Callable[[], None] = lambda: None) -> None:
         """Wait until every response is complete, and hand each to the reward as it comes.
 
-        Adds to `timing` the seconds waited for responses (gen) and spent on their rewards meanwhile (reward). Raises
+        `on_arrival` is called for each prompt whose responses are there. Adds to `timing` the seconds waited for responses (gen) and spent on their rewards meanwhile (reward). Raises
         UserError as soon as more rewards have failed than may.
         """
         while True:
@@ -69,6 +69,7 @@ class SampledBatch:
             if arrived is None:
                 return
             place, samples = arrived
+            on_arrival()
             with timed(timing, "reward"):
                 self._completions[place] = samples
                 self._pending[place] = [

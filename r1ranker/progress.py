@@ -1,0 +1,96 @@
+"""How far long work is: a bar on a terminal for what ranks, and elsewhere a line every half a minute."""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+Item = TypeVar("Item")
+EVERY = 30.0
+"""seconds between lines"""
+
+
+def follow(items: Iterable[Item], total: int, name: str, clock: Callable[[], float] = time.monotonic) -> Iterator[Item]:
+    """`items`, of which there are `total` queries, as they come; `name` is said before how many have come, on stderr."""
+    console = Console(stderr=True)
+    if console.is_interactive:  # a terminal, and not one that cannot move its cursor
+        with Progress(*_columns(), console=console, transient=True) as progress:
+            bar = progress.add_task(name, total=total)
+            for item in items:
+                progress.advance(bar)
+                yield item
+        return
+    with report_progress(name, total, "queries", _say_on_stderr, clock, predict=True) as count:
+        for item in items:
+            count()
+            yield item
+
+
+@contextmanager
+def report_progress(
+    name: str,
+    total: int,
+    unit: str,
+    say: Callable[[str], None],
+    clock: Callable[[], float] = time.monotonic,
+    predict: bool = False,
+) -> Iterator[Callable[[], None]]:
+    """A function to be called as each of `total` is done; until the block ends `say` takes a line every EVERY seconds.
+
+    The lines come from a thread of their own, so also while nothing is done. `predict`: they name the time left, at the rate
+    so far. Where all are computed at once and most are done at the end, that is far off.
+    """
+    done, began, ended = 0, clock(), threading.Event()
+
+    def count() -> None:
+        nonlocal done
+        done += 1
+
+    def report() -> None:
+        while not ended.wait(EVERY):
+            now, seconds = done, clock() - began
+            line = f"{name}: {now:,} of {total:,} {unit}, {_in_words(seconds)}"
+            if predict and 0 < now < total:
+                line += f", {now / seconds:.2g} {unit}/s, about {_in_words((total - now) * seconds / now)} left"
+            say(line)
+
+    thread = threading.Thread(target=report, name=f"progress of {name}", daemon=True)
+    thread.start()
+    try:
+        yield count
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _say_on_stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _in_words(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _columns() -> tuple[ProgressColumn, ...]:
+    return (
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        _Rate(),
+        TimeRemainingColumn(),
+    )
+
+
+class _Rate(ProgressColumn):
+    def render(self, task: Any) -> Text:
+        return Text(f"{task.speed:.1f} queries/s" if task.speed else "")
