@@ -19,6 +19,11 @@ SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME = "model.safetensors", "model.safeten
 """files of weights: all in one, or the list of several"""
 
 
+def full_path(name: str) -> str:
+    """A model or a data set by its whole path; a hub id, and what is not there, as it is."""
+    return os.path.abspath(name) if os.path.exists(name) else name
+
+
 def check_model_directory(path: str) -> None:
     """Raise UserError unless `path` is a hub id or a directory with a config, safetensors weights and a tokenizer."""
     directory = Path(path)

@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
+from r1ranker.pretrained import full_path
+
 About = dict[str, Any]
 """those of _KEYS that are known, as JSON holds them"""
 _KEYS = ("model", "data", "tasks", "seed", "limit", "engine", "beside", "settings")
-
-
-def full_path(name: str) -> str:
-    """A model or a data set by its whole path; a hub id, and what is not there, as it is."""
-    return os.path.abspath(name) if os.path.exists(name) else name
 
 
 def about_of(found: Mapping[str, Any]) -> About:

@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from r1ranker.errors import UserError, note
-from r1ranker.evaluation.identity import About, about_of, full_path
+from r1ranker.evaluation.identity import About, about_of
 from r1ranker.evaluation.names import JOURNAL, RESULT, Unnamed, choose_names
 from r1ranker.evaluation.options import EvaluationOptions, name_parts
 from r1ranker.evaluation.results import TIMING, check_trec_grade
-from r1ranker.pretrained import check_model_directory, load_tokenizer
+from r1ranker.pretrained import check_model_directory, full_path, load_tokenizer
 from r1ranker.ranking.lengths import required_length
 from r1ranker.ranking.ranker import Ranker, RankerSettings
 from r1ranker.rollout.start import find_engine

@@ -17,6 +17,7 @@ from r1ranker.data.sources.recommendation import RECBOLE_DATA_SETS
 from r1ranker.data.sources.routing import OBJECTIVES
 from r1ranker.errors import UserError
 from r1ranker.evaluation.baselines.collaborative import Popularity
+from r1ranker.evaluation.baselines.likelihood import has_texts_to_ask_of, likelihood_baselines
 from r1ranker.evaluation.baselines.orders import (
     MostFrequentLabel,
     fit_baselines,
@@ -103,7 +104,7 @@ def _carry_out(
     about = {key: value for key, value in plan.about.items() if key != "tasks"}  # which come with their figures
     source = source_of(Path(options.data))
     known = {"source": source} if source else {}
-    report = {"format": FORMAT, **about, **known, **_measured(test, train, records, options, router)}
+    report = {"format": FORMAT, **about, **known, **_measured(plan.model, test, train, records, options, router)}
     _write(plan.result, report)
     _write(plan.timing, timing)
     kept.path.unlink()
@@ -144,6 +145,7 @@ def _rank(
 
 
 def _measured(
+    model: str,
     test: dict[str, list[RankingExample]],
     train: Sequence[RankingExample],
     records: dict[str, list[Record]],
@@ -154,6 +156,7 @@ def _measured(
     most_frequent = MostFrequentLabel(train)
     measured: dict[str, dict[str, list[Metrics]]] = {}
     tasks = {}
+    likelihoods = likelihood_baselines(model, options.gpu) if options.baselines else []
     for task, examples in test.items():
         cutoffs = get_task(task).cutoffs
         measured[task] = {
@@ -164,6 +167,8 @@ def _measured(
             "most frequent label": [most_frequent(example, cutoffs) for example in examples],
         }
         fitted = _fitted(task, examples, train, options, router)
+        if all(map(has_texts_to_ask_of, examples)):
+            fitted += likelihoods
         for baseline in fitted:
             measured[task][baseline.name] = [baseline(example, cutoffs) for example in examples]
         tasks[task] = summarise_systems(measured[task], records[task], options.seed)

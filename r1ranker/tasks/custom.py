@@ -88,6 +88,16 @@ def render_request(template: str, query: str, history: Sequence[str], where: str
         raise UserError(f"{where}: request: {found}; a jinja2 template of query and history is wanted") from error
 
 
+def query_in(template: str, request: str) -> str:
+    """The query that a template of the query alone worded as `request`; empty where it cannot be told."""
+    if template_variables(template) != {"query"}:
+        return ""
+    mark = "\ufffc"  # a character that no text has
+    before, _, after = render_request(template, mark, ()).partition(mark)
+    worded = request.startswith(before) and request.endswith(after) and len(request) >= len(before) + len(after)
+    return request[len(before) : len(request) - len(after)] if worded and mark not in after else ""
+
+
 @lru_cache(maxsize=64)
 def template_variables(template: str) -> frozenset[str]:
     """Which of `query` and `history` a template speaks of."""

@@ -12,7 +12,7 @@ from r1ranker.data.files.manifest import checksum
 from r1ranker.data.loader import PromptLoader, subsample_by_task
 from r1ranker.data.prompt_store import Prompt
 from r1ranker.errors import UserError, suggest
-from r1ranker.pretrained import SETTINGS_FILE
+from r1ranker.pretrained import SETTINGS_FILE, full_path
 from r1ranker.rollout.agreement import check_architecture
 from r1ranker.trainer.algorithm.correction import apply_importance_weights
 from r1ranker.trainer.algorithm.estimation import assign_advantages
@@ -176,6 +176,7 @@ class Run:
             "constrain": self.config.actor_rollout_ref.rollout.constrain,
             "max_prompt_length": self.config.data.max_prompt_length,
             "max_response_length": self.config.data.max_response_length,
+            "base_model": full_path(str(self.config.actor_rollout_ref.model.path)),
             "step": step,
         }
 
