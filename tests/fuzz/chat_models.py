@@ -97,10 +97,16 @@ FAMILIES = {
         "<|im_start|>system<|im_sep|>{S}<|im_end|><|im_start|>user<|im_sep|>{U}<|im_end|><|im_start|>assistant<|im_sep|>{A}",
         ("<|im_start|>", "<|im_sep|>", "<|im_end|>"),
     ),
+    "Phi 4 mini": Family(
+        "{% for m in messages %}{{ '<|' + m.role + '|>' + m.content + '<|end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% else %}{{ eos_token }}{% endif %}",
+        "<|system|>{S}<|end|><|user|>{U}<|end|><|assistant|>{A}", ("<|system|>", "<|user|>", "<|assistant|>", "<|end|>"),
+    ),
     "Qwen3": Family(
         "{% for m in messages %}{% if m.role == 'assistant' and loop.last %}"
         "{% set t = m.content.split('</think>')[0] if '</think>' in m.content else '' %}{% set c = m.content.split('</think>')[-1] %}"
         "{{ '<|im_start|>assistant\n<think>\n' + t.strip('\n') + '\n</think>\n\n' + c.lstrip('\n') + '<|im_end|>\n' }}"
+        "{% elif m.role == 'assistant' %}{{ '<|im_start|>assistant\n' + m.content.split('</think>')[-1].lstrip('\n') + '<|im_end|>\n' }}"
         "{% else %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}"
         "{% if add_generation_prompt %}<|im_start|>assistant\n{% if enable_thinking is defined and not enable_thinking %}<think>\n\n</think>\n\n{% endif %}{% endif %}",
         "<|im_start|>system\n{S}<|im_end|>\n<|im_start|>user\n{U}<|im_end|>\n<|im_start|>assistant\n{A}", ("<|im_start|>", "<|im_end|>"),
@@ -205,7 +211,8 @@ def _byte_level(split: bool) -> Tokenizer:
 def _sentence_piece(scheme: str) -> Tokenizer:
     """BPE over characters with ▁ for a space and bytes for what it does not know, as Llama 2's, Mistral's and Phi 3's is.
 
-    scheme: who writes the ▁ before the first word, the normalizer ('prepend') or the pre-tokenizer ('first', 'always').
+    scheme: who writes the ▁ before the first word, the normalizer ('prepend'), the pre-tokenizer ('first', 'always') or nobody
+    ('never', as with Gemma).
     """
     pieces = Tokenizer(models.BPE())
     pieces.pre_tokenizer = _by_script("first")
@@ -221,9 +228,8 @@ def _sentence_piece(scheme: str) -> Tokenizer:
         raw.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
     else:
         raw.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
-    raw.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
+    bare = [] if scheme == "never" else [decoders.Strip(" ", 1, 0)]
+    raw.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *bare])
     return raw
 
 
@@ -251,6 +257,7 @@ KINDS: dict[str, Callable[[], Tokenizer]] = {
     "SentencePiece, normalizer": lambda: _sentence_piece("prepend"),
     "SentencePiece, first": lambda: _sentence_piece("first"),
     "SentencePiece, always": lambda: _sentence_piece("always"),
+    "SentencePiece, never": lambda: _sentence_piece("never"),
     "unigram": _unigram,
 }
 
