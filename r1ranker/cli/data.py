@@ -32,7 +32,7 @@ def prepare(
             "--source",
             "--from",
             help="a hub data set or directory in Ranking-bench's layout; a directory with its raw sources; a file of "
-            "one's own (.jsonl, .csv, .parquet); `trec`; or `toy`",
+            "one's own (.jsonl, .csv, .parquet); `trec`; `toy` or `facts`, which are built in",
         ),
     ] = HUB_ID,
     output: Annotated[str, typer.Option(help="directory for direct_ranking/, iterative_ranking/ and bench/")] = "data",
@@ -65,9 +65,11 @@ def prepare(
     ] = 0,
     pool_sizes: Annotated[
         str,
-        typer.Option(help="raw, own data and trec: LOW-HIGH, of the iterative rows' pools (all)", show_default=False),
+        typer.Option(
+            help="facts, raw, own data and trec: LOW-HIGH, of the iterative rows' pools (all)", show_default=False
+        ),
     ] = "",
-    size: Annotated[int, typer.Option(help="toy: direct training rows a task")] = 100,
+    size: Annotated[int, typer.Option(help="toy: direct training rows a task; facts: direct training rows")] = 100,
     candidates: Annotated[int, typer.Option(help="of a request; of trec too", rich_help_panel=RAW)] = 20,
     history: Annotated[
         list[str] | None,

@@ -11,6 +11,7 @@ from typing import Literal
 from r1ranker.data.build import TEST_SHARE
 from r1ranker.data.generate import MOST_TOKENS, TOY
 from r1ranker.data.raw import is_raw
+from r1ranker.data.sources.facts import FACTS, check_size
 from r1ranker.data.sources.passage import SIZES
 from r1ranker.data.sources.recommendation import RECBOLE_DATA_SETS
 from r1ranker.data.sources.routing import OBJECTIVES
@@ -22,7 +23,7 @@ from r1ranker.tasks.catalog import HUB_ID, get_task
 from r1ranker.tasks.custom import register_tasks_of
 
 TREC = "trec"
-Kind = Literal["toy", "layout", "raw", "own", "trec"]
+Kind = Literal["toy", "facts", "layout", "raw", "own", "trec"]
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class PrepareOptions:
     tokenizer: str | None = None
     max_prompt_length: int = MOST_TOKENS
     size: int = 100
-    """toy: direct training rows a task"""
+    """toy: direct training rows a task; facts: direct training rows"""
     history: Sequence[str] = ()
     """raw: N for all tasks, TASK=N for one"""
     candidates: int = 20
@@ -64,12 +65,13 @@ class PrepareOptions:
 
 
 _USES: dict[str, tuple[str, tuple[Kind, ...]]] = {
-    "size": ("--size", ("toy",)),
+    "tasks": ("--task", ("toy", "layout", "raw", "own", "trec")),
+    "size": ("--size", ("toy", "facts")),
     "history": ("--history", ("raw",)),
     "candidates": ("--candidates", ("raw", "trec")),
     "users": ("--users", ("raw",)),
     "test_rows": ("--test-rows", ("raw", "own", "trec")),
-    "pool_sizes": ("--pool-sizes", ("raw", "own", "trec")),
+    "pool_sizes": ("--pool-sizes", ("facts", "raw", "own", "trec")),
     "positions": ("--positions", ("raw",)),
     "pools": ("--pools", ("raw",)),
     "recbole": ("--recbole", ("raw",)),
@@ -82,6 +84,7 @@ _USES: dict[str, tuple[str, tuple[Kind, ...]]] = {
 }
 _NAMES: dict[Kind, str] = {
     "toy": "the built-in world",
+    "facts": "the built-in facts",
     "layout": "a data set in Ranking-bench's layout",
     "raw": "raw sources",
     "own": "a file of one's own",
@@ -101,6 +104,8 @@ def kind_of_source(options: PrepareOptions) -> Kind:
         return "trec"
     if source == TOY:
         return "toy"
+    if source == FACTS:
+        return "facts"
     if is_user_file(source):
         return "own"
     if Path(source).is_file():
@@ -130,7 +135,9 @@ def check_options(options: PrepareOptions, kind: Kind) -> None:
         ("--max-prompt-length", options.max_prompt_length, 1),
     ):
         check_at_least(name, value, least)
-    if options.size > MAX_SIZE:
+    if kind == "facts":
+        check_size(options.size)
+    if kind == "toy" and options.size > MAX_SIZE:
         raise UserError(f"--size: found {options.size}; at most {MAX_SIZE} rows a task are wanted")
     parse_pool_sizes(options.pool_sizes)
     changed = {one.name for one in fields(options) if getattr(options, one.name) != one.default}

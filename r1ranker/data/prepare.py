@@ -23,6 +23,7 @@ from r1ranker.data.generate import (
 )
 from r1ranker.data.options import Kind, PrepareOptions, check_options, kind_of_source, parse_pool_sizes
 from r1ranker.data.raw import RawSettings, raw_sources
+from r1ranker.data.sources.facts import FACTS_TASK, read_facts
 from r1ranker.data.sources.passage import PassageSettings
 from r1ranker.data.sources.ranking_bench import CONFIGS, read_ranking_bench
 from r1ranker.data.sources.recommendation import RecommendationSettings
@@ -92,6 +93,8 @@ def _directory(options: PrepareOptions, mode: Mode) -> str:
 
 def _sources(options: PrepareOptions, kind: Kind) -> tuple[dict[str, Source], list[str]]:
     """What the data set is built from, by group, with a line on each."""
+    if kind == "facts":
+        return _facts_sources(options)
     if kind == "raw":
         settings = raw_settings(
             options.history,
@@ -189,6 +192,15 @@ def build_and_print(
     """Build a data set in the benchmark's layout and print its counts; what examples/data_preprocess/dataset runs."""
     about = DataSetInfo("A data set in Ranking-bench's layout", lines, seed, command_line())
     print_data_set(build_bench(sources, Path(directory), about, test_share))
+
+
+def _facts_sources(options: PrepareOptions) -> tuple[dict[str, Source], list[str]]:
+    ensure_registered(FACTS_TASK)
+
+    def read(tally: Tally) -> Iterator[SourceExample]:
+        return read_facts(options.size, options.seed, tally)
+
+    return {"facts": read}, ["the built-in facts: invented by this project, MIT licence"]
 
 
 def _user_sources(options: PrepareOptions) -> tuple[dict[str, Source], list[str]]:

@@ -1,0 +1,222 @@
+"""The built-in facts: one sentence of five answers, test rows have words and names of their own, and words alone do not solve it."""
+
+from __future__ import annotations
+
+import random
+import re
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from r1ranker.data.files.parquet import read_training_rows, row_to_example
+from r1ranker.data.files.tally import Tally
+from r1ranker.data.prepare import PrepareOptions, prepare
+from r1ranker.data.sources.facts import (
+    FACTS_TASK,
+    HELD_OUT,
+    Attribute,
+    FactRow,
+    ask,
+    draw_thing,
+    fact_rows,
+    largest_size,
+    load_kinds,
+    read_facts,
+    say,
+)
+from r1ranker.data.sources.ranking_bench import read_ranking_bench
+from r1ranker.data.sources.source_example import SPLITS, Split
+from r1ranker.errors import UserError
+from r1ranker.evaluation.baselines.lexical import BM25
+from r1ranker.evaluation.baselines.orders import random_order_metrics
+from r1ranker.tasks.answers import normalise
+from r1ranker.tasks.custom import ensure_registered
+from r1ranker.tasks.example import RankingExample
+from r1ranker.tasks.text import canonical
+
+KINDS = {kind.name: kind for kind in load_kinds()}
+ROWS: dict[Split, list[FactRow]] = {split: list(fact_rows(split, 500, seed=5)) for split in SPLITS}
+BOTH = [row for split in SPLITS for row in ROWS[split]]
+
+
+def is_said(text: str, wordings: Sequence[str], name: str) -> bool:
+    """Whether a text can be one of the wordings, of the thing of that name."""
+    for wording in wordings:
+        fixed = map(re.escape, re.split(r"\{[^}]*\}", wording.replace("{name}", name)))
+        if re.fullmatch("(.+)".join(fixed), text, re.IGNORECASE):
+            return True
+    return False
+
+
+def attributes_of(row: FactRow) -> dict[str, Attribute]:
+    return {one.name: one for one in KINDS[row.kind].attributes}
+
+
+def examples(split: Split, size: int, seed: int) -> list[RankingExample]:
+    return [one.example for one in read_facts(size, seed, Tally()) if one.split == split]
+
+
+def test_rows_follow_from_the_seed_and_a_smaller_size_is_the_beginning_of_a_larger_one() -> None:
+    assert [list(fact_rows(split, 500, seed=5)) for split in SPLITS] == list(ROWS.values())
+    assert list(fact_rows("train", 500, seed=6)) != ROWS["train"]
+    assert (len(ROWS["train"]), len(ROWS["test"])) == (500, 200)
+    for split in SPLITS:
+        fewer = list(fact_rows(split, 50, seed=5))
+        assert fewer == ROWS[split][: len(fewer)]
+
+
+def test_every_list_of_wordings_leaves_enough_for_training() -> None:
+    for kind in KINDS.values():
+        for attribute in kind.attributes:
+            for of in (attribute.questions, attribute.sentences):
+                assert len(of) >= HELD_OUT + 4, (kind.name, attribute.name)
+                assert len(set(of)) == len(of)
+
+
+def test_the_sides_have_wordings_of_their_own() -> None:
+    for split in SPLITS:
+        for row in ROWS[split]:
+            known = attributes_of(row)
+            pairs = [(row.question, known[row.asked].questions)]
+            pairs += [(text, known[attribute].sentences) for attribute, text in row.sentences]
+            for text, wordings in pairs:
+                own, other = wordings[:-HELD_OUT], wordings[-HELD_OUT:]
+                if split == "test":
+                    own, other = other, own
+                assert is_said(text, own, row.entity), text
+                assert not is_said(text, other, row.entity), text
+
+
+def test_no_training_text_names_a_thing_that_test_rows_ask_for() -> None:
+    names = {split: {row.entity.lower() for row in ROWS[split]} for split in SPLITS}
+    assert not names["train"] & names["test"]
+    assert len(names["train"]) == 500
+    texts = "\n".join(text for row in ROWS["train"] for text in (row.question, *(text for _, text in row.sentences)))
+    assert not [name for name in names["test"] if re.search(rf"\b{re.escape(name)}\b", texts.lower())]
+    assert all(row.entity.lower() in row.question.lower() for row in BOTH)
+
+
+def test_of_five_sentences_that_differ_the_one_about_what_is_asked_is_right() -> None:
+    sourced = list(read_facts(500, 5, Tally()))
+    assert len(sourced) == len(BOTH)
+    for one, row in zip(sourced, BOTH, strict=True):
+        one.example.validate()
+        assert one.key == row.entity
+        assert len(one.example.candidates) == 5
+        for form in (canonical, normalise):
+            assert len(set(map(form, one.example.candidates))) == 5
+        asked = attributes_of(row)[row.asked].sentences
+        assert [is_said(text, asked, row.entity) for text in one.example.candidates] == [
+            text == one.example.positive for text in one.example.candidates
+        ]
+
+
+@pytest.mark.parametrize("split", SPLITS)
+def test_positives_places_and_what_is_asked_are_even(split: Split) -> None:
+    rows = ROWS[split]
+    places = Counter([name for name, _ in row.sentences].index(row.asked) for row in rows)
+    assert places == dict.fromkeys(range(5), len(rows) // 5)
+    asked = Counter((row.kind, row.asked) for row in rows)
+    assert len(asked) == sum(len(kind.attributes) for kind in KINDS.values())
+    assert max(asked.values()) - min(asked.values()) <= 2
+
+
+def said(kind: str, number: int) -> Iterator[str]:
+    """Every wording of a kind, said of one of its names."""
+    names = KINDS[kind].names
+    rng = random.Random(number)
+    for name in (names[0], names[-1]):
+        values = draw_thing(KINDS[kind], name, rng)
+        for attribute in KINDS[kind].attributes:
+            yield from (ask(wording, values, rng) for wording in attribute.questions)
+            yield from (say(wording, KINDS[kind], values, rng) for wording in attribute.sentences)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_wording_can_be_said_of_every_variant(kind: str) -> None:
+    for number in range(20):
+        for text in said(kind, number):
+            assert re.fullmatch(r"[A-Za-z0-9\"][^{}\[\]<>|]*[.?]", text), text
+            assert not re.search(r"\s\s|'s's|\b(?:it|s?he|they)'| a [aeio]|\bNone\b", text), text
+
+
+def test_a_scientist_is_she_or_he_throughout() -> None:
+    women = {name.text for name in KINDS["scientist"].names if name.variant == 0}
+    hers = 0
+    for row in BOTH:
+        if row.kind != "scientist":
+            continue
+        words = Counter(re.findall(r"\w+", " ".join((row.question, *(text for _, text in row.sentences))).lower()))
+        own, other = ["she", "her", "husband"], ["he", "his", "him", "wife"]
+        if row.entity not in women:
+            own, other = other, own
+        assert not any(words[word] for word in other), row
+        hers += sum(words[word] for word in own)
+    assert hers
+
+
+def test_values_do_not_contradict_each_other() -> None:
+    found = 0
+    for row in BOTH:
+        years = {name: re.findall(r"\b1[789]\d\d\b", text) for name, text in row.sentences}
+        for before, after in (("launch", "loss"), ("birth", "chair"), ("start", "abroad"), ("formed", "split")):
+            if years.get(before) and years.get(after):
+                found += 1
+                assert int(years[before][0]) < int(years[after][0]), row
+    assert found > 20
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_shared_words_do_not_solve_it(seed: int) -> None:
+    rows = examples("test", 500, seed)
+    assert len(rows) == 200
+    bm25 = BM25()
+    found = np.mean([bm25(one, ())["mrr"] for one in rows])
+    chance = np.mean([random_order_metrics(one, ())["mrr"] for one in rows])
+    assert chance == pytest.approx(0.4567, abs=1e-4)
+    assert found < 0.6
+
+
+def test_a_size_that_the_names_do_not_suffice_for_is_one_line(tmp_path: Path) -> None:
+    most = largest_size()
+    assert most > 10_000
+    assert len({row.entity for split in SPLITS for row in fact_rows(split, most, 1)}) == most + round(0.4 * most)
+    with pytest.raises(UserError, match=rf"^--size: found {most + 1}; at most {most} are wanted"):
+        prepare(PrepareOptions("facts", str(tmp_path / "out"), size=most + 1))
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"tasks": ["Rec-Movie"]}, "--task"),
+        ({"test_share": 0.3}, "--test-share"),
+        ({"shuffle": True}, "--shuffle"),
+        ({"candidates": 4}, "--candidates"),
+        ({"cold_start": True, "teacher": True}, "--teacher"),
+    ],
+)
+def test_options_that_facts_have_no_use_for_are_refused(tmp_path: Path, options: dict[str, Any], name: str) -> None:
+    with pytest.raises(UserError, match=f"^{name}: of no use with the built-in facts; "):
+        prepare(PrepareOptions("facts", str(tmp_path / "out"), **options))
+
+
+@pytest.mark.parametrize("style", ["name", "label"])
+def test_prepare_writes_both_kinds_of_rows_with_their_words(tmp_path: Path, style: str) -> None:
+    prepare(PrepareOptions("facts", str(tmp_path), answer_style=style, think=False, size=10, pool_sizes="3-4", seed=5))
+    for split, count in (("train", 10), ("test", 4)):
+        expected = examples(split, 10, 5)
+        for mode, sizes in (("direct", [5] * count), ("iterative", [3, 4] * count)):
+            file = tmp_path / f"{mode}_ranking" / f"{split}.parquet"
+            rows = [row_to_example(row) for row in read_training_rows([str(file)])]
+            assert [len(row.candidates) for row in rows] == sizes
+            shown = {(row.request, row.positive) for row in rows}
+            assert shown == {(f"A question:\n{one.query}", one.positive) for one in expected}
+        bench = [one for _, one in read_ranking_bench(str(tmp_path / "bench"), "direct", split)]
+        assert [(one.candidates, one.positive) for one in bench] == [(one.candidates, one.positive) for one in expected]
+    assert "A question:" in (tmp_path / "bench" / "tasks.yaml").read_text()
+    ensure_registered(FACTS_TASK)  # those of tasks.yaml are the same words
