@@ -10,6 +10,7 @@ import typer
 from r1ranker.cli.options import (
     AnswerStyle,
     Constrain,
+    Dtype,
     Eliminate,
     EngineName,
     GpuId,
@@ -34,6 +35,7 @@ def evaluate(
     output_dir: Annotated[str, typer.Option(help="where result files go")] = "eval/eval_result",
     trec_dir: Annotated[str | None, typer.Option(help="also write TREC run and qrels files here")] = None,
     engine: EngineName = "auto",
+    dtype: Dtype = "auto",
     gpu_id: GpuId = 0,
     seed: Seed = 0,
     strategy: Strategy = None,
@@ -91,6 +93,7 @@ def evaluate(
         max_model_len=max_model_len,
         elimination=EliminationSettings(eliminate=eliminate, votes=votes, top_k=top_k),
         engine=engine,
+        dtype=dtype,
         gpu=gpu_id,
         baselines=baselines or interactions is not None or router_data is not None,
         interactions=interactions,

@@ -15,6 +15,10 @@ Style = Annotated[Literal["name", "label"], typer.Option(help="how an answer nam
 Reason = Annotated[bool, typer.Option(help="reason before answering")]
 
 EngineName = Annotated[Literal["vllm", "hf", "auto"], typer.Option("--engine", help="auto: vllm where it is installed")]
+Dtype = Annotated[
+    Literal["auto", "float32", "bfloat16"],
+    typer.Option(help="what the model is computed in; auto: bfloat16 on GPUs, float32 on the CPU"),
+]
 GpuId = Annotated[int, typer.Option(help="number of the GPU, where there are several")]
 Seed = Annotated[int, typer.Option(help="of sampled answers")]
 

@@ -14,6 +14,7 @@ import typer
 from r1ranker.cli.options import (
     AnswerStyle,
     Constrain,
+    Dtype,
     Eliminate,
     EngineName,
     GpuId,
@@ -40,6 +41,7 @@ def rank(
     task: Annotated[str | None, typer.Option(help="the task of rows that name none")] = None,
     template: Annotated[str | None, typer.Option(help="a YAML file with the task's words, as for prepare")] = None,
     engine: EngineName = "auto",
+    dtype: Dtype = "auto",
     gpu_id: GpuId = 0,
     seed: Seed = 0,
     strategy: Strategy = None,
@@ -86,7 +88,9 @@ def rank(
         )
         examples = [example for _, example in requests]
         length = required_length(model, load_tokenizer(model), settings, examples, max_model_len, engine)
-        ranker = Ranker.from_pretrained(model, settings=settings, engine=engine, gpu=gpu_id, max_model_len=length)
+        ranker = Ranker.from_pretrained(
+            model, settings=settings, engine=engine, gpu=gpu_id, max_model_len=length, dtype=dtype
+        )
         try:
             stream = ranker.rank_stream(examples)
             by_place = dict(follow(stream, len(examples), Path(model).name))

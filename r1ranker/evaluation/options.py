@@ -37,6 +37,8 @@ class EvaluationOptions:
     """tokens of a prompt and an answer that the engine holds; None: what the longest prompt needs"""
     elimination: EliminationSettings = field(default_factory=EliminationSettings)
     engine: str = "hf"
+    dtype: str = "auto"
+    """auto | float32 | bfloat16: of what the model is computed in"""
     gpu: int = 0
     baselines: bool = False
     """all of them, not only those that every table has"""

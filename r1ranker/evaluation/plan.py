@@ -75,7 +75,7 @@ def plan_evaluations(
                 "tasks": list(test),
                 "seed": options.seed,
                 "limit": options.limit,
-                "engine": engine,
+                "engine": engine if options.dtype == "auto" else f"{engine}-{options.dtype}",
                 "beside": {
                     "baselines": options.baselines,
                     "interactions": options.interactions,

@@ -123,6 +123,7 @@ def _rank(
         settings=plan.settings,
         gpu=options.gpu,
         engine=options.engine,
+        dtype=options.dtype,
         max_model_len=plan.max_model_len,
     )
     began, tokens, cached = time.perf_counter(), 0, 0
@@ -156,7 +157,7 @@ def _measured(
     most_frequent = MostFrequentLabel(train)
     measured: dict[str, dict[str, list[Metrics]]] = {}
     tasks = {}
-    likelihoods = likelihood_baselines(model, options.gpu) if options.baselines else []
+    likelihoods = likelihood_baselines(model, options.gpu, options.dtype) if options.baselines else []
     for task, examples in test.items():
         cutoffs = get_task(task).cutoffs
         measured[task] = {

@@ -73,7 +73,7 @@ def run_experiment(experiment: Experiment, output: Path, jobs: int = 1) -> dict[
                 found.curves.append(curve)
     if experiment.harness.tasks:
         _ask_harness(experiment.harness, measured, experiment, output, console)
-    baselines = baselines_of(rows.test, rows.train) if experiment.baselines else {}
+    baselines = baselines_of(rows.test, rows.train, experiment.model.path) if experiment.baselines else {}
     summary = summarise_experiment(experiment.title, list(measured.values()), baselines, rows.test, experiment.course)
     write_summary(summary, output)
     print_summary(summary, console)
@@ -271,6 +271,7 @@ def _evaluate(
         seed=seed,
         output_dir=str(directory),
         engine=experiment.engine,
+        dtype=str(config.actor_rollout_ref.model.dtype),
         strategy=arm.mode,  # type: ignore[arg-type]
         constrain=rollout.constrain,
         think=config.data.think,

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from r1ranker.evaluation.baselines.likelihood import OF_BASE, QueryLikelihood, has_texts_to_ask_of
 from r1ranker.evaluation.baselines.orders import (
     MostFrequentLabel,
     fit_baselines,
@@ -45,10 +46,13 @@ class ArmResult:
 
 
 def baselines_of(
-    test: Mapping[str, Sequence[RankingExample]], train: Mapping[str, Sequence[RankingExample]]
+    test: Mapping[str, Sequence[RankingExample]],
+    train: Mapping[str, Sequence[RankingExample]],
+    pretrained: str | None = None,
 ) -> dict[str, Values]:
-    """Name -> its metrics on each query, of the baselines that suit the tasks."""
+    """Name -> its metrics on each query, of the baselines that suit the tasks; query likelihood is by the model `pretrained`."""
     found: dict[str, Values] = {}
+    likelihood = None if pretrained is None else QueryLikelihood(pretrained, OF_BASE)
     for task, examples in test.items():
         cutoffs = get_task(task).cutoffs
         systems: dict[str, Any] = {
@@ -57,6 +61,8 @@ def baselines_of(
             "most frequent label": MostFrequentLabel(train[task]),
             **{one.name: one for one in fit_baselines(train[task], task)},
         }
+        if likelihood is not None and all(map(has_texts_to_ask_of, examples)):
+            systems[likelihood.name] = likelihood
         for name, system in systems.items():
             queries = [system(example, cutoffs) for example in examples]
             for metric in METRICS:

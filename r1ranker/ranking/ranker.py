@@ -134,12 +134,13 @@ class Ranker:
         engine: str = "hf",
         settings: RankerSettings | None = None,
         max_model_len: int | None = None,
+        dtype: str = "auto",
         **changes: Any,
     ) -> Ranker:
         """The model of a directory or hub id, asked as it was trained unless the other arguments say otherwise.
 
         `engine` is hf, vllm or auto; vLLM holds one model a process at a time. `settings` stand for all of the other
-        arguments but these; `changes` are further fields of RankerSettings.
+        arguments but these; `dtype` is auto, float32 or bfloat16, of what is computed; `changes` are further fields of RankerSettings.
 
         `max_model_len`: tokens of a prompt and its answer that the engine holds, no more than the model has positions for.
         None: with hf as many as those; with vllm 4,096, or more where the model was trained with longer ones.
@@ -153,7 +154,7 @@ class Ranker:
 
         if max_model_len is None and find_engine(engine) == "vllm":
             max_model_len = max(USUAL_LENGTH, trained_prompt_length(directory) + settings.max_tokens)
-        asked = EngineSettings(max_model_len, constrained=settings.constrain != "none")
+        asked = EngineSettings(max_model_len, dtype=dtype, constrained=settings.constrain != "none")
         started = start_engine(engine, directory, pick_device(gpu), asked)
         return cls(started, started.tokenizer, settings)
 

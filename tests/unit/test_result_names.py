@@ -293,3 +293,14 @@ def test_trec_files_of_an_earlier_version_are_its_results_own(toy: Path, models:
     run_evaluation("Rec-Movie", model, asked, show=False, trec_dir=str(trec))
     assert [file.read_text(encoding="utf-8") for file in trec.glob("*/*.run")] == [new]
     assert len([file for file in (tmp_path / "out").glob("*.json") if not file.name.endswith(".timing.json")]) == 1
+
+
+def test_what_a_model_is_computed_in_makes_another_result(models: Path, toy: Path, tmp_path: Path) -> None:
+    path, loaded = str(models / "x" / "best"), []
+    for dtype in ("auto", "bfloat16"):
+        (found,) = run_evaluation("Rec-Movie", path, options(toy, tmp_path, dtype=dtype), show=False)
+        loaded.append(found["engine"])
+        ranker = Ranker.from_pretrained(path, dtype=dtype, constrain="candidates")
+        loaded.append(str(next(ranker.engine.model.parameters()).dtype))  # type: ignore[attr-defined]
+    assert loaded == ["hf", "torch.float32", "hf-bfloat16", "torch.bfloat16"]
+    assert len(result_files(tmp_path)) == 2

@@ -27,26 +27,38 @@ SPLITS = ("train", "dev", "test")
 
 
 def build(
-    source: Annotated[str, Option(help="directory with WikiQA-train.txt, -dev.txt and -test.txt, each perhaps with .gz")],
+    source: Annotated[
+        str, Option(help="directory with WikiQA-train.txt, -dev.txt and -test.txt, each perhaps with .gz")
+    ],
     output: Annotated[str, Option(help="JSON lines to write")] = "data/wikiqa.jsonl",
-    test_split: Annotated[str, Option(help="the questions to evaluate: test, or dev while settings are chosen")] = "test",
-    sentences: Annotated[int, Option(help="of a question")] = 5,
-    pools: Annotated[int, Option(help="rows of a training question, each with other wrong sentences")] = 1,
+    test_split: Annotated[
+        str, Option(help="the questions to evaluate: test, or dev while settings are chosen")
+    ] = "test",
+    sentences: Annotated[int, Option(help="of a test question")] = 5,
+    train_sentences: Annotated[
+        int, Option(help="of a training question at most; fewer teach more for their tokens")
+    ] = 3,
+    pools: Annotated[int, Option(help="rows of a training question at most, each with other wrong sentences")] = 4,
     characters: Annotated[int, Option(help="of a sentence; longer ones are left out")] = 400,
     seed: int = 42,
 ) -> None:
-    """Write rows that `r1ranker prepare --from` reads; questions without a right sentence or enough wrong ones are left out."""
+    """Write rows that `r1ranker prepare --from` reads; questions without right and wrong sentences are left out."""
     check_at_least("--sentences", sentences, 2)
+    check_at_least("--train_sentences", train_sentences, 2)
     check_at_least("--pools", pools, 1)
     if test_split not in SPLITS[1:]:
         raise UserError(f"--test_split: found {test_split!r}; dev or test is wanted")
     rows = []
-    for split, published in (("train", "train"), ("test", test_split)):
+    for split, published, most, times in (
+        ("train", "train", train_sentences, pools),
+        ("test", test_split, sentences, 1),
+    ):
         rng = random.Random(f"{seed} {published}")
-        kept = list(_kept(_find(source, published), sentences, characters))
+        kept = list(_kept(_find(source, published), 2 if split == "train" else sentences, characters))
         for question, right, wrong in kept:
-            for _ in range(pools if split == "train" else 1):
-                pool = [right, *rng.sample(wrong, sentences - 1)]
+            drawn = {frozenset(rng.sample(wrong, min(most - 1, len(wrong)))): None for _ in range(times)}
+            for others in drawn:
+                pool = [right, *sorted(others)]
                 rng.shuffle(pool)
                 rows.append({"id": question, "split": split, "query": question, "candidates": pool, "positive": right})
         print(f"{published}: {len(kept)} questions")
@@ -62,7 +74,7 @@ def _find(source: str, split: str) -> Path:
     raise UserError(f"--source {source}: no file WikiQA-{split}.txt; WikiQA's question, sentence, label are wanted")
 
 
-def _kept(file: Path, sentences: int, characters: int) -> Iterator[tuple[str, str, list[str]]]:
+def _kept(file: Path, least: int, characters: int) -> Iterator[tuple[str, str, list[str]]]:
     """(question, the first sentence that answers it, those that do not)."""
     by_question: dict[str, tuple[list[str], list[str]]] = {}
     for number, line in text_lines(str(file)):
@@ -74,7 +86,7 @@ def _kept(file: Path, sentences: int, characters: int) -> Iterator[tuple[str, st
             (right if cells[2] == "1" else wrong).append(cells[1])
     for question, (wrong, right) in by_question.items():
         wrong = [sentence for sentence in dict.fromkeys(wrong) if sentence not in right]
-        if right and len(wrong) >= sentences - 1:
+        if right and len(wrong) >= least - 1:
             yield question, right[0], wrong
 
 

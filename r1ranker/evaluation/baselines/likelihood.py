@@ -26,6 +26,7 @@ from r1ranker.trainer.batch.trajectory import Trajectory, pack
 
 INSTRUCTION = "Passage: {passage}. Please write a question based on this passage."
 """as in Sachan et al., 'Improving Passage Retrieval with Zero-Shot Question Generation' (arXiv 2204.07496)"""
+OF_BASE = "query likelihood of the base"
 MOST_TOKENS = 8192
 """of a forward pass; a longer candidate has one of its own"""
 
@@ -33,16 +34,16 @@ MOST_TOKENS = 8192
 class QueryLikelihood(ScoringBaseline):
     """Candidates by log P(query | candidate), a sum over the query's tokens (arXiv 2204.07496; Ponte and Croft, 1998)."""
 
-    def __init__(self, model: str, name: str, gpu: int = 0) -> None:
+    def __init__(self, model: str, name: str, gpu: int = 0, dtype: str = "auto") -> None:
         self.name = name
-        self._model, self._gpu = model, gpu
+        self._model, self._gpu, self._dtype = model, gpu, dtype
         self._policy: PolicyModel | None = None
 
     def scores(self, example: RankingExample) -> list[float]:
         """Nats for each candidate; the model is loaded for the first example."""
         if self._policy is None:
             device = pick_device(self._gpu)
-            model = load_causal_lm(self._model, compute_dtype(device), PACKED)
+            model = load_causal_lm(self._model, compute_dtype(device, self._dtype), PACKED)
             self._tokenizer = load_tokenizer(self._model)
             self._policy = PolicyModel(move_to_device(model, device)).requires_grad_(False)
         pairs = []
@@ -83,12 +84,12 @@ def sum_logprobs(policy: PolicyModel, sequences: Sequence[Trajectory], most_toke
     return sums
 
 
-def likelihood_baselines(model: str, gpu: int = 0) -> list[QueryLikelihood]:
+def likelihood_baselines(model: str, gpu: int = 0, dtype: str = "auto") -> list[QueryLikelihood]:
     """Those by the evaluated model itself and, where it was trained here, by the model that its training began with."""
-    found = [QueryLikelihood(model, "query likelihood", gpu)]
+    found = [QueryLikelihood(model, "query likelihood", gpu, dtype)]
     base = base_model_of(model)
     if base is not None:
-        found.append(QueryLikelihood(base, "query likelihood of the base", gpu))
+        found.append(QueryLikelihood(base, OF_BASE, gpu, dtype))
     return found
 
 
