@@ -1,11 +1,16 @@
-"""The quick start: built-in data, a tiny model of random weights, two trained rankers and their evaluation, on one CPU."""
+"""The quick start: built-in data, a model, trained rankers and their evaluation, on one CPU.
+
+The model is a tiny one of random weights, or a small pretrained language model that learns to read.
+"""
 
 from __future__ import annotations
 
 import tempfile
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from rich.console import Console
 from typer import Option
@@ -13,17 +18,63 @@ from typer import Option
 from r1ranker.atomic import check_output_name, lock_directory
 from r1ranker.cli.run import run_command
 from r1ranker.data.prepare import PrepareOptions, prepare
+from r1ranker.data.sources.facts import FACTS, FACTS_TASK
+from r1ranker.data.sources.toy import TOY
 from r1ranker.errors import UserError, check_at_least
 from r1ranker.tasks.prompts import Mode
 
-TASKS = ("Rec-Movie", "Rec-Music", "Rec-Game", "Router-Performance", "Router-Balance", "Router-Cost")
-MODES: tuple[Mode, ...] = ("iterative", "direct")
-RANKERS = {"iterative": "IRanker", "direct": "DRanker"}
-DIRECTORIES = ("data", "untrained", "base", *MODES, "eval")
+TOY_TASKS = ("Rec-Movie", "Rec-Music", "Rec-Game", "Router-Performance", "Router-Balance", "Router-Cost")
+RANKERS: dict[Mode, str] = {"iterative": "IRanker", "direct": "DRanker"}
+DIRECTORIES = ("data", "untrained", "base", *RANKERS, "eval")
 REPORT = "report.html"
 """what is made, under --output"""
-BASELINE = "most frequent label"
-"""what a trained ranker has to beat: it knows the training labels, and nothing of the request"""
+PRETRAINED = "SmolLM2-135M-Instruct"
+EVALUATED = 100
+"""test rows that a pretrained model ranks, before and after"""
+
+
+@dataclass(frozen=True)
+class Course:
+    """What is ranked, by which kind of model, and how it learns."""
+
+    data: str
+    """the built-in source"""
+    tasks: tuple[str, ...]
+    configs: Mapping[Mode, str]
+    """of each ranker that is trained"""
+    size: int
+    """direct training rows a task"""
+    pretrained: bool
+    baseline: str
+    """what a trained ranker has to beat"""
+    why: str
+    """what is said of the baseline"""
+    prepared: Mapping[str, Any] = field(default_factory=dict)
+    """further options of prepare"""
+
+
+COURSES = {
+    "tiny": Course(
+        TOY,
+        TOY_TASKS,
+        {"iterative": "quickstart_iterative", "direct": "quickstart_direct"},
+        size=200,
+        pretrained=False,
+        baseline="most frequent label",  # it knows the training labels, and nothing of the request
+        why="What is right depends on the request, so the most frequent label does not solve it",
+        prepared={"tasks": TOY_TASKS},
+    ),
+    "smollm2": Course(
+        FACTS,
+        (FACTS_TASK.name,),
+        {"iterative": "language_iterative"},
+        size=1000,
+        pretrained=True,
+        baseline="BM25",
+        why="Questions and their answers share few words, so BM25 does not solve it",
+        prepared={"pool_sizes": "2-3"},
+    ),
+}
 
 Report = dict[str, Any]
 
@@ -34,31 +85,39 @@ def main() -> None:
 
 
 def quickstart(
-    steps: Annotated[int | None, Option(help="GRPO steps of each ranker (as in configs/quickstart_*.yaml)")] = None,
+    model: Annotated[
+        Literal["tiny", "smollm2"],
+        Option(
+            help="tiny: random weights, two rankers in minutes; smollm2: pretrained, one that reads, in half an hour"
+        ),
+    ] = "tiny",
+    steps: Annotated[int | None, Option(help="training steps of each ranker (as its config says)")] = None,
     sft_steps: Annotated[int, Option(help="steps of a cold start before")] = 0,
-    size: Annotated[int, Option(help="direct training rows a task")] = 200,
+    size: Annotated[int | None, Option(help="direct training rows a task (tiny: 200, smollm2: 1000)")] = None,
     output: Annotated[str, Option(help="where everything goes")] = "checkpoints/quickstart",
 ) -> None:
-    """Make built-in data and a tiny model, train two rankers and evaluate them, on one CPU."""
+    """Make built-in data and a model, train rankers and evaluate them, on one CPU."""
+    course = COURSES[model]
+    size = course.size if size is None else size
     for name, value, least in (("--steps", steps, 1), ("--sft-steps", sft_steps, 0), ("--size", size, 1)):
         if value is not None:
             check_at_least(name, value, least)
     if not output.strip():
         raise UserError("--output: found nothing; a directory is wanted")
     check_output_name(output)
-    check_size(size)
+    check_size(size, course)
     with lock_directory(Path(output)):
         check_output(Path(output))
-        run(Path(output), steps, sft_steps, size)
+        run(Path(output), steps, sft_steps, size, course)
 
 
-def check_size(size: int) -> None:
+def check_size(size: int, course: Course) -> None:
     """Raise UserError where so many direct rows a task are fewer than a step's prompts."""
     from r1ranker.trainer.config.load import load_config
 
     named = dict.fromkeys(("data.train_files", "data.val_files", "actor_rollout_ref.model.path"), "x")
-    wanted = max(load_config(f"quickstart_{mode}", values=named).data.train_batch_size for mode in MODES)
-    check_at_least("--size", size, -(-wanted // len(TASKS)))
+    wanted = max(load_config(config, values=named).data.train_batch_size for config in course.configs.values())
+    check_at_least("--size", size, -(-wanted // len(course.tasks)))
 
 
 def check_output(output: Path) -> None:
@@ -74,7 +133,7 @@ def check_output(output: Path) -> None:
         raise UserError(f"--output {output}: {error.strerror}; a writable directory is wanted") from error
 
 
-def run(output: Path, steps: int | None, sft_steps: int, size: int) -> None:
+def run(output: Path, steps: int | None, sft_steps: int, size: int, course: Course = COURSES["tiny"]) -> None:
     """Everything, under `output`; prints one table at the end and writes a report. `steps` None: as the configs say."""
     from r1ranker.evaluation.table import compare_table
     from r1ranker.report import write_report
@@ -82,49 +141,56 @@ def run(output: Path, steps: int | None, sft_steps: int, size: int) -> None:
     console = Console(markup=False, emoji=False)
     began = time.perf_counter()
     console.rule("1. built-in data")
-    cold_start = sft_steps > 0
-    prepare(PrepareOptions("toy", str(output / "data"), think=False, size=size, tasks=TASKS, cold_start=cold_start))
-    console.rule("2. a tiny base model of random weights")
-    build_base(output, sft_steps, console)
-    actors = {}
-    for place, mode in enumerate(MODES, 3):
-        console.rule(f"{place}. {RANKERS[mode]} by GRPO")
-        actors[mode] = train(output, mode, steps)
-    console.rule("5. evaluation on unseen requests")
-    reports = evaluate(output, actors)
+    rows = PrepareOptions(
+        course.data, str(output / "data"), think=False, size=size, cold_start=sft_steps > 0, **course.prepared
+    )
+    prepare(rows)
+    console.rule("2. a pretrained language model" if course.pretrained else "2. a tiny base model of random weights")
+    build_base(output, sft_steps, console, course)
+    actors: dict[Mode, str] = {}
+    for place, mode in enumerate(course.configs, 3):
+        console.rule(f"{place}. {RANKERS[mode]} by reinforcement learning")
+        actors[mode] = train(output, mode, steps, course)
+    console.rule(f"{3 + len(actors)}. evaluation on unseen requests")
+    reports = evaluate(output, actors, course)
     console.print(compare_table(list(reports.items())))
-    console.print(in_words(reports), highlight=False, soft_wrap=True)
+    console.print(in_words(reports, course), highlight=False, soft_wrap=True)
     page = output / REPORT
-    write_report([*(str(output / mode) for mode in MODES), str(output / "eval")], str(page))
-    for mode in MODES:
-        console.print(f"{RANKERS[mode]}: {actors[mode]}", highlight=False, soft_wrap=True)
+    write_report([*(str(output / mode) for mode in actors), str(output / "eval")], str(page))
+    for mode, actor in actors.items():
+        console.print(f"{RANKERS[mode]}: {actor}", highlight=False, soft_wrap=True)
     console.print(f"report, for a browser: {page}", highlight=False, soft_wrap=True)
     console.print(f"{time.perf_counter() - began:.0f} s in all", highlight=False)
 
 
-def build_base(output: Path, sft_steps: int, console: Console) -> None:
-    """`output`/base: a model of random weights.
+def build_base(output: Path, sft_steps: int, console: Console, course: Course = COURSES["tiny"]) -> None:
+    """`output`/base: a model of random weights, or a pretrained one, which is fetched once.
 
     Answers are constrained to the pool, so it need not learn their form first. With `sft_steps` it is fine-tuned on random
     answers all the same.
     """
+    from r1ranker.model.fetch import fetch_model
     from r1ranker.model.init import init_model
     from r1ranker.trainer.sft import SFTSettings, fine_tune
 
-    rows = [output / "data" / f"{mode}_ranking" for mode in MODES]
+    rows = [output / "data" / f"{mode}_ranking" for mode in course.configs]
     base = str(output / "base")
     begun = str(output / "untrained") if sft_steps else base
-    training = [str(directory / "train.parquet") for directory in rows]
-    parameters = init_model(begun, training, vocab_size=600, title_tokens=True, title_words=True)
-    console.print(f"{parameters:,} parameters", highlight=False)
+    if course.pretrained:
+        if not Path(begun).is_dir():
+            console.print(f"{PRETRAINED}: {fetch_model(PRETRAINED, Path(begun))}", highlight=False, soft_wrap=True)
+    else:
+        training = [str(directory / "train.parquet") for directory in rows]
+        parameters = init_model(begun, training, vocab_size=600, title_tokens=True, title_words=True)
+        console.print(f"{parameters:,} parameters", highlight=False)
     if sft_steps:
         answers = [str(directory / "sft.parquet") for directory in rows]
         losses = fine_tune(begun, answers, base, SFTSettings(steps=sft_steps))
         console.print(f"cold start: loss {losses[0]:.2f} -> {losses[-1]:.2f}", highlight=False)
 
 
-def train(output: Path, mode: Mode, steps: int | None) -> str:
-    """Train a ranker by configs/quickstart_`mode`.yaml; returns the actor's directory."""
+def train(output: Path, mode: Mode, steps: int | None, course: Course) -> str:
+    """Train a ranker by its config; returns the actor's directory."""
     from r1ranker.trainer.config.load import load_config
     from r1ranker.trainer.fit import fit
 
@@ -138,10 +204,10 @@ def train(output: Path, mode: Mode, steps: int | None) -> str:
     }
     if steps is not None:
         values["trainer.total_training_steps"] = steps
-    return fit(load_config(f"quickstart_{mode}", values=values))
+    return fit(load_config(course.configs[mode], values=values))
 
 
-def evaluate(output: Path, actors: dict[Mode, str]) -> dict[str, Report]:
+def evaluate(output: Path, actors: dict[Mode, str], course: Course) -> dict[str, Report]:
     """Each ranker before and after training on the test rows: label -> content of its result file."""
     from r1ranker.evaluation.options import EvaluationOptions
     from r1ranker.evaluation.runner import run_evaluation
@@ -153,22 +219,23 @@ def evaluate(output: Path, actors: dict[Mode, str]) -> dict[str, Report]:
             strategy=mode,
             think=False,
             constrain="candidates",
+            dtype="bfloat16" if course.pretrained else "auto",
+            baselines=course.pretrained,
+            limit=EVALUATED if course.pretrained else None,
             output_dir=str(output / "eval"),
         )
         for when, model in (("before", str(output / "base")), ("after", actor)):
-            (reports[f"{RANKERS[mode]}, {when}"],) = run_evaluation(",".join(TASKS), model, options, show=False)
+            (reports[f"{RANKERS[mode]}, {when}"],) = run_evaluation(",".join(course.tasks), model, options, show=False)
     return reports
 
 
-def in_words(reports: dict[str, Report]) -> str:
+def in_words(reports: dict[str, Report], course: Course) -> str:
     """What the table shows: what each ranker learnt, and whether its interval is above the baseline's."""
     from r1ranker.evaluation.table import format_interval
 
-    baseline = next(iter(reports.values()))["pooled"]["baselines"][BASELINE]["mrr"]
-    lines = [
-        f"What is right depends on the request, so the {BASELINE} does not solve it: MRR {format_interval(baseline)}."
-    ]
-    for ranker in RANKERS.values():
+    baseline = next(iter(reports.values()))["pooled"]["baselines"][course.baseline]["mrr"]
+    lines = [f"{course.why}: MRR {format_interval(baseline)}."]
+    for ranker in (RANKERS[mode] for mode in course.configs):
         before, after = (reports[f"{ranker}, {when}"]["pooled"]["metrics"]["mrr"] for when in ("before", "after"))
         if after["low"] > baseline["high"]:
             place = "its interval is above the baseline's"

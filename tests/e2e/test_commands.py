@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import re
@@ -19,7 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from r1ranker.data.sources.ranking_bench import read_ranking_bench
 from r1ranker.data.sources.toy_raw import write_toy_raw
 from r1ranker.evaluation.results import result_files
-from r1ranker.quickstart import build_base
+from r1ranker.quickstart import COURSES, build_base
 from r1ranker.quickstart import run as quickstart
 from r1ranker.tasks.catalog import TASK_NAMES
 
@@ -157,6 +158,60 @@ def test_the_quick_start_goes_from_nothing_to_two_evaluated_rankers(
     for mode in ("iterative", "direct"):
         assert (tmp_path / mode / "actor" / "model.safetensors").is_file()
         assert str(tmp_path / mode / "actor") in printed.replace("\n", "")
+
+
+def test_the_quick_start_trains_a_pretrained_model_to_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tiny_model: str
+) -> None:
+    """With a stand-in for the model, which is fetched."""
+
+    def fetch(source: str, output: Path) -> str:
+        shutil.copytree(tiny_model, output)
+        return f"{source} from here"
+
+    monkeypatch.setattr("r1ranker.model.fetch.fetch_model", fetch)
+    monkeypatch.setattr("r1ranker.quickstart.EVALUATED", 3)
+    quickstart(tmp_path, steps=1, sft_steps=0, size=32, course=COURSES["smollm2"])
+    printed = capsys.readouterr().out
+    assert "SmolLM2-135M-Instruct from here" in printed
+    for row in ("IRanker, before", "IRanker, after", "random", "BM25", "TF-IDF", "query likelihood"):
+        assert re.search(rf"^ *{row} +[\d.]+ \[[\d.]+, [\d.]+\] ", printed, flags=re.MULTILINE), row
+    assert "so BM25 does not solve it: MRR " in printed
+    about = json.loads((tmp_path / "iterative" / "actor" / "r1ranker.json").read_text())
+    assert about["base_model"] == str(tmp_path / "base")
+    assert (tmp_path / "report.html").is_file()
+    assert not (tmp_path / "direct").exists()
+
+
+def test_wikiqas_files_become_rows(tmp_path: Path) -> None:
+    script, source = str(ROOT / "examples" / "data_preprocess" / "dataset" / "wikiqa.py"), tmp_path / "raw"
+    source.mkdir()
+    lines = {
+        question: [f"{question}\tA sentence {place} on {question}.\t{int(place == right)}" for place in range(6)]
+        for question, right in (("who", 2), ("where", 0), ("why", 9))
+    }
+    long = f"how\t{'long ' * 90}\t1"
+    text = "\n".join([*lines["who"], *lines["where"], *lines["why"], long, "how\tshort\t0"]) + "\n"
+    (source / "WikiQA-train.txt").write_text(text)
+    with gzip.open(source / "WikiQA-test.txt.gz", "wt") as file:
+        file.write(text)
+    output = tmp_path / "rows.jsonl"
+    printed = call(sys.executable, script, "--source", str(source), "--output", str(output), "--pools", "3").stdout
+    rows = [json.loads(line) for line in output.read_text().splitlines()]
+    tests = [row for row in rows if row["split"] == "test"]
+    assert re.findall(r"(\w+): 2 questions", printed) == ["train", "test"]
+    assert [(row["query"], row["positive"]) for row in tests] == [
+        ("who", "A sentence 2 on who."),
+        ("where", "A sentence 0 on where."),
+    ]
+    assert all(len(row["candidates"]) == 5 and row["positive"] in row["candidates"] for row in tests)
+    training = [row for row in rows if row["split"] == "train"]
+    assert {len(row["candidates"]) for row in training} == {3}
+    assert len({frozenset(row["candidates"]) for row in training}) == len(training) >= 4
+    (source / "WikiQA-train.txt").write_text("who\twhat\n")
+    wrong = call(sys.executable, script, "--source", str(source), "--output", str(output), code=2)
+    assert "WikiQA-train.txt: line 1: question, sentence and 0 or 1 are wanted" in wrong.stderr
+    assert len(output.read_text().splitlines()) == len(rows)
 
 
 def test_help_names_every_command() -> None:

@@ -37,7 +37,7 @@ GROUP: Any = get_command(app)
 FUNCTIONS = {name: function for group in COMMANDS.values() for name, function in group.items()}
 EVAL = {
     "dataset", "model-path", "data", "strategy", "constrain", "think", "no-think", "answer-style", "engine", "limit", "seed", "gpu-id",
-    "output-dir", "top-k", "eliminate", "votes", "max-tokens", "max-model-len", "baselines", "interactions", "router-data", "trec-dir",
+    "output-dir", "dtype", "top-k", "eliminate", "votes", "max-tokens", "max-model-len", "baselines", "interactions", "router-data", "trec-dir",
 }  # fmt: skip
 TASKS = {"passage": {"task": "Passage-5"}, "recommendation": {"task": "Rec-Movie"}, "routing": {"task": "Router-Cost"}}
 """values that nothing else may stand for"""
@@ -195,7 +195,7 @@ def test_options_of_eval_reach_their_fields(call: Call, monkeypatch: pytest.Monk
         "5",
     ]
     given += ["--engine", "hf", "--gpu_id", "6", "--interactions", "i", "--router_data", "r", "--trec_dir", "t"]
-    given += ["--max_tokens", "7", "--max_model_len", "8"]
+    given += ["--max_tokens", "7", "--max_model_len", "8", "--dtype", "bfloat16"]
     assert call("eval", "--dataset", "Rec-Movie", "--model_path", "m", "n", *given)[0] == 0
     assert asked == [
         ("all", ["m"], EvaluationOptions(engine="auto"), None),
@@ -205,7 +205,7 @@ def test_options_of_eval_reach_their_fields(call: Call, monkeypatch: pytest.Monk
             EvaluationOptions(
                 data="d", limit=1, seed=2, output_dir="o", strategy="direct", constrain="candidates", think=True,
                 answer_style="label", elimination=EliminationSettings(3, 4, 5), engine="hf", gpu=6, baselines=True,
-                interactions="i", router_data="r", max_tokens=7, max_model_len=8,
+                interactions="i", router_data="r", max_tokens=7, max_model_len=8, dtype="bfloat16",
             ),
             "t",
         ),
