@@ -218,7 +218,10 @@ class Ranker:
         seed = zlib.crc32(problem.encode("utf-8", "surrogatepass"), settings.seed + question.is_retry)
         several = question.samples > 1 or question.is_retry
         temperature = settings.temperature or (1.0 if several else 0.0)
-        params = SamplingParams(question.samples, temperature, settings.top_p, max_tokens=settings.max_tokens)
+        free = constraint is None or settings.answer_format.think  # a name may well repeat itself
+        params = SamplingParams(
+            question.samples, temperature, settings.top_p, max_tokens=settings.max_tokens, end_loops=free
+        )
         return Request(token_ids, seed, constraint), params
 
     def _to_replies(self, question: Question, request: Request, completions: Sequence[Completion]) -> list[Reply]:

@@ -27,6 +27,8 @@ class SamplingParams:
     top_k: int = -1
     """-1: off"""
     max_tokens: int = 1024
+    end_loops: bool = False
+    """end a response that repeats itself (loops.py); for measuring and ranking, since training samples from the whole distribution"""
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,7 @@ class Completion:
     logprobs: list[float]
     """of each token, after temperature and constraint; with vLLM after top_p and top_k as well, which are off in training"""
     finish_reason: FinishReason
+    """length: neither EOS nor the end of a constraint was reached"""
     allowed: list[list[int]] = field(default_factory=list)
     """under a constraint: for each token the ids that were allowed, empty where all were; else an empty list"""
     cached_tokens: int = 0

@@ -15,6 +15,7 @@ from r1ranker.model.layout import RowLayout
 from r1ranker.rollout.constraint import ConstraintState
 from r1ranker.rollout.engine import Completion, Request, SamplingParams
 from r1ranker.rollout.hf_cache import Attend, Decode, KVCache, Prefill
+from r1ranker.rollout.loops import ends_in_loop
 from r1ranker.rollout.sampling import sample_tokens, uniform_stream
 
 PREFILL_TOKENS = 4096
@@ -56,6 +57,8 @@ class _Row:
     """the step that sampled its first token"""
     state: ConstraintState | None
     allowed: list[list[int]] = field(default_factory=list)
+    ids: list[int] = field(default_factory=list)
+    """what was sampled, where loops are looked for"""
     rest: int = 0
     """tokens at its end that the constraint left no choice about, put down without a step"""
 
@@ -252,6 +255,8 @@ class ContinuousBatch:
         self._logprobs[rows, columns] = logprobs
         stopped = (tokens[:, None] == self._stop_ids).any(dim=1) | (columns + 1 == self.params.max_tokens)
         ended = (stopped.nonzero()[:, 0] + first).tolist()
+        if self.params.end_loops:
+            ended = sorted({*ended, *self._looping(first, tokens.tolist())})
         if any(row.state for row in self._rows[first:]):
             over = set(ended)
             for place, token, ids in zip(range(first, count), tokens.tolist(), allowed, strict=True):
@@ -264,6 +269,14 @@ class ContinuousBatch:
                             over.add(place)
             ended = sorted(over)
         return self._end(ended) if ended else []
+
+    def _looping(self, first: int, tokens: Sequence[int]) -> Iterator[int]:
+        """Places, from `first` on, of rows that repeat themselves with these tokens."""
+        for place, token in enumerate(tokens, first):
+            row = self._rows[place]
+            row.ids.append(token)
+            if ends_in_loop(row.ids):
+                yield place
 
     def _finished(self, place: int, row: _Row, rest: tuple[int, ...] | None) -> bool:
         """Put down the rest of a response where it is certain: no forward pass says more about it."""

@@ -12,6 +12,7 @@ from torch import Tensor
 from r1ranker.pretrained import check_model_directory, load_tokenizer
 from r1ranker.rollout.constraint import ConstraintState
 from r1ranker.rollout.engine import Completion, EngineSettings, Request, SamplingParams, Session, check_length
+from r1ranker.rollout.loops import LONGEST, SHORTEST, TIMES
 from r1ranker.rollout.vllm_start import max_model_len, remove_shared_memory, start_vllm
 
 
@@ -59,6 +60,8 @@ class VLLMEngine:
 
         if request.constraint and not self._constrained:
             raise RuntimeError("a request has a constraint, and the engine was started for requests without")
+        from vllm.sampling_params import RepetitionDetectionParams
+
         return vllm.SamplingParams(
             n=params.n,
             temperature=params.temperature,
@@ -68,6 +71,7 @@ class VLLMEngine:
             seed=request.seed % 2**62,
             logprobs=0,
             detokenize=False,
+            repetition_detection=RepetitionDetectionParams(LONGEST, SHORTEST, TIMES) if params.end_loops else None,
             extra_args={STATE: lambda: self._state(request)} if request.constraint else None,
         )
 

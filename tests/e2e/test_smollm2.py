@@ -12,6 +12,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from r1ranker.rollout.loops import ends_in_loop
+
 SAMPLE = """
 import json, sys
 import torch
@@ -48,7 +50,10 @@ for temperature in (1.0, 0.7):
     for request, answers in zip(requests, engine.generate(requests, params), strict=True):
         for one in answers:
             found.append([temperature, list(request.token_ids), one.token_ids, one.logprobs, one.allowed])
-open(output, "w").write(json.dumps(found))
+params = SamplingParams(temperature=0, max_tokens=200)
+ended = SamplingParams(temperature=0, max_tokens=200, end_loops=True)
+greedy = [[one.token_ids for (one,) in engine.generate(requests[:2], which)] for which in (params, ended)]
+open(output, "w").write(json.dumps([found, greedy]))
 """
 
 
@@ -65,7 +70,12 @@ def test_engines_sample_with_the_probabilities_that_transformers_computes(
     )
     assert done.returncode == 0, done.stdout + done.stderr
     model = AutoModelForCausalLM.from_pretrained(smollm2, attn_implementation="eager", dtype=torch.float32)
-    found = json.loads(output.read_text())
+    found, (whole, ended) = json.loads(output.read_text())
+    assert any(len(cut) < len(answer) for answer, cut in zip(whole, ended, strict=True))
+    for answer, cut in zip(whole, ended, strict=True):
+        assert cut == answer[: len(cut)]
+        assert [ends_in_loop(cut[:end]) for end in range(1, len(cut))] == [False] * (len(cut) - 1)
+        assert ends_in_loop(cut) or cut == answer
     assert len(found) == 16
     assert len({len(prompt) for _, prompt, *_ in found}) == 4
     for temperature, prompt, answer, logprobs, allowed in found:

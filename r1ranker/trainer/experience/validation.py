@@ -19,8 +19,13 @@ def validate(
 ) -> dict[str, float]:
     """Mean reward and parts of each task; `say` takes lines on how far it is, and on rewards that failed."""
     data, val = sampler.config.data, sampler.config.actor_rollout_ref.rollout.val_kwargs
+    free = sampler.config.actor_rollout_ref.rollout.constrain == "none"
     params = SamplingParams(
-        temperature=val.temperature, top_p=val.top_p, top_k=val.top_k, max_tokens=data.max_response_length
+        temperature=val.temperature,
+        top_p=val.top_p,
+        top_k=val.top_k,
+        max_tokens=data.max_response_length,
+        end_loops=free or any(prompt.answer_format.think for prompt in prompts),
     )
     requests = build_requests(sampler.config, sampler.tokenizer, prompts, 0)
     size = data.val_batch_size or len(prompts)
