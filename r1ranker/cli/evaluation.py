@@ -51,7 +51,7 @@ def evaluate(
         bool,
         typer.Option(
             "--baselines",
-            help="all orders that need no language model, not only three",
+            help="all that suit the task, not only three: BM25, popularity, query likelihood and the like",
             rich_help_panel=BESIDE,
         ),
     ] = False,
