@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -48,12 +48,12 @@ def prepare(
         ),
     ] = False,
     teacher: Annotated[
-        bool,
+        Literal["frequent", "right"] | None,
         typer.Option(
-            help="with --cold-start: thoughts and answers of the most frequent label instead of random ones",
+            help="with --cold-start: answers by the most frequent label, or right ones, with thoughts, instead of random ones",
             rich_help_panel=COLD_START,
         ),
-    ] = False,
+    ] = None,
     tokenizer: Annotated[
         str | None, typer.Option(help="model directory; prompts are measured in its tokens", rich_help_panel=LENGTHS)
     ] = None,

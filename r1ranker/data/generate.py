@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ from r1ranker.data.sft import SFT_SCHEMA, cold_start_row
 from r1ranker.data.sources.ranking_bench import read_ranking_bench
 from r1ranker.data.sources.source_example import SPLITS, Split
 from r1ranker.data.sources.toy import TOY, write_toy
+from r1ranker.data.teacher import Teacher
 from r1ranker.data.tokenise import encode_chats
 from r1ranker.errors import UserError
 from r1ranker.tasks.answers import normalise
@@ -45,8 +45,8 @@ class TrainingOptions:
     answer_format: AnswerFormat = field(default_factory=AnswerFormat)
     cold_start_seed: int | None = None
     """with one, sft.parquet is written: completions of the right form for the training rows"""
-    teacher: Counter[tuple[str, str]] | None = None
-    """label counts that their thoughts and answers are by; None: answers are random"""
+    teacher: Teacher | None = None
+    """whom their thoughts and answers are by; None: answers are random"""
     tokenizer: PreTrainedTokenizerBase | None = None
     """with one, the prompts' tokens are measured"""
     most_tokens: int = MOST_TOKENS
@@ -86,7 +86,7 @@ class TrainingRowsWriter:
         row = example_to_row(example, self._mode, split, writer.count, answer_format, problem)
         writer.add(row)
         if split == "train" and self._options.cold_start_seed is not None:
-            self._file(SFT).add(cold_start_row(row, self._rng, self._options.teacher))
+            self._file(SFT).add(cold_start_row(row, example, self._rng, self._options.teacher))
         self.out.tally.for_task(example.task).written[split] += 1
         self._statistics.for_task(example.task).add(len(example.candidates), example.candidates.index(example.positive))
         if self._options.tokenizer is not None:

@@ -18,6 +18,7 @@ from r1ranker.data.sources.routing import OBJECTIVES
 from r1ranker.data.sources.toy import MAX_SIZE
 from r1ranker.data.sources.trec import TrecFiles
 from r1ranker.data.sources.user_rows import SUFFIXES, is_user_file
+from r1ranker.data.teacher import TEACHERS
 from r1ranker.errors import UserError, check_at_least
 from r1ranker.tasks.catalog import HUB_ID, get_task
 from r1ranker.tasks.custom import register_tasks_of
@@ -58,8 +59,8 @@ class PrepareOptions:
     """of the iterative rows, LOW-HIGH; all where it is empty"""
     merits: bool = False
     """routing: training rows have each LLM's merit as its grade"""
-    teacher: bool = False
-    """the cold start has thoughts and answers of the most frequent label"""
+    teacher: str | None = None
+    """of the cold start's thoughts and answers: frequent, by the most frequent label, or right, by the row's own"""
     pools: int = 1
     """of a training request, each with other candidates"""
 
@@ -76,7 +77,6 @@ _USES: dict[str, tuple[str, tuple[Kind, ...]]] = {
     "pools": ("--pools", ("raw",)),
     "recbole": ("--recbole", ("raw",)),
     "merits": ("--merits", ("raw",)),
-    "teacher": ("--teacher", ("toy", "layout")),
     "test_share": ("--test-share", ("raw", "own", "trec")),
     "template": ("--template", ("own", "trec")),
     "shuffle": ("--shuffle", ("own", "trec")),
@@ -146,8 +146,13 @@ def check_options(options: PrepareOptions, kind: Kind) -> None:
             raise UserError(
                 f"{name}: of no use with {_NAMES[kind]}; {' or '.join(_NAMES[one] for one in kinds)} is wanted"
             )
-    if options.teacher and not options.cold_start:
-        raise UserError("--teacher: of no use without --cold-start")
+    if options.teacher is not None:
+        if options.teacher not in TEACHERS:
+            raise UserError(f"--teacher: found {options.teacher!r}; one of {', '.join(TEACHERS)} is wanted")
+        if not options.cold_start:
+            raise UserError("--teacher: of no use without --cold-start")
+        if options.teacher == "frequent" and kind not in ("toy", "layout"):
+            raise UserError(f"--teacher frequent: of no use with {_NAMES[kind]}; --teacher right is wanted")
     if "max_prompt_length" in changed and options.tokenizer is None:
         raise UserError("--max-prompt-length: of no use without --tokenizer")
     if kind == "layout" and Path(options.source).is_dir():

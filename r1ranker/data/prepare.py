@@ -32,6 +32,7 @@ from r1ranker.data.sources.source_example import Source, SourceExample, Split
 from r1ranker.data.sources.toy import write_toy
 from r1ranker.data.sources.trec import TrecFiles, read_trec
 from r1ranker.data.sources.user_files import OWN, read_user_file
+from r1ranker.data.teacher import teach_frequent_labels, teach_right_answers
 from r1ranker.errors import UserError
 from r1ranker.tasks.catalog import TASK_NAMES, TASKS, get_task
 from r1ranker.tasks.custom import default_task, ensure_registered, read_task
@@ -55,6 +56,7 @@ def prepare(options: PrepareOptions) -> None:
     training = TrainingOptions(
         answer_format,
         options.seed if options.cold_start else None,
+        teach_right_answers if options.teacher == "right" else None,
         tokenizer=tokenizer,
         most_tokens=options.max_prompt_length,
     )
@@ -75,9 +77,9 @@ def _generate(options: PrepareOptions, kind: Kind, training: TrainingOptions) ->
         raise UserError(
             f"{bench}: holds another data set than {source}; another --output is wanted, or {bench} deleted"
         )
-    if options.teacher:
-        teacher = count_positives(example for _, example in read_ranking_bench(source, "direct", "train"))
-        training = replace(training, teacher=teacher)
+    if options.teacher == "frequent":
+        counts = count_positives(example for _, example in read_ranking_bench(source, "direct", "train"))
+        training = replace(training, teacher=teach_frequent_labels(counts))
     with ExitStack() as commit:
         made = [
             generate_training_rows(source, _directory(options, mode), mode, training, options.tasks, commit)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,7 +10,9 @@ import pyarrow as pa
 
 from r1ranker.data.files.parquet import check_messages, row_format, row_mode
 from r1ranker.data.files.parquet_reader import read_table
+from r1ranker.data.teacher import Teacher
 from r1ranker.errors import UserError
+from r1ranker.tasks.example import RankingExample
 from r1ranker.tasks.text import sanitise
 
 SFT_SCHEMA = pa.schema(
@@ -22,32 +23,23 @@ SFT_SCHEMA = pa.schema(
 )
 
 
-NAMED = 3
-"""candidates in a teacher's thought"""
-
-
 def cold_start_row(
-    row: dict[str, Any], rng: random.Random, teacher: Counter[tuple[str, str]] | None = None
+    row: dict[str, Any], example: RankingExample, rng: random.Random, teacher: Teacher | None = None
 ) -> dict[str, Any]:
-    """The (prompt, completion) row of a training row: a short thought where there is one, then a random valid answer.
-
-    With a teacher, which is `count_positives` of training rows, the answer is by these, of equals the one that is listed first
-    before, and the thought names the candidates that decide it.
-    """
+    """The (prompt, completion) row of a training row and the example that it words: a short thought where there is one, then a
+    random valid answer, or with a teacher the teacher's."""
     answer_format, direct = row_format(row), row_mode(row) == "direct"
-    names = [str(name) for name in row["reward_model"]["ground_truth"]["candidate_text"]]
     labels = answer_format.answer_style == "label"
-    written = [f"[{place}]" if labels else sanitise(name) for place, name in enumerate(names, start=1)]
+    written = [f"[{place}]" if labels else sanitise(name) for place, name in enumerate(example.candidates, start=1)]
     if teacher is None:
         rng.shuffle(written)
-        thought = f" There are {len(names)} candidates. I compare them with what is asked."
+        thought = f"There are {len(written)} candidates. I compare them with what is asked."
     else:
-        task = row["extra_info"]["task_name"]
-        order = sorted(range(len(names)), key=lambda place: -teacher[task, names[place]])
-        written = [written[place] for place in (order if direct else reversed(order))]
-        thought = f" {'Most' if direct else 'Least'} often chosen: {', '.join(written[:NAMED])}."
+        lesson = teacher(example, row_mode(row), written)
+        written = [written[place] for place in (lesson.order if direct else reversed(lesson.order))]
+        thought = lesson.thought
     answer = "\n".join(written) if direct else written[0]
-    before = f"{thought}</think>\n<answer>" if answer_format.think else ""
+    before = f" {thought}</think>\n<answer>" if answer_format.think else ""
     completion = f"{before}{answer}</answer>"
     return {"prompt": row["prompt"], "completion": completion}
 

@@ -66,8 +66,8 @@ class Arm:
     steps: int | None = None
     answer_style: str | None = None
     think: bool | None = None
-    teacher: bool = False
-    """the cold start has a teacher's thoughts and answers"""
+    teacher: str | None = None
+    """frequent | right: the cold start has a teacher's thoughts and answers"""
     overrides: list[str] = field(default_factory=list)
     """of the training config"""
     trained_as: str | None = None
@@ -237,7 +237,7 @@ def _check_arm(where: str, label: str, arm: Arm, experiment: Experiment) -> None
     before = list(experiment.arms)[: list(experiment.arms).index(label)]
     if arm.trained_as is not None and arm.trained_as not in before:
         raise UserError(f"{where}.trained_as: found {arm.trained_as!r}; an arm before it is wanted")
-    if arm.teacher and (not experiment.cold_start or arm.trained_as is not None):
+    if arm.teacher is not None and (not experiment.cold_start or arm.trained_as is not None):
         raise UserError(f"{where}.teacher: of no use without a cold start of its own")
     try:
         model_of(experiment, arm)

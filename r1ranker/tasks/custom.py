@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from r1ranker.errors import UserError, suggest
 from r1ranker.tasks.catalog import TASKS, Task
+from r1ranker.tasks.example import RankingExample
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -96,6 +97,14 @@ def query_in(template: str, request: str) -> str:
     before, _, after = render_request(template, mark, ()).partition(mark)
     worded = request.startswith(before) and request.endswith(after) and len(request) >= len(before) + len(after)
     return request[len(before) : len(request) - len(after)] if worded and mark not in after else ""
+
+
+def asked_query(example: RankingExample) -> str:
+    """The query alone, without the words that a task of one's own puts around it; empty where there is none, or it cannot be told."""
+    if example.query or not example.request:
+        return example.query
+    task = TASKS.get(example.task)
+    return query_in(task.request, example.request) if task is not None and task.scenario == "own" else ""
 
 
 @lru_cache(maxsize=64)

@@ -161,7 +161,17 @@ def test_options_of_prepare_reach_their_fields(call: Call, monkeypatch: pytest.M
     monkeypatch.setattr("r1ranker.data.prepare.prepare", asked.append)
     assert call("prepare")[0] == 0
     given = ["--source", "s", "--output", "o", "--answer_style", "label", "--no_think", "--task", "t", "--seed", "1"]
-    given += ["--test_share", "0.5", "--cold_start", "--teacher", "--tokenizer", "k", "--max_prompt_length", "2"]
+    given += [
+        "--test_share",
+        "0.5",
+        "--cold_start",
+        "--teacher",
+        "right",
+        "--tokenizer",
+        "k",
+        "--max_prompt_length",
+        "2",
+    ]
     given += ["--size", "3", "--history", "4", "--candidates", "5", "--users", "6", "--positions", "7", "--pools", "8"]
     given += ["--recbole", "r=x", "--test_rows", "9", "--pool_sizes", "2-4", "--merits", "--template", "y", "--shuffle"]
     assert call("prepare", *given)[0] == 0
@@ -170,7 +180,7 @@ def test_options_of_prepare_reach_their_fields(call: Call, monkeypatch: pytest.M
         PrepareOptions(
             source="s", output="o", answer_style="label", think=False, tasks=["t"], seed=1, test_share=0.5, cold_start=True,
             tokenizer="k", max_prompt_length=2, size=3, history=["4"], candidates=5, users=6, positions=7, recbole=["r=x"],
-            template="y", shuffle=True, test_rows=9, pool_sizes="2-4", merits=True, teacher=True, pools=8,
+            template="y", shuffle=True, test_rows=9, pool_sizes="2-4", merits=True, teacher="right", pools=8,
         ),
     ]  # fmt: skip
 

@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 from collections import Counter
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -30,15 +31,16 @@ from r1ranker.data.generate import generate_training_rows
 from r1ranker.data.loader import PromptLoader, load_prompts, subsample_by_task
 from r1ranker.data.prepare import PrepareOptions, prepare
 from r1ranker.data.prompt_store import Prompt
-from r1ranker.data.sft import read_sft_rows
+from r1ranker.data.sft import cold_start_row, read_sft_rows
 from r1ranker.data.sources.ranking_bench import read_ranking_bench
 from r1ranker.data.sources.toy import toy_examples
+from r1ranker.data.teacher import teach_right_answers
 from r1ranker.errors import UserError
 from r1ranker.pretrained import load_tokenizer
 from r1ranker.rewards import compute_score
 from r1ranker.tasks.example import RankingExample
 from r1ranker.tasks.pools import Elimination, sample_sub_pools
-from r1ranker.tasks.prompts import AnswerFormat
+from r1ranker.tasks.prompts import AnswerFormat, Mode
 from r1ranker.tasks.text import sanitise
 
 
@@ -140,7 +142,7 @@ def test_cold_start_rows_are_well_formed_and_do_not_give_the_ranking_away(
 def test_a_teacher_thinks_and_answers_by_the_labels_of_the_training_rows(
     mode: str, think: bool, tmp_path: Path
 ) -> None:
-    prepare(PrepareOptions("toy", str(tmp_path), think=think, size=30, cold_start=True, teacher=True))
+    prepare(PrepareOptions("toy", str(tmp_path), think=think, size=30, cold_start=True, teacher="frequent"))
     bench = pd.read_parquet(tmp_path / "bench" / "direct" / "train.parquet")
     counts = bench.groupby(["task_name", "gt"]).size()
     rows = list(read_training_rows([str(tmp_path / f"{mode}_ranking" / "train.parquet")]))
@@ -313,3 +315,28 @@ def test_a_relative_path_is_no_address(name: str, tmp_path: Path, monkeypatch: p
         read = list(read_training_rows([f"{directory}/direct_ranking/train.parquet"]))
         assert len(read) == 2
     assert {path.parts[0] for path in map(Path, os.listdir())} == {Path(name).parts[0]}
+
+
+@pytest.mark.parametrize("mode", ["direct", "iterative"])
+def test_a_teacher_of_right_answers_names_the_words_that_are_asked_for(mode: Mode) -> None:
+    example = RankingExample(
+        "Passage-5",
+        ("passage 0", "passage 1", "passage 2"),
+        "passage 1",
+        query="How are glacier caves formed?",
+        texts=("A cave was formed in the glacier.", "Water ran under a glacier.", "The facade is high."),
+    )
+    written = ("[1]", "[2]", "[3]")
+    lesson = teach_right_answers(example, mode, written)
+    assert lesson.order == (1, 0, 2)  # the right one first, the others by the words they share
+    third, second, first = "3 has none.", "2 has glacier, not caves.", "1 has glacier, caves, formed."
+    places = (second, first, third) if mode == "direct" else (third, first, second)
+    assert lesson.thought == " ".join(["Asked: glacier, caves, formed.", *places])
+    graded = replace(example, grades=(2.0, 0.0, 1.0), positive="passage 0")
+    assert teach_right_answers(graded, mode, written).order == (0, 2, 1)
+    row = example_to_row(example, mode, "train", 0, AnswerFormat("label", True))
+    answer = "[2]\n[1]\n[3]" if mode == "direct" else "[3]"
+    completion = cold_start_row(row, example, random.Random(0), teach_right_answers)["completion"]
+    assert completion == f" {lesson.thought}</think>\n<answer>{answer}</answer>"
+    wordless = RankingExample("Rec-Movie", ("Alien", "Heat"), "Heat", history=("The",))
+    assert teach_right_answers(wordless, mode, ("Alien", "Heat")).order == (1, 0)

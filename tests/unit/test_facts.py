@@ -197,7 +197,7 @@ def test_a_size_that_the_names_do_not_suffice_for_is_one_line(tmp_path: Path) ->
         ({"test_share": 0.3}, "--test-share"),
         ({"shuffle": True}, "--shuffle"),
         ({"candidates": 4}, "--candidates"),
-        ({"cold_start": True, "teacher": True}, "--teacher"),
+        ({"cold_start": True, "teacher": "frequent"}, "--teacher frequent"),
     ],
 )
 def test_options_that_facts_have_no_use_for_are_refused(tmp_path: Path, options: dict[str, Any], name: str) -> None:

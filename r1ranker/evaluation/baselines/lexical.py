@@ -7,8 +7,7 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from r1ranker.evaluation.baselines.scoring import ScoringBaseline
-from r1ranker.tasks.catalog import TASKS
-from r1ranker.tasks.custom import query_in
+from r1ranker.tasks.custom import asked_query
 from r1ranker.tasks.example import RankingExample
 
 if TYPE_CHECKING:
@@ -18,14 +17,6 @@ if TYPE_CHECKING:
 def query_of(example: RankingExample) -> str:
     """The words of the request: its query, else the titles of its history, else its wording."""
     return asked_query(example) or " ".join(example.history) or example.request or example.problem
-
-
-def asked_query(example: RankingExample) -> str:
-    """The query alone, without the words that a task of one's own puts around it; empty where there is none, or it cannot be told."""
-    if example.query or not example.request:
-        return example.query
-    task = TASKS.get(example.task)
-    return query_in(task.request, example.request) if task is not None and task.scenario == "own" else ""
 
 
 def documents_of(example: RankingExample) -> Sequence[str]:

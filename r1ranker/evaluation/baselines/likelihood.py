@@ -12,13 +12,14 @@ import torch
 from r1ranker.data.tokenise import encode_chat, encode_completion
 from r1ranker.device import compute_dtype, pick_device
 from r1ranker.errors import note
-from r1ranker.evaluation.baselines.lexical import asked_query, documents_of
+from r1ranker.evaluation.baselines.lexical import documents_of
 from r1ranker.evaluation.baselines.scoring import ScoringBaseline
 from r1ranker.model.attention import PACKED
 from r1ranker.model.loading import load_causal_lm, move_to_device
 from r1ranker.model.policy_model import PolicyModel
 from r1ranker.pretrained import SETTINGS_FILE, load_tokenizer
 from r1ranker.tasks.catalog import get_task
+from r1ranker.tasks.custom import asked_query
 from r1ranker.tasks.example import RankingExample
 from r1ranker.tasks.text import sanitise
 from r1ranker.trainer.batch.balance import Budget, arrange_micro_batches
