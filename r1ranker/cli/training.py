@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from r1ranker.cli.options import TrainingFiles
+from r1ranker.cli.options import Dtype, TrainingFiles
 from r1ranker.errors import UserError, check_at_least
 
 TOKENIZER = "Tokenizer"
@@ -81,6 +81,7 @@ def sft(
     lr: float = 1e-3,
     warmup_steps: int = 10,
     max_tokens: Annotated[int, typer.Option(help="tokens a micro-batch")] = 16384,
+    dtype: Dtype = "auto",
     seed: int = 1,
 ) -> None:
     """Fine-tune on prompts and completions (the cold start).
@@ -95,7 +96,13 @@ def sft(
     if seed < 0 or not 0 < lr < float("inf"):
         raise UserError(f"--seed {seed}, --lr {lr}: a seed of at least 0 and a learning rate over 0 are wanted")
     settings = SFTSettings(
-        steps=steps, batch_size=batch_size, lr=lr, warmup_steps=warmup_steps, max_tokens=max_tokens, seed=seed
+        steps=steps,
+        batch_size=batch_size,
+        lr=lr,
+        warmup_steps=warmup_steps,
+        max_tokens=max_tokens,
+        seed=seed,
+        dtype=dtype,
     )
     losses = fine_tune(model, data, output, settings)
     typer.echo(f"{output}: loss {losses[0]:.3f} -> {losses[-1]:.3f} over {steps} steps")

@@ -46,6 +46,8 @@ class SFTSettings:
     max_tokens: int = 16384
     """tokens a micro-batch"""
     seed: int = 1
+    dtype: str = "auto"
+    """auto | float32 | bfloat16: of what is computed; weights rest in float32"""
 
 
 def build_examples(rows: Sequence[dict], tokenizer: PreTrainedTokenizerBase) -> list[Trajectory]:
@@ -90,7 +92,7 @@ def fine_tune(
     device = pick_device()
     torch.manual_seed(settings.seed)
     join_process_group(None, 0, 1, device, TrainerConfig().timeout)
-    policy = Policy(model_path, device, temperature=1.0, execution=ExecutionOptions())
+    policy = Policy(model_path, device, temperature=1.0, execution=ExecutionOptions(dtype=settings.dtype))
     optim = OptimConfig(
         lr=settings.lr, lr_warmup_steps=settings.warmup_steps, lr_scheduler_type="cosine", min_lr_ratio=0.1
     )

@@ -194,6 +194,9 @@ def test_a_cold_start_lowers_the_loss_and_teaches_the_form(toy_thinking: Path, t
     files = [str(toy_thinking / "iterative_ranking" / "sft.parquet")]
     losses = fine_tune(tiny_model, files, str(tmp_path / "sft"), SFTSettings(steps=100, batch_size=16, lr=1e-2))
     assert losses[-1] < 0.3 * losses[0]
+    rough = fine_tune(tiny_model, files, str(tmp_path / "rough"), SFTSettings(steps=2, batch_size=16, dtype="bfloat16"))
+    assert rough[0] != losses[0]
+    assert rough[0] == pytest.approx(losses[0], rel=0.01)
     _, lines = train(
         toy_thinking, str(tmp_path / "sft"), tmp_path / "run", "actor_rollout_ref.rollout.constrain=none", "trainer.total_training_steps=1",
     )  # fmt: skip
