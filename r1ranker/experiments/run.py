@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -249,7 +249,9 @@ def _base(experiment: Experiment, untrained: str, rows: Path, here: Path, seed: 
     base = here / "base"
     if not base.is_dir():
         files = [str(rows / f"{mode}_ranking" / "sft.parquet") for mode in ("direct", "iterative")]
-        fine_tune(untrained, files, str(base), SFTSettings(steps=experiment.cold_start, seed=seed))
+        fine_tune(
+            untrained, files, str(base), SFTSettings(steps=experiment.cold_start, seed=seed, **asdict(experiment.sft))
+        )
     return str(base)
 
 

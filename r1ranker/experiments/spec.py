@@ -52,6 +52,15 @@ class ModelSpec:
 
 
 @dataclass
+class SFTSpec:
+    """How a cold start learns; its steps are the experiment's `cold_start`."""
+
+    lr: float = 1e-3
+    batch_size: int = 32
+    dtype: str = "auto"
+
+
+@dataclass
 class Arm:
     """One ranker of an experiment; what is null is as the experiment has it."""
 
@@ -112,6 +121,7 @@ class Experiment:
     """RouterBench's table, below data.source: realised quality and cost of routing"""
     data: DataSpec = field(default_factory=DataSpec)
     model: ModelSpec = field(default_factory=ModelSpec)
+    sft: SFTSpec = field(default_factory=SFTSpec)
     overrides: list[str] = field(default_factory=list)
     """of every arm's training config, before its own"""
     arms: dict[str, Arm] = field(default_factory=dict)

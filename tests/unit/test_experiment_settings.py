@@ -10,10 +10,12 @@ import pytest
 from test_overrides import NAMES
 
 from r1ranker.errors import UserError
+from r1ranker.experiments import run
 from r1ranker.experiments.run import run_experiment
 from r1ranker.experiments.spec import load_experiment
 from r1ranker.experiments.training import training_config
 from r1ranker.quickstart import quickstart
+from r1ranker.trainer.sft import SFTSettings
 
 
 @pytest.mark.parametrize(
@@ -141,3 +143,13 @@ def test_arms_are_trained_under_any_path(tmp_path: Path) -> None:
         config = training_config(experiment, label, 1, f"{name}/base", Path(name), Path(name) / label)
         assert config.data.train_files == f"{Path(name)}/{experiment.arms[label].mode}_ranking/train.parquet"
         assert (config.actor_rollout_ref.model.path, config.output_dir) == (f"{name}/base", f"{Path(name)}/{label}")
+
+
+def test_the_cold_start_learns_as_the_experiment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked: list[SFTSettings] = []
+    monkeypatch.setattr("r1ranker.trainer.sft.fine_tune", lambda *given: asked.append(given[-1]))
+    experiment = load_experiment("zero_shot", ["cold_start=7", "sft.lr=5e-5", "sft.dtype=bfloat16", "sft.batch_size=4"])
+    run._base(experiment, "untrained", tmp_path, tmp_path, seed=3)
+    assert asked == [SFTSettings(steps=7, batch_size=4, lr=5e-5, seed=3, dtype="bfloat16")]
+    with pytest.raises(UserError, match="lr"):
+        load_experiment("zero_shot", ["sft.lr=fast"])
