@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain, permutations
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -59,9 +60,26 @@ def path_probabilities(model: Any, prompt: Prompt, paths: Sequence[Sequence[int]
 @given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=4), min_size=1, max_size=6))
 def test_what_every_answer_allows_is_what_sampling_does(names: list[list[int]]) -> None:
     last = tuple(dict.fromkeys((*name, 9) for name in names))  # 9 ends an answer, so that none begins another
-    constraint = PoolConstraint((), last, True)
+    check_paths(PoolConstraint((), last, True), list(last))
+
+
+@given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=3), min_size=1, max_size=4), st.booleans())
+def test_so_are_the_orders_of_a_direct_ranking(names: list[list[int]], same: bool) -> None:
+    distinct = list(dict.fromkeys(map(tuple, names)))
+    last, more = (tuple((*name, end) for name in distinct) for end in (9, 8))
+    first = () if same else tuple((7, *name) for name in more)  # spelled in another way directly behind the tag
+    orders = [
+        (*chain.from_iterable((first or more)[place] if not at else more[place] for at, place in enumerate(order[:-1])),
+         *last[order[-1]])
+        for order in permutations(range(len(last)))
+    ]  # fmt: skip
+    check_paths(PoolConstraint(more, last, True, first), orders)
+
+
+def check_paths(constraint: PoolConstraint, expected: Sequence[tuple[int, ...]]) -> None:
+    """What is enumerated, and what may be sampled at each place, is what sampling goes through."""
     prompt: Any = SimpleNamespace(token_ids=[5])
-    for ids, answer in zip(last, _enumerate_paths(constraint, prompt, 0), strict=True):
+    for ids, answer in zip(expected, _enumerate_paths(constraint, prompt, 0), strict=True):
         state, allowed = ConstraintState(constraint, lambda token: ""), []
         while state.forced_token_ids() is None:
             allowed.append(state.allowed_token_ids())
@@ -137,15 +155,18 @@ def test_weights_that_have_diverged_are_named(config: Config, toy: Path, tiny_mo
         enumerate_answers(cluster, config, tokenizer, prompts)
 
 
-@pytest.mark.parametrize("kind", ["direct", "thinking"])
+@pytest.mark.parametrize(
+    ("kind", "wanted"),
+    [("direct", "wants at most 4 candidates in a direct ranking; found"), ("thinking", "wants answers at once")],
+)
 def test_prompts_with_other_answers_are_refused(
-    kind: str, config: Config, toy: Path, toy_thinking: Path, tiny_model: str
+    kind: str, wanted: str, config: Config, toy: Path, toy_thinking: Path, tiny_model: str
 ) -> None:
     directory = toy / "direct_ranking" if kind == "direct" else toy_thinking / "iterative_ranking"
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     prompts = load_prompts([f"{directory}/train.parquet"], tokenizer, 2000)[0][:1]
     with (
         start_cluster(config, 1) as cluster,
-        pytest.raises(UserError, match=r"row 0: .*every_answer wants eliminations"),
+        pytest.raises(UserError, match=rf"row 0: .*every_answer {wanted}"),
     ):
         enumerate_answers(cluster, config, tokenizer, prompts)

@@ -187,7 +187,7 @@ class RolloutConfig:
     constrain: str = "none"
     """none | candidates: inside the answer block only names or labels of the pool are sampled"""
     every_answer: bool = False
-    """iterative, constrained, answered at once: a group is every answer of the pool with its probability, not n samples"""
+    """constrained and answered at once, a direct ranking of at most four: a group is every answer with its probability, not n samples"""
     eliminate_to: int | None = None
     """iterative: the policy first takes candidates out of larger pools, until so many are left; null: rows as they are"""
     max_num_seqs: int = 256

@@ -1,13 +1,14 @@
 """Groups of every answer that a pool has, instead of samples: expectations over the policy are exact, and nothing is generated.
 
-An elimination answered at once and constrained to the pool has as many answers as the pool has candidates. The policy's probabilities
-of them make group means, advantages and the gradient exact (all-action policy gradients: Sutton et al., 'Comparing Policy-Gradient
+An elimination answered at once and constrained to the pool has as many answers as the pool has candidates; a direct ranking of a
+small pool has its orders. The policy's probabilities of them make group means, advantages and the gradient exact (all-action policy gradients: Sutton et al., 'Comparing Policy-Gradient
 Algorithms', 2001; expected policy gradients, arXiv 1801.03326).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain, permutations
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -23,13 +24,16 @@ from r1ranker.trainer.scoring.outcome import describe_row
 from r1ranker.trainer.workers.cluster import Cluster
 from r1ranker.trainer.workers.dispatch import fill
 
+MOST_RANKED = 4
+"""candidates of a direct ranking, whose orders are 24"""
+
 
 def enumerate_answers(
     cluster: Cluster, config: Config, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]
 ) -> list[list[Completion]]:
-    """Each prompt's answers in the order of its candidates, with the policy's log-probabilities.
+    """Each prompt's answers, in the order of its candidates or of their permutations, with the policy's log-probabilities.
 
-    Raises UserError for a prompt that has other answers than its candidates, and RunError where the policy has diverged.
+    Raises UserError for a prompt whose answers are not these or too many, and RunError where the policy has diverged.
     """
     trajectories = [
         trajectory
@@ -54,10 +58,13 @@ def answer_probabilities(answers: Sequence[Completion]) -> np.ndarray:
 
 
 def _check_constraint(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> PoolConstraint:
-    if prompt.mode != "iterative" or prompt.answer_format.think:
-        kind = "direct ranking" if prompt.mode == "direct" else "thoughts before answers"
+    key = "actor_rollout_ref.rollout.every_answer"
+    if prompt.answer_format.think:
+        raise UserError(f"{describe_row(prompt)}: {key} wants answers at once; found thoughts before answers")
+    size = len(prompt.candidates)
+    if prompt.mode == "direct" and size > MOST_RANKED:
         raise UserError(
-            f"{describe_row(prompt)}: actor_rollout_ref.rollout.every_answer wants eliminations answered at once; found {kind}"
+            f"{describe_row(prompt)}: {key} wants at most {MOST_RANKED} candidates in a direct ranking; found {size}"
         )
     return build_constraint(tokenizer, prompt.candidates, prompt.mode, prompt.answer_format)
 
@@ -65,13 +72,27 @@ def _check_constraint(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> Poo
 def _enumerate_paths(constraint: PoolConstraint, prompt: Prompt, group: int) -> list[Trajectory]:
     # what may follow each beginning; as ConstraintState has it, where one answer alone goes on no place is a choice any more
     following: dict[tuple[int, ...], list[int]] = {}
-    for ids in constraint.final_ids:
+    every = _spell_answers(constraint)
+    for ids in every:
         for depth, token in enumerate(ids):
             following.setdefault(ids[:depth], []).append(token)
     choices = {begun: sorted(set(tokens)) for begun, tokens in following.items() if len(tokens) > 1}
     answers = []
-    for ids in constraint.final_ids:
+    for ids in every:
         allowed = [choices.get(ids[:depth], [token]) for depth, token in enumerate(ids)]
         nothing = np.zeros(len(ids))
         answers.append(Trajectory(prompt.token_ids, list(ids), nothing, "stop", group, allowed=allowed))
+    return answers
+
+
+def _spell_answers(constraint: PoolConstraint) -> list[tuple[int, ...]]:
+    """The whole answers: a candidate each, or an order of them each."""
+    final, separated = constraint.final_ids, constraint.separated_ids
+    if not separated:
+        return list(final)
+    first = constraint.first_ids or separated
+    answers = []
+    for order in permutations(range(len(final))):
+        names = [first[order[0]], *(separated[place] for place in order[1:-1])] if len(order) > 1 else []
+        answers.append(tuple(chain.from_iterable([*names, final[order[-1]]])))
     return answers
