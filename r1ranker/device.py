@@ -74,7 +74,9 @@ DTYPES = ("auto", "float32", "bfloat16")
 
 
 def compute_dtype(device: torch.device, wanted: str = "auto") -> torch.dtype:
-    """The type of that name; auto: bfloat16 on GPUs, float32 on the CPU."""
+    """The type of that name; auto: bfloat16 on GPUs, float32 on the CPU. Raises UserError for another name."""
+    if wanted not in DTYPES:
+        raise UserError(f"dtype: found {wanted!r}; one of {', '.join(DTYPES)} is wanted")
     if wanted == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     dtype: torch.dtype = getattr(torch, wanted)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
@@ -18,7 +18,9 @@ EVERY = 30.0
 """seconds between lines"""
 
 
-def follow(items: Iterable[Item], total: int, name: str, clock: Callable[[], float] = time.monotonic) -> Iterator[Item]:
+def follow(
+    items: Iterable[Item], total: int, name: str, clock: Callable[[], float] = time.monotonic
+) -> Generator[Item, None, None]:
     """`items`, of which there are `total` queries, as they come; `name` is said before how many have come, on stderr."""
     console = Console(stderr=True)
     if console.is_interactive:  # a terminal, and not one that cannot move its cursor

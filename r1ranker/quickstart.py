@@ -5,6 +5,7 @@ The model is a tiny one of random weights, or a small pretrained language model 
 
 from __future__ import annotations
 
+import json
 import tempfile
 import time
 from collections.abc import Mapping
@@ -26,8 +27,8 @@ from r1ranker.tasks.prompts import Mode
 TOY_TASKS = ("Rec-Movie", "Rec-Music", "Rec-Game", "Router-Performance", "Router-Balance", "Router-Cost")
 RANKERS: dict[Mode, str] = {"iterative": "IRanker", "direct": "DRanker"}
 DIRECTORIES = ("data", "untrained", "base", *RANKERS, "eval")
-REPORT = "report.html"
-"""what is made, under --output"""
+REPORT, ABOUT = "report.html", "quickstart.json"
+"""what is made, under --output; the last says with which model"""
 PRETRAINED = "SmolLM2-135M-Instruct"
 EVALUATED = 100
 """test rows that a pretrained model ranks, before and after"""
@@ -51,6 +52,8 @@ class Course:
     """what is said of the baseline"""
     prepared: Mapping[str, Any] = field(default_factory=dict)
     """further options of prepare"""
+    sft: Mapping[str, Any] = field(default_factory=dict)
+    """settings of a cold start"""
 
 
 COURSES = {
@@ -73,6 +76,7 @@ COURSES = {
         baseline="BM25",
         why="Questions and their answers share few words, so BM25 does not solve it",
         prepared={"pool_sizes": "2-3"},
+        sft={"lr": 5e-5, "dtype": "bfloat16"},
     ),
 }
 
@@ -94,7 +98,10 @@ def quickstart(
     steps: Annotated[int | None, Option(help="training steps of each ranker (as its config says)")] = None,
     sft_steps: Annotated[int, Option(help="steps of a cold start before")] = 0,
     size: Annotated[int | None, Option(help="direct training rows a task (tiny: 200, smollm2: 1000)")] = None,
-    output: Annotated[str, Option(help="where everything goes")] = "checkpoints/quickstart",
+    output: Annotated[
+        str | None,
+        Option(help="where everything goes (checkpoints/quickstart; smollm2: checkpoints/quickstart_smollm2)"),
+    ] = None,
 ) -> None:
     """Make built-in data and a model, train rankers and evaluate them, on one CPU."""
     course = COURSES[model]
@@ -102,12 +109,14 @@ def quickstart(
     for name, value, least in (("--steps", steps, 1), ("--sft-steps", sft_steps, 0), ("--size", size, 1)):
         if value is not None:
             check_at_least(name, value, least)
+    if output is None:
+        output = "checkpoints/quickstart" + ("" if model == "tiny" else f"_{model}")
     if not output.strip():
         raise UserError("--output: found nothing; a directory is wanted")
     check_output_name(output)
     check_size(size, course)
     with lock_directory(Path(output)):
-        check_output(Path(output))
+        check_output(Path(output), model)
         run(Path(output), steps, sft_steps, size, course)
 
 
@@ -120,8 +129,9 @@ def check_size(size: int, course: Course) -> None:
     check_at_least("--size", size, -(-wanted // len(course.tasks)))
 
 
-def check_output(output: Path) -> None:
-    """Raise UserError where something that is to be made has no place under `output`, or nothing can be written there."""
+def check_output(output: Path, model: str) -> None:
+    """Raise UserError where something that is to be made has no place under `output`, nothing can be written there, or it holds
+    what was made with another model. Notes there which one it is."""
     for name in DIRECTORIES:
         if (output / name).exists() and not (output / name).is_dir():
             raise UserError(f"--output {output}: found a file {name}; the place of a directory is wanted")
@@ -131,11 +141,16 @@ def check_output(output: Path) -> None:
         tempfile.TemporaryFile(dir=output).close()
     except OSError as error:
         raise UserError(f"--output {output}: {error.strerror}; a writable directory is wanted") from error
+    about = output / ABOUT
+    known = json.loads(about.read_text(encoding="utf-8"))["model"] if about.is_file() else "tiny"
+    if known != model and (output / "data").exists():
+        raise UserError(f"--output {output}: holds a quick start with --model {known}; another directory is wanted")
+    about.write_text(json.dumps({"model": model}) + "\n", encoding="utf-8")
 
 
 def run(output: Path, steps: int | None, sft_steps: int, size: int, course: Course = COURSES["tiny"]) -> None:
     """Everything, under `output`; prints one table at the end and writes a report. `steps` None: as the configs say."""
-    from r1ranker.evaluation.table import compare_table
+    from r1ranker.evaluation.table import compare_table, wide_console
     from r1ranker.report import write_report
 
     console = Console(markup=False, emoji=False)
@@ -146,14 +161,14 @@ def run(output: Path, steps: int | None, sft_steps: int, size: int, course: Cour
     )
     prepare(rows)
     console.rule("2. a pretrained language model" if course.pretrained else "2. a tiny base model of random weights")
-    build_base(output, sft_steps, console, course)
+    base = build_base(output, sft_steps, console, course)
     actors: dict[Mode, str] = {}
     for place, mode in enumerate(course.configs, 3):
         console.rule(f"{place}. {RANKERS[mode]} by reinforcement learning")
-        actors[mode] = train(output, mode, steps, course)
+        actors[mode] = train(output, mode, base, steps, course)
     console.rule(f"{3 + len(actors)}. evaluation on unseen requests")
-    reports = evaluate(output, actors, course)
-    console.print(compare_table(list(reports.items())))
+    reports = evaluate(output, base, actors, course)
+    wide_console().print(compare_table(list(reports.items())))
     console.print(in_words(reports, course), highlight=False, soft_wrap=True)
     page = output / REPORT
     write_report([*(str(output / mode) for mode in actors), str(output / "eval")], str(page))
@@ -163,8 +178,8 @@ def run(output: Path, steps: int | None, sft_steps: int, size: int, course: Cour
     console.print(f"{time.perf_counter() - began:.0f} s in all", highlight=False)
 
 
-def build_base(output: Path, sft_steps: int, console: Console, course: Course = COURSES["tiny"]) -> None:
-    """`output`/base: a model of random weights, or a pretrained one, which is fetched once.
+def build_base(output: Path, sft_steps: int, console: Console, course: Course = COURSES["tiny"]) -> str:
+    """The model to begin with: `output`/base, of random weights, or a pretrained one, which is fetched once.
 
     Answers are constrained to the pool, so it need not learn their form first. With `sft_steps` it is fine-tuned on random
     answers all the same.
@@ -175,7 +190,7 @@ def build_base(output: Path, sft_steps: int, console: Console, course: Course = 
 
     rows = [output / "data" / f"{mode}_ranking" for mode in course.configs]
     base = str(output / "base")
-    begun = str(output / "untrained") if sft_steps else base
+    begun = str(output / "untrained") if sft_steps or course.pretrained else base
     if course.pretrained:
         if not Path(begun).is_dir():
             console.print(f"{PRETRAINED}: {fetch_model(PRETRAINED, Path(begun))}", highlight=False, soft_wrap=True)
@@ -185,11 +200,13 @@ def build_base(output: Path, sft_steps: int, console: Console, course: Course = 
         console.print(f"{parameters:,} parameters", highlight=False)
     if sft_steps:
         answers = [str(directory / "sft.parquet") for directory in rows]
-        losses = fine_tune(begun, answers, base, SFTSettings(steps=sft_steps))
+        losses = fine_tune(begun, answers, base, SFTSettings(steps=sft_steps, **course.sft))
         console.print(f"cold start: loss {losses[0]:.2f} -> {losses[-1]:.2f}", highlight=False)
+        return base
+    return begun
 
 
-def train(output: Path, mode: Mode, steps: int | None, course: Course) -> str:
+def train(output: Path, mode: Mode, base: str, steps: int | None, course: Course) -> str:
     """Train a ranker by its config; returns the actor's directory."""
     from r1ranker.trainer.config.load import load_config
     from r1ranker.trainer.fit import fit
@@ -198,7 +215,7 @@ def train(output: Path, mode: Mode, steps: int | None, course: Course) -> str:
     values: dict[str, object] = {
         "data.train_files": str(rows / "train.parquet"),
         "data.val_files": str(rows / "test.parquet"),
-        "actor_rollout_ref.model.path": str(output / "base"),
+        "actor_rollout_ref.model.path": base,
         "trainer.default_local_dir": str(output / mode),
         "trainer.resume_mode": "disable",  # the model it begins with is made anew as well
     }
@@ -207,7 +224,7 @@ def train(output: Path, mode: Mode, steps: int | None, course: Course) -> str:
     return fit(load_config(course.configs[mode], values=values))
 
 
-def evaluate(output: Path, actors: dict[Mode, str], course: Course) -> dict[str, Report]:
+def evaluate(output: Path, base: str, actors: dict[Mode, str], course: Course) -> dict[str, Report]:
     """Each ranker before and after training on the test rows: label -> content of its result file."""
     from r1ranker.evaluation.options import EvaluationOptions
     from r1ranker.evaluation.runner import run_evaluation
@@ -224,7 +241,7 @@ def evaluate(output: Path, actors: dict[Mode, str], course: Course) -> dict[str,
             limit=EVALUATED if course.pretrained else None,
             output_dir=str(output / "eval"),
         )
-        for when, model in (("before", str(output / "base")), ("after", actor)):
+        for when, model in (("before", base), ("after", actor)):
             (reports[f"{RANKERS[mode]}, {when}"],) = run_evaluation(",".join(course.tasks), model, options, show=False)
     return reports
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Iterator
-from contextlib import redirect_stdout
+from contextlib import closing, redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -93,7 +93,8 @@ def rank(
         )
         try:
             stream = ranker.rank_stream(examples)
-            by_place = dict(follow(stream, len(examples), Path(model).name))
+            with closing(follow(stream, len(examples), Path(model).name)) as followed:
+                by_place = dict(followed)
             results = [by_place[place] for place in range(len(examples))]
         finally:
             ranker.engine.close()

@@ -17,6 +17,8 @@ NAMED = 3
 """candidates in a thought"""
 WORDS = 6
 """of a request in a thought"""
+LONGEST_NAME = 6
+"""words of a candidate that a thought writes in full; of longer ones it writes fewer"""
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,13 @@ def teach_right_answers(example: RankingExample, mode: Mode, written: Sequence[s
     for place in (order if mode == "direct" else order[::-1])[:NAMED]:
         lacking = [word for word in asked if word not in shared[place]]
         has = f"has {', '.join(shared[place])}" if shared[place] else "has none"
-        said.append(f"{place + 1} {has}{f', not {lacking[0]}' if shared[place] and lacking else ''}.")
+        said.append(f"{_shorten(written[place])} {has}{f', not {lacking[0]}' if shared[place] and lacking else ''}.")
     return Lesson(tuple(order), " ".join(said))
+
+
+def _shorten(name: str) -> str:
+    words = name.split()
+    return name if len(words) <= LONGEST_NAME else " ".join([*words[: LONGEST_NAME - 2], "..."])
 
 
 def content_words(text: str) -> list[str]:

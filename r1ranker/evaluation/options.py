@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
+from r1ranker.device import compute_dtype, has_gpu
 from r1ranker.errors import check_at_least
 from r1ranker.ranking.conversation import EliminationSettings
 from r1ranker.ranking.ranker import RankerSettings, check_lengths, check_ranges
@@ -47,6 +50,12 @@ class EvaluationOptions:
     router_data: str | None = None
     """router_data.csv[.gz] that the routing rows were made from: quality and cost of the LLMs that come first"""
 
+    @property
+    def computes_otherwise(self) -> bool:
+        """Whether the model is computed in another type than it would be anyway."""
+        device = torch.device("cuda" if has_gpu() else "cpu")
+        return compute_dtype(device, self.dtype) != compute_dtype(device)
+
     def check(self) -> None:
         """Raise UserError for values out of range."""
         if self.limit is not None:
@@ -81,4 +90,6 @@ def name_parts(
         parts.append(f"first-{options.limit}")
     if options.baselines:
         parts.append("baselines")
+    if options.computes_otherwise:
+        parts.append(options.dtype)
     return head, "_".join(parts)

@@ -75,7 +75,7 @@ def plan_evaluations(
                 "tasks": list(test),
                 "seed": options.seed,
                 "limit": options.limit,
-                "engine": engine if options.dtype == "auto" else f"{engine}-{options.dtype}",
+                "engine": f"{engine}-{options.dtype}" if options.computes_otherwise else engine,
                 "beside": {
                     "baselines": options.baselines,
                     "interactions": options.interactions,

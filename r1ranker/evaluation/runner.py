@@ -6,6 +6,7 @@ import hashlib
 import json
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from r1ranker.data.sources.recommendation import RECBOLE_DATA_SETS
 from r1ranker.data.sources.routing import OBJECTIVES
 from r1ranker.errors import UserError
 from r1ranker.evaluation.baselines.collaborative import Popularity
-from r1ranker.evaluation.baselines.likelihood import has_texts_to_ask_of, likelihood_baselines
+from r1ranker.evaluation.baselines.likelihood import QueryLikelihood, has_texts_to_ask_of, likelihood_baselines
 from r1ranker.evaluation.baselines.orders import (
     MostFrequentLabel,
     fit_baselines,
@@ -44,6 +45,9 @@ from r1ranker.ranking.ranker import Ranker
 from r1ranker.tasks.catalog import TASK_NAMES, get_task
 from r1ranker.tasks.custom import register_tasks_of
 from r1ranker.tasks.example import RankingExample
+
+ANSWERS = 2
+"""how answers come about: what a journal of another number had ranked is ranked anew. 2: loops are ended"""
 
 
 def resolve_tasks(dataset: str, data: str) -> list[str]:
@@ -97,14 +101,18 @@ def _carry_out(
     options: EvaluationOptions,
     router: RouterTable | None,
 ) -> dict[str, Any]:
-    state = {"files": _state(plan.model), "rows": _digest(test), "words": repr([get_task(task) for task in test])}
+    words = repr([get_task(task) for task in test])
+    state = {"files": _state(plan.model), "rows": _digest(test), "words": words, "answers": ANSWERS}
+    every = [example for examples in test.values() for example in examples]
+    # before anything is ranked: what cannot be had is said now
+    likelihoods = likelihood_baselines(plan.model, every, options.gpu, options.dtype) if options.baselines else []
     with Journal(plan.journal, plan.about | state) as kept:
         timing = _rank(plan, test, options, kept)
         records = {task: [kept.done[task, row] for row in range(len(rows))] for task, rows in test.items()}
     about = {key: value for key, value in plan.about.items() if key != "tasks"}  # which come with their figures
     source = source_of(Path(options.data))
     known = {"source": source} if source else {}
-    report = {"format": FORMAT, **about, **known, **_measured(plan.model, test, train, records, options, router)}
+    report = {"format": FORMAT, **about, **known, **_measured(test, train, records, options, router, likelihoods)}
     _write(plan.result, report)
     _write(plan.timing, timing)
     kept.path.unlink()
@@ -129,10 +137,11 @@ def _rank(
     began, tokens, cached = time.perf_counter(), 0, 0
     try:
         stream = ranker.rank_stream(test[task][row] for task, row in left)
-        for place, ranked in follow(stream, len(left), Path(plan.model).name):
-            task, row = left[place]
-            kept.add(task, row, record_of(test[task][row], ranked))
-            tokens, cached = tokens + ranked.prompt_tokens, cached + ranked.cached_tokens
+        with closing(follow(stream, len(left), Path(plan.model).name)) as followed:
+            for place, ranked in followed:
+                task, row = left[place]
+                kept.add(task, row, record_of(test[task][row], ranked))
+                tokens, cached = tokens + ranked.prompt_tokens, cached + ranked.cached_tokens
     finally:
         ranker.engine.close()
     seconds = time.perf_counter() - began
@@ -146,18 +155,17 @@ def _rank(
 
 
 def _measured(
-    model: str,
     test: dict[str, list[RankingExample]],
     train: Sequence[RankingExample],
     records: dict[str, list[Record]],
     options: EvaluationOptions,
     router: RouterTable | None,
+    likelihoods: Sequence[QueryLikelihood] = (),
 ) -> dict[str, Any]:
     """{"tasks": task -> figures and rankings, "pooled": figures over all queries, of the metrics all tasks share}."""
     most_frequent = MostFrequentLabel(train)
     measured: dict[str, dict[str, list[Metrics]]] = {}
     tasks = {}
-    likelihoods = likelihood_baselines(model, options.gpu, options.dtype) if options.baselines else []
     for task, examples in test.items():
         cutoffs = get_task(task).cutoffs
         measured[task] = {
@@ -171,7 +179,7 @@ def _measured(
         if all(map(has_texts_to_ask_of, examples)):
             fitted += likelihoods
         for baseline in fitted:
-            measured[task][baseline.name] = [baseline(example, cutoffs) for example in examples]
+            measured[task][baseline.name] = _measure(baseline, examples, cutoffs)
         tasks[task] = summarise_systems(measured[task], records[task], options.seed)
         if router is not None and task in OBJECTIVES:
             tasks[task]["routing"] = _routing(examples, records[task], [most_frequent, *fitted], router, options.seed)
@@ -189,6 +197,16 @@ def _measured(
             )
     every = [record for task in test for record in records[task]]
     return {"tasks": tasks, "pooled": summarise_systems(pooled, every, options.seed)}
+
+
+def _measure(baseline: ScoringBaseline, examples: Sequence[RankingExample], cutoffs: Sequence[int]) -> list[Metrics]:
+    if not isinstance(baseline, QueryLikelihood):
+        return [baseline(example, cutoffs) for example in examples]
+    try:
+        with closing(follow(examples, len(examples), baseline.name)) as followed:
+            return [baseline(example, cutoffs) for example in followed]
+    finally:
+        baseline.release()  # no more than one model is held
 
 
 def _fitted(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from r1ranker.evaluation.baselines.scoring import BY_MODEL
 from r1ranker.evaluation.identity import short_names
 from r1ranker.evaluation.results import compare_results, read_result
 from r1ranker.ranking.metrics import Interval
@@ -20,7 +21,7 @@ WIDEST = 130
 
 def print_results(reports: Sequence[dict[str, Any]], files: Sequence[str]) -> None:
     """A table a task, models and baselines down, metrics across; then all tasks together, p between models, and what it cost."""
-    console = _console()
+    console = wide_console()
     try:
         _print_tables(console, _labels(reports, files), reports)
     finally:  # whatever becomes of the tables, the results are there
@@ -45,7 +46,7 @@ def _print_tables(console: Console, labels: Sequence[str], reports: Sequence[dic
     console.print(_costs(labels, reports))
 
 
-def _console() -> Console:
+def wide_console() -> Console:
     """As wide as the tables are: a narrow terminal breaks lines, where rich would cut figures off."""
     return Console(width=max(WIDEST, Console().width), markup=False, emoji=False)
 
@@ -69,8 +70,21 @@ def _task_table(
         strict = [_cell(result["strict"][metric], metric) for metric in metrics]
         table.add_row("  unusable: a miss", *strict, "", style="dim")
     for name, baseline in baselines.items():
+        if name not in BY_MODEL:
+            table.add_row(name, *(_cell(baseline[metric], metric) for metric in metrics), "")
+    for name, baseline in _by_model(labels, [result["baselines"] for result in results]):
         table.add_row(name, *(_cell(baseline[metric], metric) for metric in metrics), "")
     return table
+
+
+def _by_model(labels: Sequence[str], baselines: Sequence[dict[str, Any]]) -> Iterator[tuple[str, Any]]:
+    """Rows of the baselines that each model has of its own; one model's once."""
+    shown: list[Any] = []
+    for name in BY_MODEL:
+        for label, own in zip(labels, baselines, strict=True):
+            if name in own and own[name] not in shown:
+                shown.append(own[name])
+                yield name if len(labels) == 1 else f"{name} ({label})", own[name]
 
 
 def _routing_table(task: str, labels: Sequence[str], results: Sequence[dict[str, Any]]) -> Table:
@@ -136,7 +150,7 @@ def format_interval(metric: Interval, scale: int = 100, decimals: int = 1) -> st
 
 
 def compare_table(reports: Sequence[tuple[str, dict[str, Any]]]) -> Table:
-    """One row a labelled report, means over all its queries, and a row for each order that needs no model.
+    """One row a labelled report, means over all its queries, and a row for each order that they are held against.
 
     MRR, and NDCG@10 or at the last cut-off that all tasks share.
     """
@@ -147,7 +161,9 @@ def compare_table(reports: Sequence[tuple[str, dict[str, Any]]]) -> Table:
         pooled = report["pooled"]
         cells = [format_interval(pooled["metrics"][metric]) for metric in metrics]
         table.add_row(label, *cells, f"{100 * pooled['valid_answer_rate']:.1f}%")
-    for name, baseline in reports[0][1]["pooled"]["baselines"].items():
+    own = _by_model([label for label, _ in reports], [report["pooled"]["baselines"] for _, report in reports])
+    baselines = reports[0][1]["pooled"]["baselines"].items()
+    for name, baseline in [*((name, one) for name, one in baselines if name not in BY_MODEL), *own]:
         table.add_row(name, *(format_interval(baseline[metric]) for metric in metrics), "")
     return table
 
@@ -166,4 +182,4 @@ def print_comparison(files: Sequence[str], metric: str = "mrr", seed: int = 0) -
             f"{means[1] - means[0]:+.1f}",
             f"{row['p']:.4f}",
         )
-    _console().print(table)
+    wide_console().print(table)

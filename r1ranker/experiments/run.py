@@ -14,6 +14,7 @@ from r1ranker.atomic import check_output_name
 from r1ranker.data.generate import TOY
 from r1ranker.data.options import PrepareOptions
 from r1ranker.data.prepare import prepare
+from r1ranker.data.sources.facts import FACTS
 from r1ranker.experiments.parallel import Job, run_parallel
 from r1ranker.experiments.spec import Arm, Experiment, Harness, keep_experiment, model_of
 from r1ranker.experiments.summary import (
@@ -176,11 +177,11 @@ def _data(experiment: Experiment, output: Path) -> str:
             str(output / "data"),
             answer_style=experiment.answer_style,
             think=experiment.think,
-            tasks=spec.tasks,
+            tasks=None if spec.source == FACTS else spec.tasks,
             cold_start=experiment.cold_start > 0,
             **spec.options,
         )
-        prepare(replace(options, size=spec.size) if spec.source == TOY else options)
+        prepare(replace(options, size=spec.size) if spec.source in (TOY, FACTS) else options)
     bench = output / "data" / "bench"
     return str(bench) if bench.is_dir() else spec.source
 

@@ -11,7 +11,9 @@ from yaml import YAMLError
 
 from r1ranker.atomic import atomic_path
 from r1ranker.data.options import PrepareOptions
-from r1ranker.errors import UserError, first_line, suggest
+from r1ranker.data.teacher import TEACHERS
+from r1ranker.device import DTYPES
+from r1ranker.errors import UserError, check_at_least, first_line, suggest
 from r1ranker.experiments.typed_yaml import VALUES_OF, has_type, in_words, is_text, parse_yaml, type_at
 from r1ranker.ranking.conversation import EliminationSettings
 from r1ranker.tasks.catalog import TASK_NAMES
@@ -28,7 +30,7 @@ class DataSpec:
     """null: wants `data.source=DIR`"""
     tasks: list[str] = field(default_factory=lambda: list(TASK_NAMES))
     size: int = 200
-    """of the toy source: direct training rows a task"""
+    """of the built-in sources: direct training rows a task"""
     options: dict[str, Any] = field(default_factory=dict, metadata={VALUES_OF: PrepareOptions})
     """others of prepare's, such as positions, users, recbole, test_share"""
     limit: int | None = None
@@ -154,6 +156,8 @@ def load_experiment(name: str, overrides: Sequence[str] = ()) -> Experiment:
         merged: Any = OmegaConf.to_object(read)
     except (OmegaConfBaseException, YAMLError, ValueError, OSError) as error:
         raise UserError(f"{file.name}: {first_line(error)}") from error
+    for arm in merged.arms.values():  # earlier versions knew one teacher, and kept whether it was asked for
+        arm.teacher = {"false": None, "true": "frequent"}.get(arm.teacher, arm.teacher)
     if not merged.arms:
         raise UserError(f"{file.name}: arms: found none; at least one is wanted")
     if merged.data.source is None:
@@ -161,6 +165,7 @@ def load_experiment(name: str, overrides: Sequence[str] = ()) -> Experiment:
     if not merged.seeds or len(set(merged.seeds)) < len(merged.seeds):
         raise UserError(f"{file.name}: seeds: found {merged.seeds}; distinct numbers are wanted")
     _check_options(f"{file.name}: data.options", merged.data.options)
+    _check_cold_start(f"{file.name}: sft", merged.sft)
     for label, arm in merged.arms.items():
         _check_arm(f"{file.name}: arms.{label}", label, arm, merged)
     return merged
@@ -228,6 +233,14 @@ def _check_options(where: str, options: dict[str, Any]) -> None:
             raise UserError(f"{where}.{name}: found {value!r}; {in_words(types[name])} is wanted")
 
 
+def _check_cold_start(where: str, sft: SFTSpec) -> None:
+    if not 0 < sft.lr < float("inf"):
+        raise UserError(f"{where}.lr: found {sft.lr}; a learning rate over 0 is wanted")
+    check_at_least(f"{where}.batch_size", sft.batch_size, 1)
+    if sft.dtype not in DTYPES:
+        raise UserError(f"{where}.dtype: found {sft.dtype!r}; one of {', '.join(DTYPES)} is wanted")
+
+
 _TAKEN = ("base", "untrained", "states", "eval")
 """directories beside those of the arms"""
 
@@ -247,6 +260,8 @@ def _check_arm(where: str, label: str, arm: Arm, experiment: Experiment) -> None
     before = list(experiment.arms)[: list(experiment.arms).index(label)]
     if arm.trained_as is not None and arm.trained_as not in before:
         raise UserError(f"{where}.trained_as: found {arm.trained_as!r}; an arm before it is wanted")
+    if arm.teacher not in (None, *TEACHERS):
+        raise UserError(f"{where}.teacher: found {arm.teacher!r}; one of {', '.join(TEACHERS)} is wanted")
     if arm.teacher is not None and (not experiment.cold_start or arm.trained_as is not None):
         raise UserError(f"{where}.teacher: of no use without a cold start of its own")
     try:

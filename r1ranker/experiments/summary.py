@@ -11,13 +11,14 @@ from typing import Any
 
 import numpy as np
 
-from r1ranker.evaluation.baselines.likelihood import OF_BASE, QueryLikelihood, has_texts_to_ask_of
+from r1ranker.evaluation.baselines.likelihood import QueryLikelihood, has_texts_to_ask_of
 from r1ranker.evaluation.baselines.orders import (
     MostFrequentLabel,
     fit_baselines,
     given_order_metrics,
     random_order_metrics,
 )
+from r1ranker.evaluation.baselines.scoring import OF_PRETRAINED
 from r1ranker.evaluation.records import metrics_of, subject_of, subjects_of
 from r1ranker.evaluation.results import randomisation_test
 from r1ranker.evaluation.routing import BEST_SINGLE, NearestMerits
@@ -52,7 +53,7 @@ def baselines_of(
 ) -> dict[str, Values]:
     """Name -> its metrics on each query, of the baselines that suit the tasks; query likelihood is by the model `pretrained`."""
     found: dict[str, Values] = {}
-    likelihood = None if pretrained is None else QueryLikelihood(pretrained, OF_BASE)
+    likelihood = None if pretrained is None else QueryLikelihood(pretrained, OF_PRETRAINED)
     for task, examples in test.items():
         cutoffs = get_task(task).cutoffs
         systems: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""The rows of a comparison on a task: models, and the orders that need no language model."""
+"""The rows of a comparison on a task: models, and the orders that they are held against."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from r1ranker.data.sources.toy import TOY
+from r1ranker.evaluation.baselines.scoring import BY_MODEL
 from r1ranker.evaluation.identity import short_names
 from r1ranker.report.entries import Entry
 from r1ranker.report.figure import GREY
@@ -98,9 +99,10 @@ def _others(systems: dict[str, Metrics]) -> dict[str, Metrics]:
 def _baselines(results: Sequence[tuple[Entry[Result], TaskResult]]) -> list[System]:
     """Those with the same figures are one: they were measured on the same rows."""
     found: dict[str, list[System]] = {}
-    data = short_names([[entry.source.data for entry, _ in results]])[0]
-    for (entry, own), source in zip(results, data, strict=True):
-        for name, metrics in own.baselines.items():
+    data, models = (short_names([[getattr(entry.source, key) for entry, _ in results]])[0] for key in ("data", "model"))
+    for (entry, own), source, model in zip(results, data, models, strict=True):
+        for of_all, metrics in own.baselines.items():
+            name = f"{of_all} ({model})" if of_all in BY_MODEL else of_all
             known = found.setdefault(name, [])
             place = next((place for place, system in enumerate(known) if system.metrics == metrics), None)
             if place is None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from r1ranker.errors import UserError, suggest
 from r1ranker.tasks.catalog import TASKS, Task
 from r1ranker.tasks.example import RankingExample
+from r1ranker.tasks.text import sanitise_lines
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -93,8 +94,8 @@ def query_in(template: str, request: str) -> str:
     """The query that a template of the query alone worded as `request`; empty where it cannot be told."""
     if template_variables(template) != {"query"}:
         return ""
-    mark = "\ufffc"  # a character that no text has
-    before, _, after = render_request(template, mark, ()).partition(mark)
+    mark = "\ufffc"  # stands for an object in a text, and so hardly ever in a query or a template
+    before, _, after = sanitise_lines(render_request(template, mark, ())).partition(mark)
     worded = request.startswith(before) and request.endswith(after) and len(request) >= len(before) + len(after)
     return request[len(before) : len(request) - len(after)] if worded and mark not in after else ""
 

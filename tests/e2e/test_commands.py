@@ -174,11 +174,18 @@ def test_the_quick_start_trains_a_pretrained_model_to_read(
     quickstart(tmp_path, steps=1, sft_steps=0, size=32, course=COURSES["smollm2"])
     printed = capsys.readouterr().out
     assert "SmolLM2-135M-Instruct from here" in printed
-    for row in ("IRanker, before", "IRanker, after", "random", "BM25", "TF-IDF", "query likelihood"):
+    for row in (
+        "IRanker, before",
+        "IRanker, after",
+        "random",
+        "BM25",
+        "TF-IDF",
+        r"query likelihood \(IRanker, after\)",
+    ):
         assert re.search(rf"^ *{row} +[\d.]+ \[[\d.]+, [\d.]+\] ", printed, flags=re.MULTILINE), row
     assert "so BM25 does not solve it: MRR " in printed
     about = json.loads((tmp_path / "iterative" / "actor" / "r1ranker.json").read_text())
-    assert about["base_model"] == str(tmp_path / "base")
+    assert about["base_model"] == str(tmp_path / "untrained")
     assert (tmp_path / "report.html").is_file()
     assert not (tmp_path / "direct").exists()
 

@@ -329,9 +329,13 @@ def test_a_teacher_of_right_answers_names_the_words_that_are_asked_for(mode: Mod
     written = ("[1]", "[2]", "[3]")
     lesson = teach_right_answers(example, mode, written)
     assert lesson.order == (1, 0, 2)  # the right one first, the others by the words they share
-    third, second, first = "3 has none.", "2 has glacier, not caves.", "1 has glacier, caves, formed."
+    third, second, first = "[3] has none.", "[2] has glacier, not caves.", "[1] has glacier, caves, formed."
     places = (second, first, third) if mode == "direct" else (third, first, second)
     assert lesson.thought == " ".join(["Asked: glacier, caves, formed.", *places])
+    named = replace(example, candidates=example.texts, texts=(), positive=example.texts[1])
+    thought = teach_right_answers(named, mode, named.candidates).thought
+    assert "A cave was formed ... has glacier, caves, formed." in thought
+    assert "The facade is high. has none." in thought
     graded = replace(example, grades=(2.0, 0.0, 1.0), positive="passage 0")
     assert teach_right_answers(graded, mode, written).order == (0, 2, 1)
     row = example_to_row(example, mode, "train", 0, AnswerFormat("label", True))

@@ -12,7 +12,7 @@ from test_overrides import NAMES
 from r1ranker.errors import UserError
 from r1ranker.experiments import run
 from r1ranker.experiments.run import run_experiment
-from r1ranker.experiments.spec import load_experiment
+from r1ranker.experiments.spec import keep_experiment, load_experiment
 from r1ranker.experiments.training import training_config
 from r1ranker.quickstart import quickstart
 from r1ranker.trainer.sft import SFTSettings
@@ -151,5 +151,16 @@ def test_the_cold_start_learns_as_the_experiment_says(monkeypatch: pytest.Monkey
     experiment = load_experiment("zero_shot", ["cold_start=7", "sft.lr=5e-5", "sft.dtype=bfloat16", "sft.batch_size=4"])
     run._base(experiment, "untrained", tmp_path, tmp_path, seed=3)
     assert asked == [SFTSettings(steps=7, batch_size=4, lr=5e-5, seed=3, dtype="bfloat16")]
-    with pytest.raises(UserError, match="lr"):
-        load_experiment("zero_shot", ["sft.lr=fast"])
+    for wrong in ("sft.lr=fast", "sft.lr=-1", "sft.batch_size=0", "sft.dtype=fp16", "arms.to_routing.teacher=left"):
+        with pytest.raises(UserError, match=wrong.split("=")[0].split(".")[-1]):
+            load_experiment("zero_shot", [wrong])
+
+
+def test_an_experiment_of_the_time_of_one_teacher_goes_on(tmp_path: Path) -> None:
+    experiment, file = load_experiment("thinking"), tmp_path / "experiment.yaml"
+    keep_experiment(experiment, file)
+    kept = file.read_text()
+    assert "teacher: frequent" in kept
+    file.write_text(kept.replace("teacher: null", "teacher: false").replace("teacher: frequent", "teacher: true"))
+    keep_experiment(experiment, file)
+    assert file.read_text() == kept

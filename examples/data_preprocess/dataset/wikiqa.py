@@ -18,6 +18,7 @@ try:
     from r1ranker.cli.run import run_command
     from r1ranker.data.files.text_rows import text_lines
     from r1ranker.errors import UserError, check_at_least
+    from r1ranker.tasks.text import canonical, one_line
 except ModuleNotFoundError as missing:
     how = "run: pip install -e . (or bash scripts/setup.sh, then source .venv/bin/activate)"
     print(f"error: r1ranker is not installed ({missing}); {how}", file=sys.stderr)
@@ -34,7 +35,7 @@ def build(
     test_split: Annotated[
         str, Option(help="the questions to evaluate: test, or dev while settings are chosen")
     ] = "test",
-    sentences: Annotated[int, Option(help="of a test question")] = 5,
+    sentences: Annotated[int, Option(help="of a test question; those with fewer are left out")] = 5,
     train_sentences: Annotated[
         int, Option(help="of a training question at most; fewer teach more for their tokens")
     ] = 3,
@@ -46,6 +47,7 @@ def build(
     check_at_least("--sentences", sentences, 2)
     check_at_least("--train_sentences", train_sentences, 2)
     check_at_least("--pools", pools, 1)
+    check_at_least("--characters", characters, 1)
     if test_split not in SPLITS[1:]:
         raise UserError(f"--test_split: found {test_split!r}; dev or test is wanted")
     rows = []
@@ -53,14 +55,16 @@ def build(
         ("train", "train", train_sentences, pools),
         ("test", test_split, sentences, 1),
     ):
-        rng = random.Random(f"{seed} {published}")
         kept = list(_kept(_find(source, published), 2 if split == "train" else sentences, characters))
         for question, right, wrong in kept:
+            rng = random.Random(f"{seed} {question}")
             drawn = {frozenset(rng.sample(wrong, min(most - 1, len(wrong)))): None for _ in range(times)}
             for others in drawn:
                 pool = [right, *sorted(others)]
                 rng.shuffle(pool)
                 rows.append({"id": question, "split": split, "query": question, "candidates": pool, "positive": right})
+        if not kept:
+            raise UserError(f"{_find(source, published)}: no question has a right sentence and enough wrong ones")
         print(f"{published}: {len(kept)} questions")
     with atomic_path(output) as temporary:
         temporary.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), encoding="utf-8")
@@ -76,16 +80,17 @@ def _find(source: str, split: str) -> Path:
 
 def _kept(file: Path, least: int, characters: int) -> Iterator[tuple[str, str, list[str]]]:
     """(question, the first sentence that answers it, those that do not)."""
-    by_question: dict[str, tuple[list[str], list[str]]] = {}
+    by_question: dict[str, dict[str, tuple[str, bool]]] = {}
     for number, line in text_lines(str(file)):
-        cells = [cell.strip() for cell in line.split("\t")]
-        if len(cells) != 3 or cells[2] not in ("0", "1"):
+        cells = [one_line(cell) for cell in line.split("\t")]
+        if len(cells) != 3 or cells[2] not in ("0", "1") or not canonical(cells[1]):
             raise UserError(f"{file}: line {number}: question, sentence and 0 or 1 are wanted, with tabs between")
-        wrong, right = by_question.setdefault(cells[0], ([], []))
         if len(cells[1]) <= characters:
-            (right if cells[2] == "1" else wrong).append(cells[1])
-    for question, (wrong, right) in by_question.items():
-        wrong = [sentence for sentence in dict.fromkeys(wrong) if sentence not in right]
+            # sentences that look the same are one, as `prepare` has it
+            by_question.setdefault(cells[0], {}).setdefault(canonical(cells[1]), (cells[1], cells[2] == "1"))
+    for question, sentences in by_question.items():
+        right = [text for text, is_right in sentences.values() if is_right]
+        wrong = [text for text, is_right in sentences.values() if not is_right]
         if right and len(wrong) >= least - 1:
             yield question, right[0], wrong
 

@@ -10,6 +10,14 @@ from r1ranker.tasks.example import RankingExample
 
 DECIMALS = 9
 """scores are told apart by so many decimals: sums of the same terms in another order are no different scores"""
+OF_MODEL, OF_BASE, OF_PRETRAINED = (
+    "query likelihood",
+    "query likelihood before training",
+    "query likelihood, pretrained model",
+)
+"""names of query likelihood: by the model that is evaluated, by the one that its training began with, and by an experiment's model"""
+BY_MODEL = (OF_MODEL, OF_BASE)
+"""baselines that are another one for another model"""
 
 
 class ScoringBaseline(ABC):
