@@ -213,7 +213,7 @@ def test_wikiqas_files_become_rows(tmp_path: Path) -> None:
     ]
     assert all(len(row["candidates"]) == 5 and row["positive"] in row["candidates"] for row in tests)
     training = [row for row in rows if row["split"] == "train"]
-    assert {len(row["candidates"]) for row in training} == {3}
+    assert {len(row["candidates"]) for row in training} == {2}
     assert len({frozenset(row["candidates"]) for row in training}) == len(training) >= 4
     (source / "WikiQA-train.txt").write_text("who\twhat\n")
     wrong = call(sys.executable, script, "--source", str(source), "--output", str(output), code=2)

@@ -38,8 +38,8 @@ def build(
     sentences: Annotated[int, Option(help="of a test question; those with fewer are left out")] = 5,
     train_sentences: Annotated[
         int, Option(help="of a training question at most; fewer teach more for their tokens")
-    ] = 3,
-    pools: Annotated[int, Option(help="rows of a training question at most, each with other wrong sentences")] = 4,
+    ] = 2,
+    pools: Annotated[int, Option(help="rows of a training question at most, each with other wrong sentences")] = 6,
     characters: Annotated[int, Option(help="of a sentence; longer ones are left out")] = 400,
     seed: int = 42,
 ) -> None:
