@@ -114,4 +114,4 @@ def test_every_command_of_the_data_document_prepares(tmp_path: Path) -> None:
             for split in ("train", "test"):
                 rows = list(read_training_rows([str(directory / f"{split}.parquet")]))
                 assert manifest[f"{split}.parquet"]["rows"] == len(rows) > 0
-                assert f"| {split}.parquet | {len(rows)} |" in card
+                assert f"| {split}.parquet | {len(rows):,} |" in card
