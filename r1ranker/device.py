@@ -83,6 +83,12 @@ def compute_dtype(device: torch.device, wanted: str = "auto") -> torch.dtype:
     return dtype
 
 
+def is_usual_dtype(wanted: str) -> bool:
+    """Whether `wanted` means the type that auto means on this machine."""
+    device = torch.device("cuda" if has_gpu() else "cpu")
+    return compute_dtype(device, wanted) == compute_dtype(device)
+
+
 def synchronize(device: torch.device) -> None:
     """Wait for queued work, so that a clock read afterwards means something."""
     if device.type == "cuda":

@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-
-from r1ranker.device import compute_dtype, has_gpu
+from r1ranker.device import is_usual_dtype
 from r1ranker.errors import check_at_least
 from r1ranker.ranking.conversation import EliminationSettings
 from r1ranker.ranking.ranker import RankerSettings, check_lengths, check_ranges
@@ -53,8 +51,7 @@ class EvaluationOptions:
     @property
     def computes_otherwise(self) -> bool:
         """Whether the model is computed in another type than it would be anyway."""
-        device = torch.device("cuda" if has_gpu() else "cpu")
-        return compute_dtype(device, self.dtype) != compute_dtype(device)
+        return not is_usual_dtype(self.dtype)
 
     def check(self) -> None:
         """Raise UserError for values out of range."""

@@ -180,7 +180,7 @@ def test_the_quick_start_trains_a_pretrained_model_to_read(
         "random",
         "BM25",
         "TF-IDF",
-        r"query likelihood \(IRanker, after\)",
+        r"query likelihood \(IRanker, before\)",
     ):
         assert re.search(rf"^ *{row} +[\d.]+ \[[\d.]+, [\d.]+\] ", printed, flags=re.MULTILINE), row
     assert "so BM25 does not solve it: MRR " in printed
