@@ -19,8 +19,6 @@ def ends_in_loop(tokens: Sequence[int]) -> bool:
     for period in range(SHORTEST, min(LONGEST, end // TIMES) + 1):
         compared = (TIMES - 1) * period
         # most periods are ruled out by the last token
-        if tokens[-1] == tokens[end - 1 - period] and (
-            list(tokens[end - compared :]) == list(tokens[end - compared - period : end - period])
-        ):
+        if tokens[-1] == tokens[-1 - period] and tokens[-compared:] == tokens[-compared - period : -period]:
             return True
     return False

@@ -55,13 +55,12 @@ class VLLMEngine:
     def params_of(self, request: Request, params: SamplingParams) -> Any:
         """vLLM's own parameters for a request."""
         import vllm
+        from vllm.sampling_params import RepetitionDetectionParams
 
         from r1ranker.rollout.vllm_constraint import STATE
 
         if request.constraint and not self._constrained:
             raise RuntimeError("a request has a constraint, and the engine was started for requests without")
-        from vllm.sampling_params import RepetitionDetectionParams
-
         return vllm.SamplingParams(
             n=params.n,
             temperature=params.temperature,

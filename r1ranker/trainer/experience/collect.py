@@ -60,8 +60,8 @@ class SampledBatch:
     def receive(self, timing: dict[str, float], on_arrival: Callable[[], None] = lambda: None) -> None:
         """Wait until every response is complete, and hand each to the reward as it comes.
 
-        `on_arrival` is called for each prompt whose responses are there. Adds to `timing` the seconds waited for responses (gen) and spent on their rewards meanwhile (reward). Raises
-        UserError as soon as more rewards have failed than may.
+        `on_arrival` is called for each prompt whose responses are there. Adds to `timing` the seconds waited for responses (gen)
+        and spent on their rewards meanwhile (reward). Raises UserError as soon as more rewards have failed than may.
         """
         while True:
             with timed(timing, "gen"):

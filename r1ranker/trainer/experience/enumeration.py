@@ -1,8 +1,8 @@
 """Groups of every answer that a pool has, instead of samples: expectations over the policy are exact, and nothing is generated.
 
 An elimination answered at once and constrained to the pool has as many answers as the pool has candidates; a direct ranking of a
-small pool has its orders. The policy's probabilities of them make group means, advantages and the gradient exact (all-action policy gradients: Sutton et al., 'Comparing Policy-Gradient
-Algorithms', 2001; expected policy gradients, arXiv 1801.03326).
+small pool has its orders. The policy's probabilities of them make group means, advantages and the gradient exact (all-action
+policy gradients: Sutton et al., 'Comparing Policy-Gradient Algorithms', 2001; expected policy gradients, arXiv 1801.03326).
 """
 
 from __future__ import annotations
