@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from pathlib import Path
+from typing import Any
 
 from transformers import AutoConfig, AutoTokenizer, PretrainedConfig, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
@@ -22,6 +24,19 @@ SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME = "model.safetensors", "model.safeten
 def full_path(name: str) -> str:
     """A model or a data set by its whole path; a hub id, and what is not there, as it is."""
     return os.path.abspath(name) if os.path.exists(name) else name
+
+
+def read_setting(path: str, key: str) -> Any:
+    """What a trained ranker's SETTINGS_FILE holds under `key`; None of a hub id, and where the file does not say it."""
+    try:
+        return json.loads((Path(path) / SETTINGS_FILE).read_text(encoding="utf-8"))[key]
+    except (
+        OSError,
+        ValueError,
+        KeyError,
+        TypeError,
+    ):  # the last three: written by an earlier version, or by somebody else
+        return None
 
 
 def check_model_directory(path: str) -> None:

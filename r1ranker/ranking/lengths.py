@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from transformers import PreTrainedTokenizerBase
 
 from r1ranker.data.tokenise import encode_chats
 from r1ranker.errors import UserError
-from r1ranker.pretrained import SETTINGS_FILE
+from r1ranker.pretrained import read_setting
 from r1ranker.rollout.constraint import build_constraint
 from r1ranker.rollout.context import check_fits, load_context_length
 from r1ranker.rollout.start import find_engine
@@ -30,10 +28,7 @@ STEP = 64
 
 def trained_prompt_length(path: str) -> int:
     """Tokens of a prompt that a model was trained with at most, by its settings; 0 where they do not say."""
-    try:
-        found = json.loads((Path(path) / SETTINGS_FILE).read_text(encoding="utf-8"))["max_prompt_length"]
-    except (OSError, ValueError, KeyError, TypeError):  # a hub id, or written by an earlier version
-        return 0
+    found = read_setting(path, "max_prompt_length")
     return found if isinstance(found, int) else 0
 
 

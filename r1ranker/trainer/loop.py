@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -12,7 +11,7 @@ from r1ranker.data.files.manifest import checksum
 from r1ranker.data.loader import PromptLoader, subsample_by_task
 from r1ranker.data.prompt_store import Prompt
 from r1ranker.errors import UserError, suggest
-from r1ranker.pretrained import SETTINGS_FILE, full_path
+from r1ranker.pretrained import full_path, read_setting
 from r1ranker.rollout.agreement import check_architecture
 from r1ranker.trainer.algorithm.correction import apply_importance_weights
 from r1ranker.trainer.algorithm.estimation import assign_advantages
@@ -201,8 +200,8 @@ class Run:
         self.updater.policy_version, self.kl_control.value = state["updates"], state["kl_coef"]
         self.best, self.bad_steps.in_a_row = state["best"], state["bad_steps"]
         self.sampler.restore(state)
-        with suppress(OSError, ValueError, KeyError):
-            self.saved = int(json.loads((Path(self.actor_dir) / SETTINGS_FILE).read_text(encoding="utf-8"))["step"])
+        with suppress(ValueError, TypeError):
+            self.saved = int(read_setting(self.actor_dir, "step"))
         now = installed_versions()
         changed = [
             f"{name} {before} -> {now.get(name)}"

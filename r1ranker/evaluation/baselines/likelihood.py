@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,7 +16,7 @@ from r1ranker.evaluation.baselines.scoring import OF_BASE, OF_MODEL, ScoringBase
 from r1ranker.model.attention import PACKED
 from r1ranker.model.loading import load_causal_lm, move_to_device
 from r1ranker.model.policy_model import PolicyModel
-from r1ranker.pretrained import SETTINGS_FILE, check_model_directory, load_tokenizer
+from r1ranker.pretrained import check_model_directory, load_tokenizer, read_setting
 from r1ranker.rollout.agreement import check_architecture
 from r1ranker.rollout.context import check_fits
 from r1ranker.tasks.catalog import get_task
@@ -125,11 +123,7 @@ def likelihood_baselines(
 
 def base_model_of(model: str) -> str | None:
     """The model that training began with, as r1ranker.json names it; None where it names none."""
-    file = Path(model) / SETTINGS_FILE
-    if not file.is_file():
-        return None
-    found = json.loads(file.read_text(encoding="utf-8"))
-    base = found.get("base_model") if isinstance(found, dict) else None
+    base = read_setting(model, "base_model")
     return base if isinstance(base, str) and base else None
 
 
