@@ -2,6 +2,7 @@
 
 Kinds of things and all wordings are in facts.yaml. A row takes a thing of its own; the seed draws its name, its values and
 the words. The test side has names that training does not have, and wordings, of questions and of sentences, of its own.
+About half of the sentences, right or wrong, are plain: said in words in which one asks. The others hardly share one.
 """
 
 from __future__ import annotations
@@ -37,11 +38,12 @@ _NUMBER = re.compile(r"(?:(?P<start>[a-z]+) \+ )?(?P<low>\d+)\.\.(?P<high>\d+)")
 
 @dataclass(frozen=True)
 class Attribute:
-    """What can be known of a thing: how it is asked, and how it is said."""
+    """What can be known of a thing: how it is asked, and how it is said, in other words or in plain ones."""
 
     name: str
     questions: tuple[str, ...]
     sentences: tuple[str, ...]
+    plain: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -90,7 +92,8 @@ def load_kinds() -> tuple[Kind, ...]:
 
 def _kind(name: str, read: Mapping[str, Any]) -> Kind:
     attributes = [
-        Attribute(one, tuple(of["questions"]), tuple(of["sentences"])) for one, of in read["attributes"].items()
+        Attribute(one, tuple(of["questions"]), tuple(of["sentences"]), tuple(of["plain"]))
+        for one, of in read["attributes"].items()
     ]
     return Kind(
         name,
@@ -194,6 +197,7 @@ def fact_rows(split: Split, size: int, seed: int) -> Iterator[FactRow]:
     """`size` training rows, or the test rows that go with them; raises UserError for more than there are names for.
 
     Kinds come in turn; attributes and the places of the right sentence come each as often, in an order of the seed.
+    A coin says of each sentence, the right one or not, whether it is plain.
     The rows of a smaller size are the first ones of a larger size.
     """
     check_size(size)
@@ -209,7 +213,8 @@ def fact_rows(split: Split, size: int, seed: int) -> Iterator[FactRow]:
         shown.insert(place, asked)
         values = draw_thing(kind, name, rng)
         question = ask(rng.choice(wordings(asked.questions, split)), values, rng)
-        said = [(one.name, say(rng.choice(wordings(one.sentences, split)), kind, values, rng)) for one in shown]
+        chosen = [rng.choice(wordings(rng.choice((one.sentences, one.plain)), split)) for one in shown]
+        said = [(one.name, say(wording, kind, values, rng)) for one, wording in zip(shown, chosen, strict=True)]
         yield FactRow(kind.name, name.text, asked.name, question, tuple(said))
 
 
