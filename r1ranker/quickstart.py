@@ -90,7 +90,7 @@ def main() -> None:
 def quickstart(
     model: Annotated[
         Literal["tiny", "smollm2"],
-        Option(help="tiny: random weights, two rankers in minutes; smollm2: pretrained, one ranker, in twenty minutes"),
+        Option(help="tiny: random weights, two rankers in minutes; smollm2: pretrained, one ranker, in half an hour"),
     ] = "tiny",
     steps: Annotated[int | None, Option(help="training steps of each ranker (as its config says)")] = None,
     sft_steps: Annotated[int, Option(help="steps of a cold start before")] = 0,
