@@ -30,13 +30,8 @@ def read_setting(path: str, key: str) -> Any:
     """What a trained ranker's SETTINGS_FILE holds under `key`; None of a hub id, and where the file does not say it."""
     try:
         return json.loads((Path(path) / SETTINGS_FILE).read_text(encoding="utf-8"))[key]
-    except (
-        OSError,
-        ValueError,
-        KeyError,
-        TypeError,
-    ):  # the last three: written by an earlier version, or by somebody else
-        return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # no such file, or one by an earlier version or by somebody else
 
 
 def check_model_directory(path: str) -> None:
