@@ -25,7 +25,7 @@ from r1ranker.errors import UserError
 from r1ranker.tasks.answers import normalise
 from r1ranker.tasks.catalog import TASK_NAMES
 from r1ranker.tasks.example import RankingExample
-from r1ranker.tasks.prompts import AnswerFormat, Mode
+from r1ranker.tasks.prompts import ANSWER_STYLES, AnswerFormat, Mode
 from r1ranker.tasks.text import sanitise
 
 if TYPE_CHECKING:
@@ -174,8 +174,8 @@ def print_data_set(out: DataSetWriter, statistics: bool = True) -> None:
 
 def parse_answer_format(answer_style: str, think: bool) -> AnswerFormat:
     """The answer format, or UserError for a style that there is not."""
-    if answer_style not in ("name", "label"):
-        raise UserError(f"--answer-style: found {answer_style!r}; name or label is wanted")
+    if answer_style not in ANSWER_STYLES:
+        raise UserError(f"--answer-style: found {answer_style!r}; one of {', '.join(ANSWER_STYLES)} is wanted")
     return AnswerFormat(answer_style, think)  # type: ignore[arg-type]
 
 

@@ -29,8 +29,10 @@ def cold_start_row(
     """The (prompt, completion) row of a training row and the example that it words: a short thought where there is one, then a
     random valid answer, or with a teacher the teacher's."""
     answer_format, direct = row_format(row), row_mode(row) == "direct"
-    labels = answer_format.answer_style == "label"
-    written = [f"[{place}]" if labels else sanitise(name) for place, name in enumerate(example.candidates, start=1)]
+    written = [
+        f"[{place}]" if answer_format.by_label else sanitise(name)
+        for place, name in enumerate(example.candidates, start=1)
+    ]
     if teacher is None:
         rng.shuffle(written)
         thought = f"There are {len(written)} candidates. I compare them with what is asked."

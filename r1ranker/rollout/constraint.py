@@ -39,7 +39,7 @@ def build_constraint(
     Raises UserError where the tokenizer does not tell two candidates apart.
     """
     template = chat_template_of(tokenizer)
-    if answer_format.answer_style == "label":
+    if answer_format.by_label:
         names = [f"[{position}]" for position in range(1, len(candidates) + 1)]
     else:
         check_told_apart(template, candidates)

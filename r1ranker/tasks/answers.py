@@ -107,7 +107,7 @@ class CandidateMatcher:
     def match_exact(self, text: str) -> int | None:
         """The same without names inside sentences and without slips of spelling."""
         text = text.strip()
-        if self.answer_style == "label":
+        if self.answer_style != "name":
             labels = _LABEL.findall(text) or [match.group(1) for match in [_BARE_LABEL.fullmatch(text)] if match]
             if labels:
                 number = int(labels[0])
@@ -203,7 +203,7 @@ def _between(text: str, start: int, opening: str, closing: str) -> str:
 
 def _pieces(answer: str, matcher: CandidateMatcher) -> list[tuple[int | None, str]]:
     """The answer's pieces, each with the candidate it means."""
-    if matcher.answer_style == "label" and len(labels := _LABEL.findall(answer)) > 1:
+    if matcher.answer_style != "name" and len(labels := _LABEL.findall(answer)) > 1:
         return [(matcher.match_exact(f"[{label}]"), f"[{label}]") for label in labels]
     listed = _as_list(answer.strip())
     lines = listed if listed is not None else [line for line in answer.split("\n") if line.strip()]

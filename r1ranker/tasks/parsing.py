@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from r1ranker.tasks.catalog import TASKS, Task
 from r1ranker.tasks.example import RankingExample
+from r1ranker.tasks.prompts import AnswerStyle
 from r1ranker.tasks.text import sanitise
 
 _LABEL = re.compile(r"^\[\d+\] ")
@@ -15,19 +16,20 @@ _BENCH_QUERY = re.compile(r"\A[^\n]*following query:\n(.*?)\n\nThe LLM names and
 _BENCH_PASSAGES = re.compile(r"\A## Here is a query: (.*?) and candidate passages:\n(.*)\Z", re.DOTALL)
 
 
-def parse_problem(task_name: str, problem: str, candidates: Sequence[str]) -> RankingExample:
+def parse_problem(
+    task_name: str, problem: str, candidates: Sequence[str], answer_style: AnswerStyle = "name"
+) -> RankingExample:
     """The request in `problem`, whose pool is `candidates`; wording that is not known stays whole, in `problem`."""
     pool = tuple(candidates)
     task = TASKS.get(task_name)  # one that is not registered here has wording that is not known
     if task is not None:
-        for parse in (_own, _bench):
-            example = parse(task, problem, pool)
-            if example is not None:
-                return example
+        example = _own(task, problem, pool, answer_style) or _bench(task, problem, pool)
+        if example is not None:
+            return example
     return RankingExample(task_name, pool, problem=problem)
 
 
-def _own(task: Task, problem: str, pool: tuple[str, ...]) -> RankingExample | None:
+def _own(task: Task, problem: str, pool: tuple[str, ...], answer_style: AnswerStyle) -> RankingExample | None:
     own_words = task.scenario == "own"
     parts = problem.rpartition if own_words else problem.partition  # a template may say anything before its pool
     head, separator, tail = parts(f"\n\nCandidate {task.plural}:\n")
@@ -35,7 +37,9 @@ def _own(task: Task, problem: str, pool: tuple[str, ...]) -> RankingExample | No
         return None
     lines = tail.split("\n")[: len(pool)]
     texts: list[str] = []
-    for line, name in zip(lines, pool, strict=False):
+    for place, (line, name) in enumerate(zip(lines, pool, strict=False), start=1):
+        if answer_style == "label_after":
+            line = line.removesuffix(f" [{place}]")
         content = line[2:] if line.startswith("- ") else _LABEL.sub("", line)
         written = sanitise(name)
         if content == written:

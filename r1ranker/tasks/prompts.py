@@ -12,7 +12,8 @@ from r1ranker.tasks.example import RankingExample
 from r1ranker.tasks.text import neutralise, sanitise, sanitise_lines
 
 Mode = Literal["direct", "iterative"]
-AnswerStyle = Literal["name", "label"]
+AnswerStyle = Literal["name", "label", "label_after"]
+ANSWER_STYLES: tuple[AnswerStyle, ...] = ("name", "label", "label_after")
 
 
 @dataclass(frozen=True)
@@ -20,9 +21,14 @@ class AnswerFormat:
     """How an answer is given."""
 
     answer_style: AnswerStyle = "name"
-    """candidates in full, or by the label [3] they are listed under"""
+    """candidates in full, or by the label [3] that stands before, or after, each in the list"""
     think: bool = True
     """reason before answering"""
+
+    @property
+    def by_label(self) -> bool:
+        """Whether answers are labels."""
+        return self.answer_style != "name"
 
 
 SYSTEM = "You are a careful assistant. You reason about a request in your mind first and answer it afterwards."
@@ -32,12 +38,13 @@ CURRENT_POOL_HEADER = "The candidates now are:"
 
 
 def candidate_lines(example: RankingExample, style: AnswerStyle) -> list[str]:
-    """The pool, one candidate a line: `- name` or `[1] name`, with its text behind a colon where there is one."""
+    """The pool, one candidate a line, with its text behind a colon where there is one: `- name`, `[1] name` or `- name [1]`."""
     lines = []
     for place, name in enumerate(example.candidates):
-        mark = f"[{place + 1}]" if style == "label" else "-"
+        label = f"[{place + 1}]"
         text = f": {sanitise(example.texts[place])}" if example.texts else ""
-        lines.append(f"{mark} {sanitise(name)}{text}")
+        listed = f"{label if style == 'label' else '-'} {sanitise(name)}{text}"
+        lines.append(f"{listed} {label}" if style == "label_after" else listed)
     return lines
 
 
@@ -73,7 +80,7 @@ def _question(task: Task, mode: Mode) -> str:
 
 def answer_instruction(mode: Mode, answer_format: AnswerFormat) -> str:
     """What the user asks of the answer's form."""
-    what = "label, such as [2]," if answer_format.answer_style == "label" else "name, exactly as listed,"
+    what = "label, such as [2]," if answer_format.by_label else "name, exactly as listed,"
     form = f"every candidate's {what} one a line" if mode == "direct" else f"only that candidate's {what}"
     form = form.removesuffix(",")
     if answer_format.think:

@@ -18,14 +18,21 @@ from r1ranker.rollout.constraint import ConstraintState, build_constraint
 from r1ranker.tasks.answers import parse_answer
 from r1ranker.tasks.example import RankingExample
 from r1ranker.tasks.parsing import parse_problem
-from r1ranker.tasks.prompts import AnswerFormat, candidate_lines, chat_messages, render_problem, user_problem
+from r1ranker.tasks.prompts import (
+    ANSWER_STYLES,
+    AnswerFormat,
+    candidate_lines,
+    chat_messages,
+    render_problem,
+    user_problem,
+)
 from r1ranker.tasks.text import canonical, sanitise
 
 from .hostile import examples, text, texts
 
 FORBIDDEN = re.compile(r"<\|[^<>|]*\|>|<\s*/?\s*(?:think|answer)\s*>", re.IGNORECASE)
 modes = st.sampled_from(["direct", "iterative"])
-formats = st.builds(AnswerFormat, st.sampled_from(["name", "label"]), st.booleans())
+formats = st.builds(AnswerFormat, st.sampled_from(ANSWER_STYLES), st.booleans())
 
 
 def calm(example: RankingExample) -> RankingExample:
@@ -51,7 +58,7 @@ def prompts(example: RankingExample | None, mode: Any, form: AnswerFormat) -> No
     assert not FORBIDDEN.search(problem)
     assert problem.isprintable() or set(problem) - {"\n"} == {one for one in problem if one.isprintable()}
     assert user_problem(chat_messages(problem, form, mode), form, mode) == problem
-    parsed = parse_problem(example.task, problem, example.candidates)
+    parsed = parse_problem(example.task, problem, example.candidates, form.answer_style)
     assert parsed.candidates == example.candidates
     if not parsed.problem:  # a name that ends like another's text is left as it was worded
         assert render_problem(parsed, mode, form.answer_style) == problem
@@ -104,7 +111,7 @@ def answers(completion: str, pool: list[str], mode: Any, form: AnswerFormat) -> 
 def named(pool: list[str], random: Any, mode: Any, form: AnswerFormat, thought: str) -> None:
     """An answer in the form that is asked for, names as they are listed or their labels, means those that it names."""
     order = random.sample(range(len(pool)), len(pool) if mode == "direct" else 1)
-    written = "\n".join(f"[{place + 1}]" if form.answer_style == "label" else sanitise(pool[place]) for place in order)
+    written = "\n".join(f"[{place + 1}]" if form.by_label else sanitise(pool[place]) for place in order)
     begun = f"{thought.replace('<', '(')}</think>\n<answer>" if form.think else ""
     parsed = parse_answer(f"{begun}{written}</answer>", pool, mode, form)
     assert list(parsed.named) == order

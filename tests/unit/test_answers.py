@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from r1ranker.data.sources.ranking_bench import read_ranking_bench
 from r1ranker.tasks.answers import CandidateMatcher, normalise, parse_answer, prepend_prefill
-from r1ranker.tasks.prompts import AnswerFormat
+from r1ranker.tasks.prompts import ANSWER_STYLES, AnswerFormat
 from r1ranker.tasks.text import sanitise
 
 TITLES = [
@@ -119,9 +119,7 @@ def test_a_repeated_candidate_is_named_once() -> None:
     assert [TITLES[place] for place in parsed.named] == ["Alien", "Ben-Hur"]
 
 
-@given(
-    st.text(max_size=300), st.sampled_from(["direct", "iterative"]), st.sampled_from(["name", "label"]), st.booleans()
-)
+@given(st.text(max_size=300), st.sampled_from(["direct", "iterative"]), st.sampled_from(ANSWER_STYLES), st.booleans())
 def test_any_text_at_all_is_parsed_into_distinct_places_of_the_pool(
     text: str, mode: str, style: str, think: bool
 ) -> None:

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from r1ranker.model.init import train_tokenizer
 from r1ranker.rollout.constraint import ConstraintState, build_constraint
 from r1ranker.tasks.answers import parse_answer
-from r1ranker.tasks.prompts import AnswerFormat
+from r1ranker.tasks.prompts import ANSWER_STYLES, AnswerFormat
 
 TEXTS = ["the silent harbour and the golden quest of the kingdom", "passage 1 passage 12 film films"]
 PLAIN = train_tokenizer(TEXTS, 300)
@@ -50,7 +50,7 @@ def walk(
     st.sampled_from([PLAIN, WHOLE]),
     st.sampled_from(POOLS),
     st.sampled_from(["direct", "iterative"]),
-    st.builds(AnswerFormat, st.sampled_from(["name", "label"]), st.booleans()),
+    st.builds(AnswerFormat, st.sampled_from(ANSWER_STYLES), st.booleans()),
     st.integers(0, 10**6),
 )
 def test_every_path_through_the_constraint_is_a_valid_answer(

@@ -82,7 +82,7 @@ def test_rows_go_back_to_their_examples_and_into_other_wordings(toy: Path, mode:
         extra = row["extra_info"]
         again = example_to_row(row_to_example(row), row_mode(row), extra["split"], extra["index"], row_format(row))
         assert again == row
-        for answer_format in (AnswerFormat(), AnswerFormat("label", think=False), AnswerFormat("label")):
+        for answer_format in (AnswerFormat(), AnswerFormat("label", think=False), AnswerFormat("label_after")):
             other = reword_row(row, answer_format)
             assert row_format(other) == answer_format
             assert other["prompt"] != row["prompt"]

@@ -37,6 +37,7 @@ from r1ranker.evaluation.baselines.orders import random_order_metrics
 from r1ranker.tasks.answers import normalise
 from r1ranker.tasks.custom import ensure_registered
 from r1ranker.tasks.example import RankingExample
+from r1ranker.tasks.prompts import ANSWER_STYLES
 from r1ranker.tasks.text import canonical
 
 KINDS = {kind.name: kind for kind in load_kinds()}
@@ -284,7 +285,7 @@ def test_options_that_facts_have_no_use_for_are_refused(tmp_path: Path, options:
         prepare(PrepareOptions("facts", str(tmp_path / "out"), **options))
 
 
-@pytest.mark.parametrize("style", ["name", "label"])
+@pytest.mark.parametrize("style", ANSWER_STYLES)
 def test_prepare_writes_both_kinds_of_rows_with_their_words(tmp_path: Path, style: str) -> None:
     prepare(PrepareOptions("facts", str(tmp_path), answer_style=style, think=False, size=10, pool_sizes="3-4", seed=5))
     for split, count in (("train", 10), ("test", 4)):

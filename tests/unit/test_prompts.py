@@ -14,7 +14,10 @@ from r1ranker.tasks.catalog import TASK_NAMES, Task, get_task, register_task
 from r1ranker.tasks.example import RankingExample
 from r1ranker.tasks.parsing import parse_problem
 from r1ranker.tasks.prompts import (
+    ANSWER_STYLES,
     AnswerFormat,
+    answer_instruction,
+    candidate_lines,
     chat_messages,
     render_problem,
     user_problem,
@@ -39,17 +42,17 @@ def example(task: str, pool: list[str], other: list[str]) -> RankingExample:
     names,
     names,
     st.sampled_from(["direct", "iterative"]),
-    st.sampled_from(["name", "label"]),
+    st.sampled_from(ANSWER_STYLES),
 )
 def test_a_rendered_problem_can_be_taken_apart_and_worded_the_same_again(
     task: str, pool: list[str], other: list[str], mode: str, style: str
 ) -> None:
     text = render_problem(example(task, pool, other), mode, style)  # type: ignore[arg-type]
-    parsed = parse_problem(task, text, pool)
+    parsed = parse_problem(task, text, pool, style)  # type: ignore[arg-type]
     assert not parsed.problem
     assert parsed.candidates == tuple(pool)
     assert render_problem(parsed, mode, style) == text  # type: ignore[arg-type]
-    for answer_format in (AnswerFormat(), AnswerFormat("label", think=False)):
+    for answer_format in (AnswerFormat(), AnswerFormat("label", think=False), AnswerFormat("label_after")):
         assert user_problem(chat_messages(text, answer_format, "direct"), answer_format, "direct") == text
 
 
@@ -145,3 +148,13 @@ def test_every_row_of_the_real_data_is_taken_apart(mini: Path, config: str) -> N
         assert all(one.texts)
         if one.task == "Rec-Movie":
             assert len(one.history) == 20
+
+
+def test_labels_stand_before_or_after_what_they_mean() -> None:
+    one = RankingExample("Passage-5", ("a", "b"), query="q", texts=("first", "ends like a label [2]"))
+    assert candidate_lines(one, "label") == ["[1] a: first", "[2] b: ends like a label [2]"]
+    assert candidate_lines(one, "label_after") == ["- a: first [1]", "- b: ends like a label [2] [2]"]
+    for style in ANSWER_STYLES:
+        parsed = parse_problem("Passage-5", render_problem(one, "direct", style), one.candidates, style)
+        assert parsed.texts == one.texts
+        assert ("label, such as [2]," in answer_instruction("direct", AnswerFormat(style))) == (style != "name")

@@ -210,8 +210,11 @@ def row_format(row: dict[str, Any]) -> AnswerFormat:
 def row_to_example(row: dict[str, Any]) -> RankingExample:
     """The example that a row was made from."""
     truth = row["reward_model"]["ground_truth"]
-    problem = user_problem(row["prompt"], row_format(row), row_mode(row))
-    example = parse_problem(row["extra_info"]["task_name"], problem, truth["candidate_text"])
+    answer_format = row_format(row)
+    problem = user_problem(row["prompt"], answer_format, row_mode(row))
+    example = parse_problem(
+        row["extra_info"]["task_name"], problem, truth["candidate_text"], answer_format.answer_style
+    )
     return replace(example, positive=truth["gt"], grades=tuple(truth.get("grades") or ()))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from r1ranker.device import DTYPES
 from r1ranker.errors import UserError, suggest
 from r1ranker.rollout.start import ENGINES
+from r1ranker.tasks.prompts import ANSWER_STYLES
 from r1ranker.trainer.config.batch_checks import check_batch_sizes, fit_mini_batches
 from r1ranker.trainer.config.schema import (
     BY_GROUP,
@@ -72,7 +73,7 @@ def _check_choices(config: Config) -> None:
     if config.data.curriculum is not None:
         _one_of("data.curriculum", config.data.curriculum, ("pool_size",))
     if config.data.answer_style is not None:
-        _one_of("data.answer_style", config.data.answer_style, ("name", "label"))
+        _one_of("data.answer_style", config.data.answer_style, ANSWER_STYLES)
 
 
 def _check_ranges(config: Config) -> None:
