@@ -176,7 +176,7 @@ def parse_answer_format(answer_style: str, think: bool) -> AnswerFormat:
     """The answer format, or UserError for a style that there is not."""
     if answer_style not in ANSWER_STYLES:
         raise UserError(f"--answer-style: found {answer_style!r}; one of {', '.join(ANSWER_STYLES)} is wanted")
-    return AnswerFormat(answer_style, think)  # type: ignore[arg-type]
+    return AnswerFormat(answer_style, think)
 
 
 def generate_and_show(source: str, local_dir: str, mode: Mode, answer_style: str, think: bool) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from r1ranker.errors import UserError, suggest
 from r1ranker.rewards.parts import (
     direct_task_score,
-    exponential_gain,
+    first_task_score,
     format_score,
     iterative_task_score,
     linear_gain,
@@ -19,7 +20,16 @@ from r1ranker.tasks.answers import parse_answer, prepend_prefill
 from r1ranker.tasks.prompts import AnswerFormat, Mode
 from r1ranker.tasks.text import find_name
 
-__all__ = ["MODES", "REWARDS", "compute_score", "compute_score_linear", "compute_score_task", "get_reward", "register"]
+__all__ = [
+    "MODES",
+    "REWARDS",
+    "compute_score",
+    "compute_score_first",
+    "compute_score_linear",
+    "compute_score_task",
+    "get_reward",
+    "register",
+]
 
 MODES: dict[str, Mode] = {"direct_ranking": "direct", "iterative_ranking": "iterative"}
 """data_source -> how it is ranked"""
@@ -37,7 +47,18 @@ def compute_score(
     coverage: share of the candidates named (direct), 1 where the answer is in the pool (iterative). valid: 1 where the
     answer can be used as it is. Raises UserError for an unknown data_source or a positive that is no candidate.
     """
-    return _score(data_source, solution_str, ground_truth, extra_info, exponential_gain)
+    return _score(data_source, solution_str, ground_truth, extra_info, direct_task_score)
+
+
+@register("compute_score_first")
+def compute_score_first(
+    data_source: str, solution_str: str, ground_truth: Mapping[str, Any], extra_info: Mapping[str, Any] | None = None
+) -> dict[str, float]:
+    """The same with the task's part of a direct ranking 1 where the best candidate comes first, and 0 else.
+
+    With adv_estimator=maxrl, whose divisor NDCG keeps large, this teaches most where the policy is surely wrong.
+    """
+    return _score(data_source, solution_str, ground_truth, extra_info, first_task_score)
 
 
 @register("compute_score_linear")
@@ -45,7 +66,7 @@ def compute_score_linear(
     data_source: str, solution_str: str, ground_truth: Mapping[str, Any], extra_info: Mapping[str, Any] | None = None
 ) -> dict[str, float]:
     """The same with the grade itself as its gain in NDCG."""
-    return _score(data_source, solution_str, ground_truth, extra_info, linear_gain)
+    return _score(data_source, solution_str, ground_truth, extra_info, partial(direct_task_score, gain=linear_gain))
 
 
 @register("compute_score_task")
@@ -53,7 +74,7 @@ def compute_score_task(
     data_source: str, solution_str: str, ground_truth: Mapping[str, Any], extra_info: Mapping[str, Any] | None = None
 ) -> dict[str, float]:
     """The task's part alone as `score`: an answer's form counts only as far as it has to be found."""
-    parts = _score(data_source, solution_str, ground_truth, extra_info, exponential_gain)
+    parts = _score(data_source, solution_str, ground_truth, extra_info, direct_task_score)
     return parts | {"score": parts["task"]}
 
 
@@ -62,7 +83,7 @@ def _score(
     solution_str: str,
     ground_truth: Mapping[str, Any],
     extra_info: Mapping[str, Any] | None,
-    gain: Callable[[float], float],
+    score_order: Callable[[Sequence[int], int, int, Sequence[float]], float],
 ) -> dict[str, float]:
     if data_source not in MODES:
         raise UserError(
@@ -87,7 +108,7 @@ def _score(
     if parsed.answer is None:
         task = -1.0
     elif mode == "direct":
-        task = direct_task_score(parsed.named, positive, len(candidates), grades, gain)
+        task = score_order(parsed.named, positive, len(candidates), grades)
     else:
         task = iterative_task_score(parsed.named, positive, grades)
     return {

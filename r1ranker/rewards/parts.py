@@ -47,6 +47,13 @@ def direct_task_score(
     return ndcg + len(set(named)) / candidates - 1.0
 
 
+def first_task_score(named: Sequence[int], positive: int, candidates: int, grades: Sequence[float] = ()) -> float:
+    """1 if the first named candidate is the best (of the highest grade, where there are grades), else 0; plus the share of
+    candidates named, less 1."""
+    best = [place for place, grade in enumerate(grades) if grade == max(grades)] if grades else [positive]
+    return float(bool(named) and named[0] in best) + len(set(named)) / candidates - 1.0
+
+
 def iterative_task_score(named: Sequence[int], positive: int, grades: Sequence[float] = ()) -> float:
     """-0.5 if the answer names none of the pool; else 1 less what going without the named one costs, from 0 to 1.
 

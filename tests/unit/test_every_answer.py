@@ -19,11 +19,17 @@ from r1ranker.data.loader import load_prompts
 from r1ranker.data.prompt_store import Prompt
 from r1ranker.errors import RunError, UserError
 from r1ranker.model.init import save_hf
-from r1ranker.rollout.constraint import ConstraintState, PoolConstraint, build_constraint
+from r1ranker.rollout.constraint import PoolConstraint, build_constraint
+from r1ranker.tasks.answers import parse_answer
 from r1ranker.trainer.algorithm.estimation import assign_advantages, assign_loss_weights
 from r1ranker.trainer.config.load import load_config
 from r1ranker.trainer.config.schema import Config
-from r1ranker.trainer.experience.enumeration import _enumerate_paths, answer_probabilities, enumerate_answers
+from r1ranker.trainer.experience.enumeration import (
+    MOST_RANKED,
+    _enumerate_paths,
+    answer_probabilities,
+    enumerate_answers,
+)
 from r1ranker.trainer.loop import Run
 from r1ranker.trainer.monitoring.metrics import batch_metrics
 from r1ranker.trainer.workers.cluster import start_cluster
@@ -77,15 +83,15 @@ def test_so_are_the_orders_of_a_direct_ranking(names: list[list[int]], same: boo
 
 
 def check_paths(constraint: PoolConstraint, expected: Sequence[tuple[int, ...]]) -> None:
-    """What is enumerated, and what may be sampled at each place, is what sampling goes through."""
+    """What is enumerated, and what is allowed at each place: what some path goes on with, and its own token where one path is left."""
     prompt: Any = SimpleNamespace(token_ids=[5])
-    for ids, answer in zip(expected, _enumerate_paths(constraint, prompt, 0), strict=True):
-        state, allowed = ConstraintState(constraint, lambda token: ""), []
-        while state.forced_token_ids() is None:
-            allowed.append(state.allowed_token_ids())
-            state.accept_token(ids[len(allowed) - 1])
+    going: dict[tuple[int, ...], set[int]] = {}
+    for ids in expected:
+        for depth, token in enumerate(ids):
+            going.setdefault(ids[:depth], set()).add(token)
+    for ids, answer in zip(expected, _enumerate_paths(constraint, prompt, 0, np.random.default_rng(1)), strict=True):
         assert answer.response_ids == list(ids)
-        assert answer.allowed == [*allowed, *([token] for token in state.forced_token_ids() or ())]
+        assert answer.allowed == [sorted(going[ids[:depth]]) for depth in range(len(ids))]
 
 
 def test_probabilities_are_those_of_the_model_over_the_pool(config: Config, toy: Path, tiny_model: str) -> None:
@@ -155,18 +161,27 @@ def test_weights_that_have_diverged_are_named(config: Config, toy: Path, tiny_mo
         enumerate_answers(cluster, config, tokenizer, prompts)
 
 
-@pytest.mark.parametrize(
-    ("kind", "wanted"),
-    [("direct", "wants at most 4 candidates in a direct ranking; found"), ("thinking", "wants answers at once")],
-)
-def test_prompts_with_other_answers_are_refused(
-    kind: str, wanted: str, config: Config, toy: Path, toy_thinking: Path, tiny_model: str
-) -> None:
-    directory = toy / "direct_ranking" if kind == "direct" else toy_thinking / "iterative_ranking"
+def test_a_large_pool_has_one_order_in_all_its_rotations(config: Config, toy: Path, tiny_model: str) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    prompts = load_prompts([f"{directory}/train.parquet"], tokenizer, 2000)[0][:1]
+    prompts = load_prompts([f"{toy}/direct_ranking/train.parquet"], tokenizer, 2000)[0][:2]
+    with start_cluster(config, 1) as cluster:
+        found = enumerate_answers(cluster, config, tokenizer, prompts, 1)
+        again, other = (enumerate_answers(cluster, config, tokenizer, prompts, step) for step in (1, 2))
+    assert found == again != other  # the step says which order is drawn
+    for prompt, answers in zip(prompts, found, strict=True):
+        size = len(prompt.candidates)
+        assert size > MOST_RANKED
+        texts = [tokenizer.decode(answer.token_ids, skip_special_tokens=True) for answer in answers]
+        orders = [parse_answer(text, prompt.candidates, "direct", prompt.answer_format).named for text in texts]
+        assert [sorted(order) for order in orders] == [list(range(size))] * size
+        assert [sorted(place) for place in zip(*orders, strict=True)] == [list(range(size))] * size
+
+
+def test_prompts_with_thoughts_are_refused(config: Config, toy_thinking: Path, tiny_model: str) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    prompts = load_prompts([f"{toy_thinking}/iterative_ranking/train.parquet"], tokenizer, 2000)[0][:1]
     with (
         start_cluster(config, 1) as cluster,
-        pytest.raises(UserError, match=rf"row 0: .*every_answer {wanted}"),
+        pytest.raises(UserError, match=r"row 0: .*every_answer wants answers at once"),
     ):
         enumerate_answers(cluster, config, tokenizer, prompts)

@@ -6,6 +6,7 @@ import random
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -153,3 +154,20 @@ def test_the_task_alone_counts_without_the_reward_for_form() -> None:
         assert whole["score"] == task + whole["format"] + whole["tags"]
     assert whole["format"] == 0
     assert alone == whole
+
+
+@pytest.mark.parametrize(
+    ("answer", "task"), [("one\nthree\ntwo", 1.0), ("two\none\nthree", 0.0), ("one\ntwo", 2 / 3), ("four", -1.0)]
+)
+def test_the_first_place_alone_can_count_in_a_direct_ranking(answer: str, task: float) -> None:
+    truth: dict[str, Any] = {"candidate_text": ["one", "two", "three"], "gt": "one"}
+    for grades in ({}, {"grades": [2.0, 0.0, 1.0]}, {"grades": [2.0, 0.0, 2.0]}):
+        parts = get_reward("compute_score_first")(
+            "direct_ranking", f"{answer}</answer>", truth | grades, {"think": False}
+        )
+        assert parts["score"] == parts["task"] == pytest.approx(task)
+    shared = truth | {"grades": [2.0, 2.0, 1.0]}
+    second = get_reward("compute_score_first")("direct_ranking", "two\none\nthree</answer>", shared, {"think": False})
+    assert second["task"] == 1.0
+    for name in ("compute_score", "compute_score_first"):
+        assert get_reward(name)("iterative_ranking", "two</answer>", truth, {"think": False})["task"] == 1.0

@@ -3,6 +3,9 @@
 An elimination answered at once and constrained to the pool has as many answers as the pool has candidates; a direct ranking of a
 small pool has its orders. The policy's probabilities of them make group means, advantages and the gradient exact (all-action
 policy gradients: Sutton et al., 'Comparing Policy-Gradient Algorithms', 2001; expected policy gradients, arXiv 1801.03326).
+
+A larger pool has too many orders. Its group is one order, drawn evenly, in all its rotations: each candidate stands once at each
+place. All is exact for the policy among these alone, so that the gradient is that of a choice between them.
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from r1ranker.data.prompt_store import Prompt
 from r1ranker.errors import RunError, UserError
-from r1ranker.rollout.constraint import PoolConstraint, build_constraint
+from r1ranker.rollout.constraint import ConstraintState, PoolConstraint, build_constraint
 from r1ranker.rollout.engine import Completion
 from r1ranker.trainer.batch.balance import Budget
 from r1ranker.trainer.batch.trajectory import Trajectory
@@ -25,20 +28,22 @@ from r1ranker.trainer.workers.cluster import Cluster
 from r1ranker.trainer.workers.dispatch import fill
 
 MOST_RANKED = 4
-"""candidates of a direct ranking, whose orders are 24"""
+"""candidates of a direct ranking of which every order is taken; they have 24"""
 
 
 def enumerate_answers(
-    cluster: Cluster, config: Config, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]
+    cluster: Cluster, config: Config, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt], *when: int
 ) -> list[list[Completion]]:
     """Each prompt's answers, in the order of its candidates or of their permutations, with the policy's log-probabilities.
 
-    Raises UserError for a prompt whose answers are not these or too many, and RunError where the policy has diverged.
+    when: step (and round), which the orders drawn hang on. Raises UserError for a prompt that thoughts are wanted of, and
+    RunError where the policy has diverged.
     """
+    rng = np.random.default_rng([config.trainer.seed, *when])
     trajectories = [
         trajectory
         for group, prompt in enumerate(prompts)
-        for trajectory in _enumerate_paths(_check_constraint(tokenizer, prompt), prompt, group)
+        for trajectory in _enumerate_paths(_check_constraint(tokenizer, prompt), prompt, group, rng)
     ]
     budget = Budget.of_role(config, config.actor_rollout_ref.rollout)
     fill(cluster, trajectories, "old_logprobs", budget, "logprobs", "policy")
@@ -61,38 +66,41 @@ def _check_constraint(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> Poo
     key = "actor_rollout_ref.rollout.every_answer"
     if prompt.answer_format.think:
         raise UserError(f"{describe_row(prompt)}: {key} wants answers at once; found thoughts before answers")
-    size = len(prompt.candidates)
-    if prompt.mode == "direct" and size > MOST_RANKED:
-        raise UserError(
-            f"{describe_row(prompt)}: {key} wants at most {MOST_RANKED} candidates in a direct ranking; found {size}"
-        )
     return build_constraint(tokenizer, prompt.candidates, prompt.mode, prompt.answer_format)
 
 
-def _enumerate_paths(constraint: PoolConstraint, prompt: Prompt, group: int) -> list[Trajectory]:
-    # what may follow each beginning; as ConstraintState has it, where one answer alone goes on no place is a choice any more
-    following: dict[tuple[int, ...], list[int]] = {}
-    every = _spell_answers(constraint)
-    for ids in every:
-        for depth, token in enumerate(ids):
-            following.setdefault(ids[:depth], []).append(token)
-    choices = {begun: sorted(set(tokens)) for begun, tokens in following.items() if len(tokens) > 1}
+def _enumerate_paths(
+    constraint: PoolConstraint, prompt: Prompt, group: int, rng: np.random.Generator
+) -> list[Trajectory]:
     answers = []
-    for ids in every:
-        allowed = [choices.get(ids[:depth], [token]) for depth, token in enumerate(ids)]
+    for ids in _spell_answers(constraint, rng):
+        state = ConstraintState(constraint, lambda token: "")
+        allowed: list[list[int]] = []
+        while (forced := state.forced_token_ids()) is None:
+            allowed.append(state.allowed_token_ids())
+            state.accept_token(ids[len(allowed) - 1])
+        allowed += [[token] for token in forced]
         nothing = np.zeros(len(ids))
         answers.append(Trajectory(prompt.token_ids, list(ids), nothing, "stop", group, allowed=allowed))
     return answers
 
 
-def _spell_answers(constraint: PoolConstraint) -> list[tuple[int, ...]]:
+def _spell_answers(constraint: PoolConstraint, rng: np.random.Generator) -> list[tuple[int, ...]]:
     """The whole answers: a candidate each, or an order of them each."""
     final, separated = constraint.final_ids, constraint.separated_ids
     if not separated:
         return list(final)
     first = constraint.first_ids or separated
     answers = []
-    for order in permutations(range(len(final))):
+    for order in list_orders(len(final), rng):
         names = [first[order[0]], *(separated[place] for place in order[1:-1])] if len(order) > 1 else []
         answers.append(tuple(chain.from_iterable([*names, final[order[-1]]])))
     return answers
+
+
+def list_orders(size: int, rng: np.random.Generator) -> list[tuple[int, ...]]:
+    """Every order of a pool of up to MOST_RANKED candidates; of a larger one an order drawn evenly, in its `size` rotations."""
+    if size <= MOST_RANKED:
+        return list(permutations(range(size)))
+    drawn = [int(place) for place in rng.permutation(size)]
+    return [(*drawn[turn:], *drawn[:turn]) for turn in range(size)]

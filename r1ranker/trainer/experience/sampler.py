@@ -60,7 +60,7 @@ class Sampler:
                 prompts, spent = eliminate_to_pool(cluster, self.config, self.tokenizer, prompts, params, step)
         if rollout.every_answer:
             with timed(timing, "gen"):
-                answers = enumerate_answers(cluster, self.config, self.tokenizer, prompts)
+                answers = enumerate_answers(cluster, self.config, self.tokenizer, prompts, step)
             batch = self._batch(prompts, enumerate(answers), policy_version)
         else:
             requests = build_requests(self.config, self.tokenizer, prompts, step)
