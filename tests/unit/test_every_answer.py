@@ -161,8 +161,10 @@ def test_weights_that_have_diverged_are_named(config: Config, toy: Path, tiny_mo
         enumerate_answers(cluster, config, tokenizer, prompts)
 
 
-def test_a_large_pool_has_one_order_in_all_its_rotations(config: Config, toy: Path, tiny_model: str) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+def test_a_large_pool_has_every_first_choice_before_an_order_that_is_given(
+    config: Config, toy: Path, tiny_model: str
+) -> None:
+    tokenizer, model = AutoTokenizer.from_pretrained(tiny_model), AutoModelForCausalLM.from_pretrained(tiny_model)
     prompts = load_prompts([f"{toy}/direct_ranking/train.parquet"], tokenizer, 2000)[0][:2]
     with start_cluster(config, 1) as cluster:
         found = enumerate_answers(cluster, config, tokenizer, prompts, 1)
@@ -175,6 +177,10 @@ def test_a_large_pool_has_one_order_in_all_its_rotations(config: Config, toy: Pa
         orders = [parse_answer(text, prompt.candidates, "direct", prompt.answer_format).named for text in texts]
         assert [sorted(order) for order in orders] == [list(range(size))] * size
         assert [sorted(place) for place in zip(*orders, strict=True)] == [list(range(size))] * size
+        constraint = build_constraint(tokenizer, prompt.candidates, prompt.mode, prompt.answer_format)
+        paths = constraint.first_ids or constraint.separated_ids
+        expected = path_probabilities(model, prompt, paths).detach().numpy()
+        np.testing.assert_allclose(answer_probabilities(answers), expected[[order[0] for order in orders]], atol=1e-5)
 
 
 def test_prompts_with_thoughts_are_refused(config: Config, toy_thinking: Path, tiny_model: str) -> None:

@@ -36,10 +36,8 @@ def build(
         str, Option(help="the questions to evaluate: test, or dev while settings are chosen")
     ] = "test",
     sentences: Annotated[int, Option(help="of a test question; those with fewer are left out")] = 5,
-    train_sentences: Annotated[
-        int, Option(help="of a training question at most; fewer teach more for their tokens")
-    ] = 2,
-    pools: Annotated[int, Option(help="rows of a training question at most, each with other wrong sentences")] = 6,
+    train_sentences: Annotated[int, Option(help="of a training question at most")] = 5,
+    pools: Annotated[int, Option(help="rows of a training question at most, each with other wrong sentences")] = 4,
     characters: Annotated[int, Option(help="of a sentence; longer ones are left out")] = 400,
     seed: int = 42,
 ) -> None:

@@ -4,8 +4,8 @@ An elimination answered at once and constrained to the pool has as many answers 
 small pool has its orders. The policy's probabilities of them make group means, advantages and the gradient exact (all-action
 policy gradients: Sutton et al., 'Comparing Policy-Gradient Algorithms', 2001; expected policy gradients, arXiv 1801.03326).
 
-A larger pool has too many orders. Its group is one order, drawn evenly, in all its rotations: each candidate stands once at each
-place. All is exact for the policy among these alone, so that the gradient is that of a choice between them.
+A larger pool has too many orders. Its group is one order, drawn evenly, in all its rotations, so that each candidate comes first once.
+The first choice alone is the policy's, and exact; what follows is given.
 """
 
 from __future__ import annotations
@@ -73,28 +73,29 @@ def _enumerate_paths(
     constraint: PoolConstraint, prompt: Prompt, group: int, rng: np.random.Generator
 ) -> list[Trajectory]:
     answers = []
-    for ids in _spell_answers(constraint, rng):
+    for ids, chosen in _spell_answers(constraint, rng):
         state = ConstraintState(constraint, lambda token: "")
         allowed: list[list[int]] = []
-        while (forced := state.forced_token_ids()) is None:
+        while len(allowed) < chosen and state.forced_token_ids() is None:
             allowed.append(state.allowed_token_ids())
             state.accept_token(ids[len(allowed) - 1])
-        allowed += [[token] for token in forced]
+        allowed += [[token] for token in ids[len(allowed) :]]
         nothing = np.zeros(len(ids))
         answers.append(Trajectory(prompt.token_ids, list(ids), nothing, "stop", group, allowed=allowed))
     return answers
 
 
-def _spell_answers(constraint: PoolConstraint, rng: np.random.Generator) -> list[tuple[int, ...]]:
-    """The whole answers: a candidate each, or an order of them each."""
+def _spell_answers(constraint: PoolConstraint, rng: np.random.Generator) -> list[tuple[tuple[int, ...], int]]:
+    """The whole answers, a candidate each, or an order of them each; and how many of its tokens the policy chooses."""
     final, separated = constraint.final_ids, constraint.separated_ids
     if not separated:
-        return list(final)
+        return [(ids, len(ids)) for ids in final]
     first = constraint.first_ids or separated
     answers = []
     for order in list_orders(len(final), rng):
         names = [first[order[0]], *(separated[place] for place in order[1:-1])] if len(order) > 1 else []
-        answers.append(tuple(chain.from_iterable([*names, final[order[-1]]])))
+        ids = tuple(chain.from_iterable([*names, final[order[-1]]]))
+        answers.append((ids, len(ids) if len(order) <= MOST_RANKED else len(names[0])))
     return answers
 
 
