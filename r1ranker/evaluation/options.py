@@ -72,7 +72,7 @@ def name_parts(
     if settings.answer_format.think != own.answer_format.think:
         parts.append("think" if settings.answer_format.think else "no-think")
     if settings.answer_format.answer_style != own.answer_format.answer_style:
-        parts.append(settings.answer_format.answer_style)
+        parts.append(settings.answer_format.answer_style.replace("_", "-"))  # tables split names at _
     if settings.constrain != own.constrain:
         parts.append(f"constrain-{settings.constrain}")
     asked, usual = settings.elimination, EliminationSettings()

@@ -193,7 +193,12 @@ def _names(rows: Iterable[dict[str, Any]]) -> set[str]:
         names.update(sanitise(name) for name in row["reward_model"]["ground_truth"]["candidate_text"])
         user_turn = next(message["content"] for message in row["prompt"] if message["role"] == "user")
         if str(row["extra_info"]["task_name"]).startswith("Rec-"):
-            names.update(re.findall(r"^- (.+)$", user_turn, flags=re.MULTILINE))
+            listed = re.findall(r"^- (.+)$", user_turn, flags=re.MULTILINE)
+            if (
+                row["extra_info"].get("answer_style") == "label_after"
+            ):  # candidates are known; their lines end with a label
+                listed = [line for line in listed if not re.search(r" \[\d+\]$", line)]
+            names.update(listed)
     return names
 
 

@@ -204,6 +204,8 @@ def _between(text: str, start: int, opening: str, closing: str) -> str:
 def _pieces(answer: str, matcher: CandidateMatcher) -> list[tuple[int | None, str]]:
     """The answer's pieces, each with the candidate it means."""
     if matcher.answer_style != "name" and len(labels := _LABEL.findall(answer)) > 1:
+        if matcher.answer_style == "label_after" and (listed := _listed_before_labels(answer, matcher)):
+            return listed
         return [(matcher.match_exact(f"[{label}]"), f"[{label}]") for label in labels]
     listed = _as_list(answer.strip())
     lines = listed if listed is not None else [line for line in answer.split("\n") if line.strip()]
@@ -214,6 +216,18 @@ def _pieces(answer: str, matcher: CandidateMatcher) -> list[tuple[int | None, st
             pieces.append((found, line))
         else:
             pieces += _parts(line, matcher)
+    return pieces
+
+
+def _listed_before_labels(answer: str, matcher: CandidateMatcher) -> list[tuple[int | None, str]]:
+    """Of several lines that all repeat a candidate's with its label behind, those labels alone; a name may hold others."""
+    lines = [line for line in answer.split("\n") if line.strip()]
+    pieces: list[tuple[int | None, str]] = []
+    for line in lines if len(lines) > 1 else ():
+        text, opening, label = line.rstrip().rpartition("[")
+        if not text.strip(" -") or _LABEL.fullmatch(opening + label) is None:
+            return []
+        pieces.append((matcher.match_exact(opening + label), line))
     return pieces
 
 

@@ -156,3 +156,12 @@ def test_explained_variance_is_scikit_learns() -> None:
     random = np.random.default_rng(0)
     values, returns = random.normal(size=50), random.normal(size=50)
     assert statistics.explained_variance(values, returns) == pytest.approx(explained_variance_score(returns, values))
+
+
+@pytest.mark.parametrize("best", [1e-3, 1e-7, 1e-11])
+def test_maxrl_teaches_a_policy_that_is_sure_of_the_wrong_answer_as_the_log_likelihood_does(best: float) -> None:
+    shares = np.array([best, 1 - best])
+    found = adv.exact_advantages([1.0, 0.0], [0, 0], shares.tolist(), "mean")
+    # d log p(best) / d logits of a softmax: one-hot less the shares
+    np.testing.assert_allclose(shares * found, [1 - best, -(1 - best)], rtol=1e-9)
+    assert np.isfinite(adv.exact_advantages([1.0, 0.0], [0, 0], [0.0, 1.0], "mean").astype(np.float32)).all()

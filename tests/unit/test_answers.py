@@ -222,3 +222,15 @@ def test_a_long_line_is_looked_up_piece_by_piece_and_not_in_every_run(monkeypatc
         "x</think>\n<answer>" + "q, " * 500 + "Heat</answer>", ["Heat", "Good, the Bad and the Ugly"], "direct"
     )
     assert len(looked) < 500 * 8
+
+
+def test_lines_that_end_with_labels_name_what_these_say() -> None:
+    pool = ["Heat [2]", "Alien", "Jaws"]
+    form = AnswerFormat("label_after", think=False)
+    for written in (
+        "Jaws [3]\nHeat [2] [1]\nAlien [2]",
+        "- Jaws [3]\n- Heat [2] [1]\n- Alien [2]",
+        "[3] > [1] > [2]",
+        "[3]\n[1]\n[2]",
+    ):
+        assert parse_answer(f"{written}</answer>", pool, "direct", form).named == (2, 0, 1)

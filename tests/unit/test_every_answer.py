@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from itertools import chain, permutations
 from pathlib import Path
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from r1ranker.data.loader import load_prompts
+from r1ranker.data.prepare import PrepareOptions, prepare
 from r1ranker.data.prompt_store import Prompt
 from r1ranker.errors import RunError, UserError
 from r1ranker.model.init import save_hf
@@ -167,6 +169,12 @@ def test_a_large_pool_has_every_first_choice_before_an_order_that_is_given(
     tokenizer, model = AutoTokenizer.from_pretrained(tiny_model), AutoModelForCausalLM.from_pretrained(tiny_model)
     prompts = load_prompts([f"{toy}/direct_ranking/train.parquet"], tokenizer, 2000)[0][:2]
     with start_cluster(config, 1) as cluster:
+        config.data.max_response_length = 8
+        with pytest.raises(
+            UserError, match=r"row 0: an answer of \d+ candidates has \d+ tokens; found data.max_response"
+        ):
+            enumerate_answers(cluster, config, tokenizer, prompts, 1)
+        config.data.max_response_length = 512
         found = enumerate_answers(cluster, config, tokenizer, prompts, 1)
         again, other = (enumerate_answers(cluster, config, tokenizer, prompts, step) for step in (1, 2))
     assert found == again != other  # the step says which order is drawn
@@ -191,3 +199,28 @@ def test_prompts_with_thoughts_are_refused(config: Config, toy_thinking: Path, t
         pytest.raises(UserError, match=r"row 0: .*every_answer wants answers at once"),
     ):
         enumerate_answers(cluster, config, tokenizer, prompts)
+
+
+def test_a_group_counts_as_many_samples_as_its_pool_has_candidates(config: Config, tmp_path: Path) -> None:
+    rows = [{"candidates": [*"abcdef"][:size], "positive": "b"} for size in (3, 4, 6)]
+    (tmp_path / "own.jsonl").write_text(
+        "".join(
+            json.dumps({"split": split, "query": f"{split} {len(row['candidates'])}", **row}) + "\n"
+            for split in ("train", "test")
+            for row in rows
+        )
+    )
+    prepare(PrepareOptions(str(tmp_path / "own.jsonl"), str(tmp_path / "data"), think=False))
+    config.data.train_files = config.data.val_files = f"{tmp_path}/data/direct_ranking/train.parquet"
+    config.data.train_batch_size = config.actor_rollout_ref.actor.ppo_mini_batch_size = 3
+    config.data.max_response_length = 100
+    run = Run(config)
+    with start_cluster(config, 1) as cluster:
+        sampling = run.sampler.begin(cluster, 1, 0, {})
+        sampling.receive({})
+        trajectories, _ = sampling.trajectories({})
+    run.close()
+    for group, prompt in enumerate(sampling.prompts):
+        own, size = [one for one in trajectories if one.group_id == group], len(prompt.candidates)
+        assert len(own) == {3: 6, 4: 24, 6: 6}[size]
+        assert sum(one.sample_weight for one in own) == pytest.approx(size)

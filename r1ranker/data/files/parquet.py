@@ -18,7 +18,7 @@ from r1ranker.rewards import MODES
 from r1ranker.tasks.custom import register_tasks_of
 from r1ranker.tasks.example import RankingExample
 from r1ranker.tasks.parsing import parse_problem
-from r1ranker.tasks.prompts import AnswerFormat, Mode, chat_messages, render_problem, user_problem
+from r1ranker.tasks.prompts import ANSWER_STYLES, AnswerFormat, Mode, chat_messages, render_problem, user_problem
 
 BATCH = 2048
 """rows written at once"""
@@ -183,6 +183,11 @@ def _check(row: dict[str, Any], where: str) -> None:
         raise UserError(f"{where}: reward_model.ground_truth.gt is empty; the positive is wanted")
     if not isinstance(row["extra_info"].get("task_name"), str):
         raise UserError(f"{where}: extra_info lacks task_name; a name is wanted")
+    style = row["extra_info"].get("answer_style")
+    if style and style not in ANSWER_STYLES:
+        raise UserError(
+            f"{where}: extra_info.answer_style: found {style!r}; one of {', '.join(ANSWER_STYLES)} is wanted"
+        )
 
 
 def check_messages(messages: Any, where: str) -> None:

@@ -9,6 +9,8 @@ import numpy as np
 from r1ranker.trainer.algorithm.statistics import SIGNAL_TOLERANCE, group_statistics
 
 Ragged = list[np.ndarray]
+TINY = 1e-12
+"""a mean score below counts as this: advantages stay within float32, also where the policy is all but sure of the wrong answer"""
 
 
 def grpo(scores: Sequence[float], groups: Sequence[int], norm_by_std: bool = True, epsilon: float = 1e-6) -> np.ndarray:
@@ -64,7 +66,7 @@ def exact_advantages(
         mean = share @ values[own]
         divisor = {
             "std": np.sqrt(share @ (values[own] - mean) ** 2) + epsilon,
-            "mean": share @ np.maximum(values[own], 0.0) + epsilon,
+            "mean": max(share @ np.maximum(values[own], 0.0), TINY),
             "none": 1.0,
         }[scale]
         advantages[own] = (values[own] - mean) / divisor

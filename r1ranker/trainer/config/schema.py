@@ -68,7 +68,7 @@ class DataConfig:
     shuffle: bool = True
     seed: int = 1
     answer_style: str | None = None
-    """name | label; null: as the rows were prepared"""
+    """name | label | label_after (the label stands behind the candidate); null: as the rows were prepared"""
     think: bool | None = None
     """reason before answering; null: as the rows were prepared"""
     task_weights: dict[str, float] = field(default_factory=dict)
@@ -187,7 +187,8 @@ class RolloutConfig:
     constrain: str = "none"
     """none | candidates: inside the answer block only names or labels of the pool are sampled"""
     every_answer: bool = False
-    """constrained and answered at once, a direct ranking of at most four: a group is every answer with its probability, not n samples"""
+    """constrained and answered at once: a group is every answer with its probability, not n samples; of a direct ranking of more
+    than four candidates, every first choice"""
     eliminate_to: int | None = None
     """iterative: the policy first takes candidates out of larger pools, until so many are left; null: rows as they are"""
     max_num_seqs: int = 256

@@ -117,7 +117,7 @@ class SampledBatch:
         samples = [
             (group, prompt, sample, weight)
             for group, (prompt, samples) in enumerate(zip(self.prompts, self._completions, strict=True))
-            for sample, weight in zip(samples, self._sample_weights(samples), strict=True)
+            for sample, weight in zip(samples, self._sample_weights(prompt, samples), strict=True)
         ]
         self.parts = [parts for parts in outcomes if not isinstance(parts, Failure)]
         trajectories = [
@@ -137,8 +137,11 @@ class SampledBatch:
         ]
         return trajectories, reward_metrics(outcomes, [weight for _, _, _, weight in samples])
 
-    def _sample_weights(self, samples: Sequence[Completion]) -> list[float]:
-        return (len(samples) * answer_probabilities(samples)).tolist() if self._every_answer else [1.0] * len(samples)
+    def _sample_weights(self, prompt: Prompt, samples: Sequence[Completion]) -> list[float]:
+        if not self._every_answer:
+            return [1.0] * len(samples)
+        # a group counts as many samples as its pool has candidates, however many orders of them there are
+        return (len(prompt.candidates) * answer_probabilities(samples)).tolist()
 
 
 def reward_metrics(outcomes: Sequence[Outcome], sample_weights: Sequence[float]) -> dict[str, float]:

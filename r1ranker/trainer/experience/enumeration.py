@@ -36,8 +36,8 @@ def enumerate_answers(
 ) -> list[list[Completion]]:
     """Each prompt's answers, in the order of its candidates or of their permutations, with the policy's log-probabilities.
 
-    when: step (and round), which the orders drawn hang on. Raises UserError for a prompt that thoughts are wanted of, and
-    RunError where the policy has diverged.
+    when: step (and round), which the orders drawn hang on. Raises UserError for a prompt that thoughts are wanted of, or
+    answers of more than data.max_response_length tokens, and RunError where the policy has diverged.
     """
     rng = np.random.default_rng([config.trainer.seed, *when])
     trajectories = [
@@ -45,6 +45,8 @@ def enumerate_answers(
         for group, prompt in enumerate(prompts)
         for trajectory in _enumerate_paths(_check_constraint(tokenizer, prompt), prompt, group, rng)
     ]
+    for one in trajectories:
+        _check_length(config.data.max_response_length, prompts[one.group_id], len(one.response_ids))
     budget = Budget.of_role(config, config.actor_rollout_ref.rollout)
     fill(cluster, trajectories, "old_logprobs", budget, "logprobs", "policy")
     completions: list[list[Completion]] = [[] for _ in prompts]
@@ -67,6 +69,14 @@ def _check_constraint(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> Poo
     if prompt.answer_format.think:
         raise UserError(f"{describe_row(prompt)}: {key} wants answers at once; found thoughts before answers")
     return build_constraint(tokenizer, prompt.candidates, prompt.mode, prompt.answer_format)
+
+
+def _check_length(most: int, prompt: Prompt, tokens: int) -> None:
+    if tokens > most:
+        raise UserError(
+            f"{describe_row(prompt)}: an answer of {len(prompt.candidates)} candidates has {tokens} tokens; found "
+            f"data.max_response_length={most}, and as many are wanted"
+        )
 
 
 def _enumerate_paths(
