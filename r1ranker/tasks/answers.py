@@ -204,8 +204,8 @@ def _between(text: str, start: int, opening: str, closing: str) -> str:
 def _pieces(answer: str, matcher: CandidateMatcher) -> list[tuple[int | None, str]]:
     """The answer's pieces, each with the candidate it means."""
     if matcher.answer_style != "name" and len(labels := _LABEL.findall(answer)) > 1:
-        if matcher.answer_style == "label_after" and (listed := _listed_before_labels(answer, matcher)):
-            return listed
+        if matcher.answer_style == "label_after" and (repeated := _listed_before_labels(answer, matcher)):
+            return repeated
         return [(matcher.match_exact(f"[{label}]"), f"[{label}]") for label in labels]
     listed = _as_list(answer.strip())
     lines = listed if listed is not None else [line for line in answer.split("\n") if line.strip()]
