@@ -213,8 +213,12 @@ def test_wikiqas_files_become_rows(tmp_path: Path) -> None:
     ]
     assert all(len(row["candidates"]) == 5 and row["positive"] in row["candidates"] for row in tests)
     training = [row for row in rows if row["split"] == "train"]
-    assert {len(row["candidates"]) for row in training} == {2}
+    assert {len(row["candidates"]) for row in training} == {5}
     assert len({frozenset(row["candidates"]) for row in training}) == len(training) >= 4
+    few = tmp_path / "few.jsonl"
+    call(sys.executable, script, "--source", str(source), "--output", str(few), "--train_sentences", "2")
+    pairs = [row for row in map(json.loads, few.read_text().splitlines()) if row["split"] == "train"]
+    assert {len(row["candidates"]) for row in pairs} == {2}
     (source / "WikiQA-train.txt").write_text("who\twhat\n")
     wrong = call(sys.executable, script, "--source", str(source), "--output", str(output), code=2)
     assert "WikiQA-train.txt: line 1: question, sentence and 0 or 1 are wanted" in wrong.stderr
