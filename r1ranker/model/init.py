@@ -14,7 +14,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
 
 from r1ranker.atomic import atomic_path
-from r1ranker.data.files.parquet import read_training_rows
+from r1ranker.data.files.parquet import read_training_rows, row_to_example
 from r1ranker.errors import UserError
 from r1ranker.pretrained import silence_transformers
 from r1ranker.tasks.text import sanitise
@@ -191,14 +191,8 @@ def _names(rows: Iterable[dict[str, Any]]) -> set[str]:
     names: set[str] = set()
     for row in rows:
         names.update(sanitise(name) for name in row["reward_model"]["ground_truth"]["candidate_text"])
-        user_turn = next(message["content"] for message in row["prompt"] if message["role"] == "user")
         if str(row["extra_info"]["task_name"]).startswith("Rec-"):
-            listed = re.findall(r"^- (.+)$", user_turn, flags=re.MULTILINE)
-            if (
-                row["extra_info"].get("answer_style") == "label_after"
-            ):  # candidates are known; their lines end with a label
-                listed = [line for line in listed if not re.search(r" \[\d+\]$", line)]
-            names.update(listed)
+            names.update(sanitise(item) for item in row_to_example(row).history)
     return names
 
 

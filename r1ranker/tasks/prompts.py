@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from r1ranker.tasks.catalog import Task, get_task
 from r1ranker.tasks.custom import render_request
@@ -13,7 +13,7 @@ from r1ranker.tasks.text import neutralise, sanitise, sanitise_lines
 
 Mode = Literal["direct", "iterative"]
 AnswerStyle = Literal["name", "label", "label_after"]
-ANSWER_STYLES: tuple[AnswerStyle, ...] = ("name", "label", "label_after")
+ANSWER_STYLES: tuple[AnswerStyle, ...] = get_args(AnswerStyle)
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from r1ranker.model.init import save_hf
 from r1ranker.rollout.constraint import PoolConstraint, build_constraint
 from r1ranker.tasks.answers import parse_answer
 from r1ranker.trainer.algorithm.estimation import assign_advantages, assign_loss_weights
+from r1ranker.trainer.batch.trajectory import Trajectory
 from r1ranker.trainer.config.load import load_config
 from r1ranker.trainer.config.schema import Config
 from r1ranker.trainer.experience.enumeration import (
@@ -34,7 +35,7 @@ from r1ranker.trainer.experience.enumeration import (
 )
 from r1ranker.trainer.loop import Run
 from r1ranker.trainer.monitoring.metrics import batch_metrics
-from r1ranker.trainer.workers.cluster import start_cluster
+from r1ranker.trainer.workers.cluster import Cluster, start_cluster
 
 
 @pytest.fixture
@@ -63,6 +64,13 @@ def path_probabilities(model: Any, prompt: Prompt, paths: Sequence[Sequence[int]
             logprob = logprob + row[token] - row[going].logsumexp(0)
         found.append(logprob.exp())
     return torch.stack(found)
+
+
+def first_batch(run: Run, cluster: Cluster) -> tuple[Sequence[Prompt], list[Trajectory], dict[str, float]]:
+    """The first step's prompts, their scored trajectories, and the means of the rewards' parts."""
+    sampling = run.sampler.begin(cluster, 1, 0, {})
+    sampling.receive({})
+    return sampling.prompts, *sampling.trajectories({})
 
 
 @given(st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=4), min_size=1, max_size=6))
@@ -120,9 +128,7 @@ def test_the_gradient_is_that_of_the_expected_reward_or_its_logarithm(
     config.data.train_batch_size = 6
     run = Run(config)
     with start_cluster(config, 1) as cluster:
-        sampling = run.sampler.begin(cluster, 1, 0, {})
-        sampling.receive({})
-        trajectories, metrics = sampling.trajectories({})
+        prompts, trajectories, metrics = first_batch(run, cluster)
         metrics |= assign_advantages(trajectories, config.algorithm, run.kl_control, every_answer=True)
         metrics |= batch_metrics(trajectories, 1000, 1000)
         assign_loss_weights(trajectories, "token-mean")
@@ -133,7 +139,7 @@ def test_the_gradient_is_that_of_the_expected_reward_or_its_logarithm(
     for group in range(6):
         own = [one for one in trajectories if one.group_id == group]
         assert 2 <= len(own) <= 6
-        asked = sampling.prompts[group]
+        asked = prompts[group]
         policy = path_probabilities(model, asked, [one.response_ids for one in own])
         expected = policy @ torch.tensor([one.score for one in own], dtype=torch.float64)
         means.append((len(own), expected.item()))
@@ -216,11 +222,9 @@ def test_a_group_counts_as_many_samples_as_its_pool_has_candidates(config: Confi
     config.data.max_response_length = 100
     run = Run(config)
     with start_cluster(config, 1) as cluster:
-        sampling = run.sampler.begin(cluster, 1, 0, {})
-        sampling.receive({})
-        trajectories, _ = sampling.trajectories({})
+        prompts, trajectories, _ = first_batch(run, cluster)
     run.close()
-    for group, prompt in enumerate(sampling.prompts):
+    for group, prompt in enumerate(prompts):
         own, size = [one for one in trajectories if one.group_id == group], len(prompt.candidates)
         assert len(own) == {3: 6, 4: 24, 6: 6}[size]
         assert sum(one.sample_weight for one in own) == pytest.approx(size)

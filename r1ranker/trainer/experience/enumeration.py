@@ -102,14 +102,14 @@ def _spell_answers(constraint: PoolConstraint, rng: np.random.Generator) -> list
         return [(ids, len(ids)) for ids in final]
     first = constraint.first_ids or separated
     answers = []
-    for order in list_orders(len(final), rng):
+    for order in _list_orders(len(final), rng):
         names = [first[order[0]], *(separated[place] for place in order[1:-1])] if len(order) > 1 else []
         ids = tuple(chain.from_iterable([*names, final[order[-1]]]))
         answers.append((ids, len(ids) if len(order) <= MOST_RANKED else len(names[0])))
     return answers
 
 
-def list_orders(size: int, rng: np.random.Generator) -> list[tuple[int, ...]]:
+def _list_orders(size: int, rng: np.random.Generator) -> list[tuple[int, ...]]:
     """Every order of a pool of up to MOST_RANKED candidates; of a larger one an order drawn evenly, in its `size` rotations."""
     if size <= MOST_RANKED:
         return list(permutations(range(size)))
