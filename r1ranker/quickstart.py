@@ -22,7 +22,7 @@ from r1ranker.data.prepare import PrepareOptions, prepare
 from r1ranker.data.sources.facts import FACTS, FACTS_TASK
 from r1ranker.data.sources.toy import TOY
 from r1ranker.errors import UserError, check_at_least
-from r1ranker.tasks.prompts import Mode
+from r1ranker.tasks.prompts import AnswerStyle, Mode
 
 TOY_TASKS = ("Rec-Movie", "Rec-Music", "Rec-Game", "Router-Performance", "Router-Balance", "Router-Cost")
 RANKERS: dict[Mode, str] = {"iterative": "IRanker", "direct": "DRanker"}
@@ -50,6 +50,7 @@ class Course:
     """what a trained ranker has to beat"""
     why: str
     """what is said of the baseline"""
+    answer_style: AnswerStyle = "name"
     prepared: Mapping[str, Any] = field(default_factory=dict)
     """further options of prepare"""
     sft: Mapping[str, Any] = field(default_factory=dict)
@@ -70,11 +71,12 @@ COURSES = {
     "smollm2": Course(
         FACTS,
         (FACTS_TASK.name,),
-        {"iterative": "language_iterative"},
+        {"direct": "language_direct"},
         size=1000,
         pretrained=True,
         baseline="BM25",
         why="Half of the sentences share few words with the questions, so BM25 solves only a part",
+        answer_style="label_after",
         sft={"lr": 5e-5, "dtype": "bfloat16"},
     ),
 }
@@ -154,7 +156,13 @@ def run(output: Path, steps: int | None, sft_steps: int, size: int, course: Cour
     began = time.perf_counter()
     console.rule("1. built-in data")
     rows = PrepareOptions(
-        course.data, str(output / "data"), think=False, size=size, cold_start=sft_steps > 0, **course.prepared
+        course.data,
+        str(output / "data"),
+        answer_style=course.answer_style,
+        think=False,
+        size=size,
+        cold_start=sft_steps > 0,
+        **course.prepared,
     )
     prepare(rows)
     console.rule("2. a pretrained language model" if course.pretrained else "2. a tiny base model of random weights")
@@ -231,6 +239,7 @@ def evaluate(output: Path, base: str, actors: dict[Mode, str], course: Course) -
         options = EvaluationOptions(
             data=str(output / "data" / "bench"),
             strategy=mode,
+            answer_style=course.answer_style,
             think=False,
             constrain="candidates",
             dtype="bfloat16" if course.pretrained else "auto",

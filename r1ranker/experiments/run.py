@@ -147,11 +147,18 @@ def measure_arms(experiment: Experiment, bench: str, labels: Sequence[str], seed
 
 
 def _families(experiment: Experiment) -> list[list[str]]:
-    """Arms that share a training, the one that is trained first."""
+    """Arms that share a training, or go on from one, in order; the one that is trained first comes first."""
     families: dict[str, list[str]] = {}
     for label in experiment.arms:
-        families.setdefault(_trained(experiment, label), []).append(label)
+        families.setdefault(_origin(experiment, label), []).append(label)
     return list(families.values())
+
+
+def _origin(experiment: Experiment, label: str) -> str:
+    """The arm with whose training everything began that leads to an arm's ranker."""
+    arm = experiment.arms[label]
+    other = arm.trained_as or arm.begun_as
+    return label if other is None else _origin(experiment, other)
 
 
 def _trained(experiment: Experiment, label: str) -> str:
@@ -206,6 +213,8 @@ def _before(experiment: Experiment, label: str, seed: int, bench: str, output: P
                     teacher=arm.teacher,
                 )
             )
+    if arm.begun_as is not None:
+        return str(here / _trained(experiment, arm.begun_as) / "actor"), rows
     # arms of the same model begin with the same one, and those of the same rows with the same cold start
     own_model = here / label if arm.model else here
     untrained = _untrained(experiment, arm, output, own_model, seed)

@@ -81,6 +81,8 @@ class Arm:
     """frequent | right: the cold start has a teacher's thoughts and answers"""
     overrides: list[str] = field(default_factory=list)
     """of the training config"""
+    begun_as: str | None = None
+    """another arm, whose trained ranker this one begins as"""
     trained_as: str | None = None
     """another arm, whose ranker this one asks in another way"""
     elimination: dict[str, int] = field(default_factory=dict)
@@ -258,11 +260,14 @@ def _check_arm(where: str, label: str, arm: Arm, experiment: Experiment) -> None
         if task not in experiment.data.tasks:
             raise UserError(f"{where}: {task!r} is not among data.tasks")
     before = list(experiment.arms)[: list(experiment.arms).index(label)]
-    if arm.trained_as is not None and arm.trained_as not in before:
-        raise UserError(f"{where}.trained_as: found {arm.trained_as!r}; an arm before it is wanted")
+    for key, other in (("begun_as", arm.begun_as), ("trained_as", arm.trained_as)):
+        if other is not None and other not in before:
+            raise UserError(f"{where}.{key}: found {other!r}; an arm before it is wanted")
+    if arm.begun_as is not None and (arm.trained_as is not None or arm.model):
+        raise UserError(f"{where}.begun_as: found a trained_as or a model beside it; one of the three is wanted")
     if arm.teacher not in (None, *TEACHERS):
         raise UserError(f"{where}.teacher: found {arm.teacher!r}; one of {', '.join(TEACHERS)} is wanted")
-    if arm.teacher is not None and (not experiment.cold_start or arm.trained_as is not None):
+    if arm.teacher is not None and (not experiment.cold_start or (arm.trained_as or arm.begun_as) is not None):
         raise UserError(f"{where}.teacher: of no use without a cold start of its own")
     try:
         model_of(experiment, arm)

@@ -175,19 +175,19 @@ def test_the_quick_start_trains_a_pretrained_model_to_read(
     printed = capsys.readouterr().out
     assert "SmolLM2-135M-Instruct from here" in printed
     for row in (
-        "IRanker, before",
-        "IRanker, after",
+        "DRanker, before",
+        "DRanker, after",
         "random",
         "BM25",
         "TF-IDF",
-        r"query likelihood \(IRanker, before\)",
+        r"query likelihood \(DRanker, before\)",
     ):
         assert re.search(rf"^ *{row} +[\d.]+ \[[\d.]+, [\d.]+\] ", printed, flags=re.MULTILINE), row
     assert "so BM25 solves only a part: MRR " in printed
-    about = json.loads((tmp_path / "iterative" / "actor" / "r1ranker.json").read_text())
+    about = json.loads((tmp_path / "direct" / "actor" / "r1ranker.json").read_text())
     assert about["base_model"] == str(tmp_path / "untrained")
     assert (tmp_path / "report.html").is_file()
-    assert not (tmp_path / "direct").exists()
+    assert not (tmp_path / "iterative").exists()
 
 
 def test_wikiqas_files_become_rows(tmp_path: Path) -> None:

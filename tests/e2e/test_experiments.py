@@ -76,6 +76,16 @@ def test_an_experiment_ends_in_results_of_every_arm(
         ("zero_shot", ["seeds=[1,1]"], "seeds: found .1, 1.; distinct numbers are wanted"),
         ("zero_shot", ["data.options={usres: 3}"], r"data.options: no 'usres' .did you mean 'users'.. of prepare's"),
         ("zero_shot", ["arms.to_routing.trained_as=to_passages"], "an arm before it is wanted"),
+        (
+            "zero_shot",
+            ["arms.to_routing.begun_as=to_passages"],
+            "begun_as: found 'to_passages'; an arm before it is wanted",
+        ),
+        (
+            "zero_shot",
+            ["arms.to_routing.begun_as=to_recommendation", "arms.to_routing.model={vocab_size: 500}"],
+            "begun_as: found a trained_as or a model beside it",
+        ),
         ("thinking", ["cold_start=0"], "arms.at_once_taught.teacher: of no use without a cold start"),
         ("zero_shot", ["arms.to_routing.elimination={vote: 3}"], "elimination: .*vote"),
     ],
@@ -212,8 +222,9 @@ cold_start: 2
 seeds: [1, 2]
 data: {source: toy, size: 16, tasks: [Rec-Movie], limit: 5}
 arms:
-  one: {overrides: [actor_rollout_ref.rollout.constrain=none, data.max_response_length=8]}
+  one: {overrides: &free [actor_rollout_ref.rollout.constrain=none, data.max_response_length=8]}
   two_out: {trained_as: one, elimination: {eliminate: 2}}
+  further: {begun_as: two_out, steps: 1, overrides: *free}
 """
     )
     run_experiment(load_experiment(str(tmp_path / "own.yaml"), ["seeds=[1]"]), tmp_path / "alone")
@@ -226,6 +237,12 @@ arms:
             assert one["settings"]["max_tokens"] == 8
             assert one["tasks"]["Rec-Movie"]["rankings"] == other["tasks"]["Rec-Movie"]["rankings"]
     assert "one, seed 1" in (tmp_path / "beside" / "seed_1" / "one.log").read_text()
+    for seed in (1, 2):
+        actor = tmp_path / "beside" / f"seed_{seed}" / "one" / "actor"
+        begun, after = alone["further, before"][seed - 1], alone["one, after"][seed - 1]
+        assert begun["tasks"]["Rec-Movie"]["rankings"] == after["tasks"]["Rec-Movie"]["rankings"]
+        about = json.loads((actor.parents[1] / "further" / "actor" / "r1ranker.json").read_text())
+        assert about["base_model"] == str(actor)
     broken = load_experiment(
         str(tmp_path / "own.yaml"),
         ["seeds=[1]", "arms.one.overrides=[custom_reward_function.path=gone.py]", "arms.other={}"],
