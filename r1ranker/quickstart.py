@@ -22,7 +22,8 @@ from r1ranker.data.prepare import PrepareOptions, prepare
 from r1ranker.data.sources.facts import FACTS, FACTS_TASK
 from r1ranker.data.sources.toy import TOY
 from r1ranker.errors import UserError, check_at_least
-from r1ranker.tasks.prompts import AnswerStyle, Mode
+from r1ranker.tasks.labels import AnswerStyle
+from r1ranker.tasks.prompts import Mode
 
 TOY_TASKS = ("Rec-Movie", "Rec-Music", "Rec-Game", "Router-Performance", "Router-Balance", "Router-Cost")
 RANKERS: dict[Mode, str] = {"iterative": "IRanker", "direct": "DRanker"}

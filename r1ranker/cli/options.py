@@ -7,13 +7,13 @@ from typing import Annotated, Literal
 
 import typer
 
-from r1ranker.tasks import prompts
+from r1ranker.tasks import labels
 
 AS_TRAINED = "How to rank (where nothing is said: as the model was trained)"
 ELIMINATION = "How an iterative ranking goes"
 
 TrainingFiles = Annotated[list[str], typer.Option("--data", help="training parquet; may be given several times")]
-Style = Annotated[prompts.AnswerStyle, typer.Option(help="how an answer names a candidate")]
+Style = Annotated[labels.AnswerStyle, typer.Option(help="how an answer names a candidate")]
 Reason = Annotated[bool, typer.Option(help="reason before answering")]
 
 EngineName = Annotated[Literal["vllm", "hf", "auto"], typer.Option("--engine", help="auto: vllm where it is installed")]
@@ -36,7 +36,7 @@ Think = Annotated[
     bool | None, typer.Option("--think/--no-think", help="reason before answering", rich_help_panel=AS_TRAINED)
 ]
 AnswerStyle = Annotated[
-    prompts.AnswerStyle | None,
+    labels.AnswerStyle | None,
     typer.Option(help="how an answer names a candidate", rich_help_panel=AS_TRAINED),
 ]
 MaxTokens = Annotated[int | None, typer.Option(help="tokens of an answer at most", rich_help_panel=AS_TRAINED)]

@@ -25,7 +25,8 @@ from r1ranker.errors import UserError
 from r1ranker.tasks.answers import normalise
 from r1ranker.tasks.catalog import TASK_NAMES
 from r1ranker.tasks.example import RankingExample
-from r1ranker.tasks.prompts import ANSWER_STYLES, AnswerFormat, Mode
+from r1ranker.tasks.labels import ANSWER_STYLES
+from r1ranker.tasks.prompts import AnswerFormat, Mode
 from r1ranker.tasks.text import sanitise
 
 if TYPE_CHECKING:

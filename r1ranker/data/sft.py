@@ -13,6 +13,7 @@ from r1ranker.data.files.parquet_reader import read_table
 from r1ranker.data.teacher import Teacher
 from r1ranker.errors import UserError
 from r1ranker.tasks.example import RankingExample
+from r1ranker.tasks.labels import write_label
 from r1ranker.tasks.text import sanitise
 
 SFT_SCHEMA = pa.schema(
@@ -30,8 +31,8 @@ def cold_start_row(
     random valid answer, or with a teacher the teacher's."""
     answer_format, direct = row_format(row), row_mode(row) == "direct"
     written = [
-        f"[{place}]" if answer_format.by_label else sanitise(name)
-        for place, name in enumerate(example.candidates, start=1)
+        write_label(answer_format.answer_style, place) if answer_format.by_label else sanitise(name)
+        for place, name in enumerate(example.candidates)
     ]
     if teacher is None:
         rng.shuffle(written)

@@ -11,7 +11,8 @@ from r1ranker.errors import check_at_least
 from r1ranker.ranking.conversation import EliminationSettings
 from r1ranker.ranking.ranker import RankerSettings, check_lengths, check_ranges
 from r1ranker.tasks.catalog import HUB_ID
-from r1ranker.tasks.prompts import AnswerStyle, Mode
+from r1ranker.tasks.labels import AnswerStyle
+from r1ranker.tasks.prompts import Mode
 
 ALL = "all"
 """in place of a task's name"""

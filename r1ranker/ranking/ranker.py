@@ -30,7 +30,8 @@ from r1ranker.rollout.engine import (
 from r1ranker.rollout.start import find_engine, start_engine
 from r1ranker.tasks.catalog import get_task
 from r1ranker.tasks.example import RankingExample
-from r1ranker.tasks.prompts import ANSWER_STYLES, AnswerFormat, AnswerStyle, Mode, chat_messages, render_problem
+from r1ranker.tasks.labels import ANSWER_STYLES, AnswerStyle
+from r1ranker.tasks.prompts import AnswerFormat, Mode, chat_messages, render_problem
 
 _SAVED: dict[str, Any] = {
     "strategy": ("iterative", "direct"),

@@ -11,6 +11,7 @@ from r1ranker.data.chat_template import chat_template_of
 from r1ranker.data.names import CLOSING, check_told_apart, spell
 from r1ranker.data.tokenise import ANSWER, BREAK
 from r1ranker.errors import UserError
+from r1ranker.tasks.labels import write_label
 from r1ranker.tasks.prompts import AnswerFormat, Mode
 
 if TYPE_CHECKING:
@@ -40,7 +41,7 @@ def build_constraint(
     """
     template = chat_template_of(tokenizer)
     if answer_format.by_label:
-        names = [f"[{position}]" for position in range(1, len(candidates) + 1)]
+        names = [write_label(answer_format.answer_style, place) for place in range(len(candidates))]
     else:
         check_told_apart(template, candidates)
         names = list(candidates)

@@ -13,7 +13,8 @@ from functools import cached_property, lru_cache
 
 from rapidfuzz import fuzz, process
 
-from r1ranker.tasks.prompts import AnswerFormat, AnswerStyle, Mode
+from r1ranker.tasks.labels import AnswerStyle, bare_label_pattern, by_letter, is_behind, label_pattern, place_of
+from r1ranker.tasks.prompts import AnswerFormat, Mode
 from r1ranker.tasks.text import canonical, sanitise, undo_look_alikes
 
 SIMILARITY = 90.0
@@ -26,8 +27,6 @@ _MARKER = re.compile(r"^\s*(?:[-*•·–—+>]|\*{0,2}\(?\d{1,3}(?:[.):]|\s-)\*
 _TIGHT_MARKER = re.compile(r"^\s*\(?\d{1,3}[.):]")
 _POINTED = re.compile(r"[\"“]([^\"“”]+)[\"”]|\*\*(.+?)\*\*|\\boxed\{([^{}]+)\}|`([^`]+)`|:\s+(.+)$")
 """the part of a sentence that it points at"""
-_LABEL = re.compile(r"\[\s*(\d{1,3})\s*\]")
-_BARE_LABEL = re.compile(r"\W*(\d{1,3})\W*")
 _SEPARATOR = re.compile(r"\s*(?:,|;|\||→|->|>)\s*")
 _NUMBERED = re.compile(r"(?:^|\s)\(?(\d{1,3})[.)]\s+")
 _NUMERALS = re.compile(r"\w*\d\w*|\b[ivxlc]+\b")
@@ -108,16 +107,19 @@ class CandidateMatcher:
         """The same without names inside sentences and without slips of spelling."""
         text = text.strip()
         if self.answer_style != "name":
-            labels = _LABEL.findall(text) or [match.group(1) for match in [_BARE_LABEL.fullmatch(text)] if match]
-            if labels:
-                number = int(labels[0])
-                return number - 1 if len(set(labels)) == 1 and 1 <= number <= len(self._candidates) else None
+            bare = bare_label_pattern(self.answer_style).fullmatch(text)
+            labels = label_pattern(self.answer_style).findall(text) or ([bare.group(1)] if bare else [])
+            places = {place_of(label) for label in labels}
+            if len(places) == 1 and min(places) in range(len(self._candidates)):
+                return places.pop()
+            if labels and not (bare and by_letter(self.answer_style)):  # two letters may be a name as well
+                return None
         # a leading number may be part of the name ("12 Angry Men"): taken off only where the whole matches nothing
-        bare = _MARKER.sub("", text, count=1)
-        for written in (text, canonical(text), bare, bare.strip(_QUOTES + ", ")):
+        unmarked = _MARKER.sub("", text, count=1)
+        for written in (text, canonical(text), unmarked, unmarked.strip(_QUOTES + ", ")):
             if written in self._exact:
                 return self._exact[written]
-        for form in (normalise(text), normalise(bare), normalise(_TIGHT_MARKER.sub("", text, count=1))):
+        for form in (normalise(text), normalise(unmarked), normalise(_TIGHT_MARKER.sub("", text, count=1))):
             if form in self._by_form:
                 return self._by_form[form]
         return None
@@ -203,8 +205,8 @@ def _between(text: str, start: int, opening: str, closing: str) -> str:
 
 def _pieces(answer: str, matcher: CandidateMatcher) -> list[tuple[int | None, str]]:
     """The answer's pieces, each with the candidate it means."""
-    if matcher.answer_style != "name" and len(labels := _LABEL.findall(answer)) > 1:
-        if matcher.answer_style == "label_after" and (repeated := _listed_before_labels(answer, matcher)):
+    if matcher.answer_style != "name" and len(labels := label_pattern(matcher.answer_style).findall(answer)) > 1:
+        if is_behind(matcher.answer_style) and (repeated := _listed_before_labels(answer, matcher)):
             return repeated
         return [(matcher.match_exact(f"[{label}]"), f"[{label}]") for label in labels]
     listed = _as_list(answer.strip())
@@ -225,7 +227,7 @@ def _listed_before_labels(answer: str, matcher: CandidateMatcher) -> list[tuple[
     pieces: list[tuple[int | None, str]] = []
     for line in lines if len(lines) > 1 else ():
         text, opening, label = line.rstrip().rpartition("[")
-        if not text.strip(" -") or _LABEL.fullmatch(opening + label) is None:
+        if not text.strip(" -") or label_pattern(matcher.answer_style).fullmatch(opening + label) is None:
             return []
         pieces.append((matcher.match_exact(opening + label), line))
     return pieces

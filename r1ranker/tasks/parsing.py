@@ -7,10 +7,9 @@ from collections.abc import Sequence
 
 from r1ranker.tasks.catalog import TASKS, Task
 from r1ranker.tasks.example import RankingExample
-from r1ranker.tasks.prompts import AnswerStyle
+from r1ranker.tasks.labels import AnswerStyle, is_behind, write_label
 from r1ranker.tasks.text import sanitise
 
-_LABEL = re.compile(r"^\[\d+\] ")
 _BENCH_HISTORY = re.compile(r"in order:\n(\[.*\])$", re.MULTILINE)
 _BENCH_QUERY = re.compile(r"\A[^\n]*following query:\n(.*?)\n\nThe LLM names and their descriptions are:\n", re.DOTALL)
 _BENCH_PASSAGES = re.compile(r"\A## Here is a query: (.*?) and candidate passages:\n(.*)\Z", re.DOTALL)
@@ -37,10 +36,11 @@ def _own(task: Task, problem: str, pool: tuple[str, ...], answer_style: AnswerSt
         return None
     lines = tail.split("\n")[: len(pool)]
     texts: list[str] = []
-    for place, (line, name) in enumerate(zip(lines, pool, strict=False), start=1):
-        if answer_style == "label_after":
-            line = line.removesuffix(f" [{place}]")
-        content = line[2:] if line.startswith("- ") else _LABEL.sub("", line)
+    for place, (line, name) in enumerate(zip(lines, pool, strict=False)):
+        label = write_label(answer_style, place)
+        if is_behind(answer_style):
+            line = line.removesuffix(f" {label}")
+        content = line[2:] if line.startswith("- ") else line.removeprefix(f"{label} ")
         written = sanitise(name)
         if content == written:
             continue

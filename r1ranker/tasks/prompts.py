@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from r1ranker.tasks.catalog import Task, get_task
 from r1ranker.tasks.custom import render_request
 from r1ranker.tasks.example import RankingExample
+from r1ranker.tasks.labels import AnswerStyle, by_letter, is_behind, write_label
 from r1ranker.tasks.text import neutralise, sanitise, sanitise_lines
 
 Mode = Literal["direct", "iterative"]
-AnswerStyle = Literal["name", "label", "label_after"]
-ANSWER_STYLES: tuple[AnswerStyle, ...] = get_args(AnswerStyle)
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,7 @@ class AnswerFormat:
     """How an answer is given."""
 
     answer_style: AnswerStyle = "name"
-    """candidates in full, or by the label [3] that stands before, or after, each in the list"""
+    """candidates in full, or by the label, [3] or [C], that stands before, or after, each in the list"""
     think: bool = True
     """reason before answering"""
 
@@ -40,11 +39,12 @@ CURRENT_POOL_HEADER = "The candidates now are:"
 def candidate_lines(example: RankingExample, style: AnswerStyle) -> list[str]:
     """The pool, one candidate a line, with its text behind a colon where there is one: `- name`, `[1] name` or `- name [1]`."""
     lines = []
+    behind, bare = is_behind(style), style == "name"
     for place, name in enumerate(example.candidates):
-        label = f"[{place + 1}]"
+        label = write_label(style, place)
         text = f": {sanitise(example.texts[place])}" if example.texts else ""
-        listed = f"{label if style == 'label' else '-'} {sanitise(name)}{text}"
-        lines.append(f"{listed} {label}" if style == "label_after" else listed)
+        listed = f"{'-' if behind or bare else label} {sanitise(name)}{text}"
+        lines.append(f"{listed} {label}" if behind else listed)
     return lines
 
 
@@ -80,7 +80,9 @@ def _question(task: Task, mode: Mode) -> str:
 
 def answer_instruction(mode: Mode, answer_format: AnswerFormat) -> str:
     """What the user asks of the answer's form."""
-    what = "label, such as [2]," if answer_format.by_label else "name, exactly as listed,"
+    style = answer_format.answer_style
+    label = "[B]" if by_letter(style) else "[2]"
+    what = f"label, such as {label}," if answer_format.by_label else "name, exactly as listed,"
     form = f"every candidate's {what} one a line" if mode == "direct" else f"only that candidate's {what}"
     form = form.removesuffix(",")
     if answer_format.think:

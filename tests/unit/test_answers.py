@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from r1ranker.data.sources.ranking_bench import read_ranking_bench
 from r1ranker.tasks.answers import CandidateMatcher, normalise, parse_answer, prepend_prefill
-from r1ranker.tasks.prompts import ANSWER_STYLES, AnswerFormat
+from r1ranker.tasks.labels import ANSWER_STYLES, AnswerStyle, write_label
+from r1ranker.tasks.prompts import AnswerFormat
 from r1ranker.tasks.text import sanitise
 
 TITLES = [
@@ -234,3 +235,26 @@ def test_lines_that_end_with_labels_name_what_these_say() -> None:
         "[3]\n[1]\n[2]",
     ):
         assert parse_answer(f"{written}</answer>", pool, "direct", form).named == (2, 0, 1)
+
+
+@pytest.mark.parametrize("style", ANSWER_STYLES[1:])
+def test_written_labels_mean_what_they_were_written_for(style: AnswerStyle) -> None:
+    pool, form = [f"film number {place}" for place in range(60)], AnswerFormat(style, think=False)
+    order = random.Random(3).sample(range(60), 60)
+    labels = [write_label(style, place) for place in order]
+    assert len(set(labels)) == 60
+    assert parse_answer("\n".join(labels) + "</answer>", pool, "direct", form).named == tuple(order)
+    for place, label in zip(order, labels, strict=True):
+        for written in (label, label.strip("[]"), f"{label.lower()}.", f"[ {label[1:]}"):
+            assert parse_answer(f"{written}</answer>", pool, "iterative", form).named == (place,), written
+    for unknown in ("[61]", "[0]", "[BI]", "[A] [B]", "[1] [2]"):
+        assert parse_answer(f"{unknown}</answer>", pool, "iterative", form).named == ()
+
+
+def test_letters_are_counted_as_in_a_spreadsheet_and_a_name_of_two_may_be_a_name() -> None:
+    assert [write_label("letter", place) for place in (0, 25, 26, 51, 52, 701)] == [
+        "[A]", "[Z]", "[AA]", "[AZ]", "[BA]", "[ZZ]",
+    ]  # fmt: skip
+    form = AnswerFormat("letter", think=False)
+    assert parse_answer("Up</answer>", ["Alien", "Up"], "iterative", form).named == (1,)
+    assert parse_answer("b</answer>", ["B", "Up"], "iterative", form).named == (1,)  # a label before a name

@@ -12,7 +12,8 @@ from transformers import PreTrainedTokenizerBase
 from r1ranker.model.init import train_tokenizer
 from r1ranker.rollout.constraint import ConstraintState, build_constraint
 from r1ranker.tasks.answers import parse_answer
-from r1ranker.tasks.prompts import ANSWER_STYLES, AnswerFormat
+from r1ranker.tasks.labels import ANSWER_STYLES
+from r1ranker.tasks.prompts import AnswerFormat
 
 TEXTS = ["the silent harbour and the golden quest of the kingdom", "passage 1 passage 12 film films"]
 PLAIN = train_tokenizer(TEXTS, 300)

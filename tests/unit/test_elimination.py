@@ -11,7 +11,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from r1ranker.data.prompt_store import Prompt
 from r1ranker.data.tokenise import encode_chat
 from r1ranker.tasks.example import RankingExample
-from r1ranker.tasks.prompts import ANSWER_STYLES, AnswerFormat, chat_messages, render_problem
+from r1ranker.tasks.labels import ANSWER_STYLES, AnswerStyle, write_label
+from r1ranker.tasks.prompts import AnswerFormat, chat_messages, render_problem
 from r1ranker.trainer.experience.elimination import count_votes, eliminate, narrow_pool
 
 FILMS = ("Silent Harbour", "Golden Quest", "Silent Harbour II", "Silent", "Paper Moon", "Iron Lake")
@@ -61,10 +62,10 @@ def test_other_turns_and_wordings_stay_as_they_are(tokenizer: PreTrainedTokenize
 
 
 @pytest.mark.parametrize("style", ANSWER_STYLES)
-def test_answers_vote_and_the_positive_stays(style: str, tokenizer: PreTrainedTokenizerBase) -> None:
+def test_answers_vote_and_the_positive_stays(style: AnswerStyle, tokenizer: PreTrainedTokenizerBase) -> None:
     prompt, direct = prompt_of(tokenizer, style=style), prompt_of(tokenizer, "direct")
     votes = [0, 0, 0, 2, 2, 1, 4]
-    texts = [f"[{vote + 1}]" if style != "name" else FILMS[vote] for vote in votes]
+    texts = [write_label(style, vote) if style != "name" else FILMS[vote] for vote in votes]
     order = count_votes(prompt, [*(f"{text}</answer>" for text in texts), "no idea"])
     assert order == [0, 2, 4, 1], "most often named first, of equals the later one"
     asked: list[tuple[int, list[list[str]]]] = []

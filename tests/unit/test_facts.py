@@ -37,7 +37,7 @@ from r1ranker.evaluation.baselines.orders import random_order_metrics
 from r1ranker.tasks.answers import normalise
 from r1ranker.tasks.custom import ensure_registered
 from r1ranker.tasks.example import RankingExample
-from r1ranker.tasks.prompts import ANSWER_STYLES
+from r1ranker.tasks.labels import ANSWER_STYLES
 from r1ranker.tasks.text import canonical
 
 KINDS = {kind.name: kind for kind in load_kinds()}

@@ -12,9 +12,9 @@ from r1ranker.data.sources.ranking_bench import read_ranking_bench
 from r1ranker.errors import UserError
 from r1ranker.tasks.catalog import TASK_NAMES, Task, get_task, register_task
 from r1ranker.tasks.example import RankingExample
+from r1ranker.tasks.labels import ANSWER_STYLES
 from r1ranker.tasks.parsing import parse_problem
 from r1ranker.tasks.prompts import (
-    ANSWER_STYLES,
     AnswerFormat,
     answer_instruction,
     candidate_lines,
@@ -154,7 +154,11 @@ def test_labels_stand_before_or_after_what_they_mean() -> None:
     one = RankingExample("Passage-5", ("a", "b"), query="q", texts=("first", "ends like a label [2]"))
     assert candidate_lines(one, "label") == ["[1] a: first", "[2] b: ends like a label [2]"]
     assert candidate_lines(one, "label_after") == ["- a: first [1]", "- b: ends like a label [2] [2]"]
+    assert candidate_lines(one, "letter") == ["[A] a: first", "[B] b: ends like a label [2]"]
+    assert candidate_lines(one, "letter_after") == ["- a: first [A]", "- b: ends like a label [2] [B]"]
     for style in ANSWER_STYLES:
         parsed = parse_problem("Passage-5", render_problem(one, "direct", style), one.candidates, style)
         assert parsed.texts == one.texts
-        assert ("label, such as [2]," in answer_instruction("direct", AnswerFormat(style))) == (style != "name")
+        shown = {"name": "", "label": "[2]", "label_after": "[2]", "letter": "[B]", "letter_after": "[B]"}[style]
+        instruction = answer_instruction("direct", AnswerFormat(style))
+        assert (f"label, such as {shown}," in instruction) == (style != "name")

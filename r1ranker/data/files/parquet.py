@@ -17,8 +17,9 @@ from r1ranker.errors import UserError
 from r1ranker.rewards import MODES
 from r1ranker.tasks.custom import register_tasks_of
 from r1ranker.tasks.example import RankingExample
+from r1ranker.tasks.labels import ANSWER_STYLES
 from r1ranker.tasks.parsing import parse_problem
-from r1ranker.tasks.prompts import ANSWER_STYLES, AnswerFormat, Mode, chat_messages, render_problem, user_problem
+from r1ranker.tasks.prompts import AnswerFormat, Mode, chat_messages, render_problem, user_problem
 
 BATCH = 2048
 """rows written at once"""

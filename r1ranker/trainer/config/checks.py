@@ -8,7 +8,7 @@ from typing import Any
 from r1ranker.device import DTYPES
 from r1ranker.errors import UserError, suggest
 from r1ranker.rollout.start import ENGINES
-from r1ranker.tasks.prompts import ANSWER_STYLES
+from r1ranker.tasks.labels import ANSWER_STYLES
 from r1ranker.trainer.config.batch_checks import check_batch_sizes, fit_mini_batches
 from r1ranker.trainer.config.schema import (
     BY_GROUP,

@@ -68,7 +68,7 @@ class DataConfig:
     shuffle: bool = True
     seed: int = 1
     answer_style: str | None = None
-    """name | label | label_after (the label stands behind the candidate); null: as the rows were prepared"""
+    """name | label, as [3] | letter, as [C] | label_after, letter_after (behind the candidate); null: as the rows were prepared"""
     think: bool | None = None
     """reason before answering; null: as the rows were prepared"""
     task_weights: dict[str, float] = field(default_factory=dict)
