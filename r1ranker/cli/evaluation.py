@@ -14,13 +14,17 @@ from r1ranker.cli.options import (
     Eliminate,
     EngineName,
     GpuId,
+    Inside,
     MaxModelLen,
     MaxTokens,
+    Passes,
     Seed,
+    Step,
     Strategy,
     Think,
     TopK,
     Votes,
+    Window,
 )
 from r1ranker.tasks.catalog import HUB_ID
 
@@ -45,6 +49,10 @@ def evaluate(
     top_k: TopK = 0,
     eliminate: Eliminate = 1,
     votes: Votes = 1,
+    window: Window = 20,
+    step: Step = 10,
+    passes: Passes = 1,
+    inside: Inside = "answer",
     max_tokens: MaxTokens = None,
     max_model_len: MaxModelLen = None,
     baselines: Annotated[
@@ -78,7 +86,7 @@ def evaluate(
     """
     from r1ranker.evaluation.options import EvaluationOptions
     from r1ranker.evaluation.runner import run_evaluation
-    from r1ranker.ranking.conversation import EliminationSettings
+    from r1ranker.ranking.settings import EliminationSettings, WindowSettings
 
     options = EvaluationOptions(
         data=data,
@@ -92,6 +100,7 @@ def evaluate(
         max_tokens=max_tokens,
         max_model_len=max_model_len,
         elimination=EliminationSettings(eliminate=eliminate, votes=votes, top_k=top_k),
+        windows=WindowSettings(size=window, step=step, passes=passes, inside=inside),
         engine=engine,
         dtype=dtype,
         gpu=gpu_id,

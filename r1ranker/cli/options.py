@@ -7,10 +7,12 @@ from typing import Annotated, Literal
 
 import typer
 
+from r1ranker.ranking import settings
 from r1ranker.tasks import labels
 
 AS_TRAINED = "How to rank (where nothing is said: as the model was trained)"
 ELIMINATION = "How an iterative ranking goes"
+PARTS = "How large pools are parted, with --strategy windows or tournament"
 
 TrainingFiles = Annotated[list[str], typer.Option("--data", help="training parquet; may be given several times")]
 Style = Annotated[labels.AnswerStyle, typer.Option(help="how an answer names a candidate")]
@@ -25,8 +27,11 @@ GpuId = Annotated[int, typer.Option(help="number of the GPU, where there are sev
 Seed = Annotated[int, typer.Option(help="of sampled answers")]
 
 Strategy = Annotated[
-    Literal["iterative", "direct"] | None,
-    typer.Option(help="worst candidate out, round by round; or all at once", rich_help_panel=AS_TRAINED),
+    settings.Strategy | None,
+    typer.Option(
+        help="worst candidate out, round by round; all at once; by the probabilities of a first choice; or part by part",
+        rich_help_panel=AS_TRAINED,
+    ),
 ]
 Constrain = Annotated[
     Literal["none", "candidates"] | None,
@@ -46,9 +51,22 @@ MaxModelLen = Annotated[
     typer.Option(help="tokens of prompt and answer that the engine holds (what the longest prompt needs)"),
 ]
 
-TopK = Annotated[int, typer.Option(help="stop when so few are left (0: rank all)", rich_help_panel=ELIMINATION)]
+TopK = Annotated[
+    int,
+    typer.Option(
+        help="stop when so few are left; a tournament: the places to be played for (0: all)",
+        rich_help_panel=ELIMINATION,
+    ),
+]
 Eliminate = Annotated[int, typer.Option(help="candidates that go out a round", rich_help_panel=ELIMINATION)]
 Votes = Annotated[int, typer.Option(help="answers sampled a round", rich_help_panel=ELIMINATION)]
+
+Window = Annotated[int, typer.Option(help="candidates of a window, or of a tournament's group", rich_help_panel=PARTS)]
+Step = Annotated[int, typer.Option(help="candidates by which a window moves on", rich_help_panel=PARTS)]
+Passes = Annotated[int, typer.Option(help="times that windows go from the back to the front", rich_help_panel=PARTS)]
+Inside = Annotated[
+    settings.Inside, typer.Option(help="how a part is ranked: by an answer, or by logits", rich_help_panel=PARTS)
+]
 
 
 def one_of(names: Iterable[str]) -> Callable[[str], str]:

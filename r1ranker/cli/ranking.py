@@ -18,13 +18,17 @@ from r1ranker.cli.options import (
     Eliminate,
     EngineName,
     GpuId,
+    Inside,
     MaxModelLen,
     MaxTokens,
+    Passes,
     Seed,
+    Step,
     Strategy,
     Think,
     TopK,
     Votes,
+    Window,
 )
 
 if TYPE_CHECKING:
@@ -51,6 +55,10 @@ def rank(
     top_k: TopK = 0,
     eliminate: Eliminate = 1,
     votes: Votes = 1,
+    window: Window = 20,
+    step: Step = 10,
+    passes: Passes = 1,
+    inside: Inside = "answer",
     max_tokens: MaxTokens = None,
     max_model_len: MaxModelLen = None,
 ) -> None:
@@ -65,12 +73,13 @@ def rank(
     from r1ranker.data.sources.user_files import read_requests
     from r1ranker.pretrained import load_tokenizer
     from r1ranker.progress import follow
-    from r1ranker.ranking.conversation import EliminationSettings
     from r1ranker.ranking.lengths import required_length
-    from r1ranker.ranking.ranker import Ranker, check_lengths, check_ranges
+    from r1ranker.ranking.ranker import Ranker, check_lengths
+    from r1ranker.ranking.settings import EliminationSettings, RankerSettings, WindowSettings
 
     elimination = EliminationSettings(eliminate=eliminate, votes=votes, top_k=top_k)
-    check_ranges(seed, elimination)
+    windows = WindowSettings(size=window, step=step, passes=passes, inside=inside)
+    RankerSettings(seed=seed, elimination=elimination, windows=windows).check()
     check_lengths(max_tokens, max_model_len)
     if output is not None:
         check_place(output)
@@ -84,8 +93,10 @@ def rank(
             answer_style=answer_style,
             seed=seed,
             elimination=elimination,
+            windows=windows,
             max_tokens=max_tokens,
         )
+        settings.check()
         examples = [example for _, example in requests]
         length = required_length(model, load_tokenizer(model), settings, examples, max_model_len, engine)
         ranker = Ranker.from_pretrained(
@@ -112,6 +123,8 @@ def _lines(requests: list[tuple[Any, RankingExample]], results: list[RankingResu
     for (name, example), result in zip(requests, results, strict=True):
         line: dict[str, Any] = {} if name is None else {"id": name}
         line |= {"ranking": result.ranking, "indices": [example.candidates.index(one) for one in result.ranking]}
+        if result.scores:
+            line["scores"] = [result.scores[one] for one in result.ranking]
         if result.unordered:
             line["unordered"] = result.unordered
         yield json.dumps(line, ensure_ascii=False)

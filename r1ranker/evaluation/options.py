@@ -8,14 +8,23 @@ from typing import Any
 
 from r1ranker.device import is_usual_dtype
 from r1ranker.errors import check_at_least
-from r1ranker.ranking.conversation import EliminationSettings
-from r1ranker.ranking.ranker import RankerSettings, check_lengths, check_ranges
+from r1ranker.ranking.ranker import check_lengths
+from r1ranker.ranking.settings import EliminationSettings, RankerSettings, Strategy, WindowSettings
 from r1ranker.tasks.catalog import HUB_ID
 from r1ranker.tasks.labels import AnswerStyle
-from r1ranker.tasks.prompts import Mode
 
 ALL = "all"
 """in place of a task's name"""
+_PARTED = (
+    ("elimination", "eliminate", "out"),
+    ("elimination", "votes", "votes"),
+    ("elimination", "top_k", "top"),
+    ("windows", "size", "window"),
+    ("windows", "step", "step"),
+    ("windows", "passes", "passes"),
+    ("windows", "inside", "inside"),
+)
+"""settings and the words for those that are not the usual ones"""
 LONGEST_TASKS = 40
 """characters of the tasks' names in that of a file; of more there is only their number"""
 
@@ -29,7 +38,7 @@ class EvaluationOptions:
     """rows a task at most"""
     seed: int = 0
     output_dir: str = "eval/eval_result"
-    strategy: Mode | None = None
+    strategy: Strategy | None = None
     constrain: Any = None
     think: bool | None = None
     answer_style: AnswerStyle | None = None
@@ -38,6 +47,7 @@ class EvaluationOptions:
     max_model_len: int | None = None
     """tokens of a prompt and an answer that the engine holds; None: what the longest prompt needs"""
     elimination: EliminationSettings = field(default_factory=EliminationSettings)
+    windows: WindowSettings = field(default_factory=WindowSettings)
     engine: str = "hf"
     dtype: str = "auto"
     """auto | float32 | bfloat16: of what the model is computed in"""
@@ -59,7 +69,7 @@ class EvaluationOptions:
         if self.limit is not None:
             check_at_least("--limit", self.limit, 1)
         check_lengths(self.max_tokens, self.max_model_len)
-        check_ranges(self.seed, self.elimination)
+        RankerSettings(seed=self.seed, elimination=self.elimination, windows=self.windows).check()
 
 
 def name_parts(
@@ -76,10 +86,11 @@ def name_parts(
         parts.append(settings.answer_format.answer_style.replace("_", "-"))  # tables split names at _
     if settings.constrain != own.constrain:
         parts.append(f"constrain-{settings.constrain}")
-    asked, usual = settings.elimination, EliminationSettings()
-    for name, key in (("out", "eliminate"), ("votes", "votes"), ("top", "top_k")):
-        if getattr(asked, key) != getattr(usual, key):
-            parts.append(f"{name}-{getattr(asked, key)}")
+    usual = RankerSettings()
+    for group, key, name in _PARTED:
+        value = getattr(getattr(settings, group), key)
+        if value != getattr(getattr(usual, group), key):
+            parts.append(f"{name}-{value}")
     if settings.max_tokens != own.max_tokens:
         parts.append(f"tokens-{settings.max_tokens}")
     if settings.seed:

@@ -16,7 +16,8 @@ from r1ranker.evaluation.options import EvaluationOptions, name_parts
 from r1ranker.evaluation.results import TIMING, check_trec_grade
 from r1ranker.pretrained import check_model_directory, full_path, load_tokenizer
 from r1ranker.ranking.lengths import required_length
-from r1ranker.ranking.ranker import Ranker, RankerSettings
+from r1ranker.ranking.ranker import Ranker
+from r1ranker.ranking.settings import RankerSettings
 from r1ranker.rollout.start import find_engine
 from r1ranker.tasks.example import RankingExample
 
@@ -68,6 +69,7 @@ def plan_evaluations(
     found = []
     for model in several:
         settings = settings_of(model, options)
+        settings.check()
         about = about_of(
             {
                 "model": full_path(model),
@@ -118,5 +120,6 @@ def settings_of(model: str, options: EvaluationOptions) -> RankerSettings:
         answer_style=options.answer_style,
         seed=options.seed,
         elimination=options.elimination,
+        windows=options.windows,
         max_tokens=options.max_tokens,
     )

@@ -26,7 +26,7 @@ from r1ranker.experiments.summary import (
 )
 from r1ranker.experiments.tables import print_summary, write_summary
 from r1ranker.experiments.training import check_trainings, thinks, training_config
-from r1ranker.ranking.conversation import EliminationSettings
+from r1ranker.ranking.settings import EliminationSettings
 
 if TYPE_CHECKING:
     from r1ranker.trainer.config.schema import Config

@@ -15,7 +15,7 @@ from r1ranker.data.teacher import TEACHERS
 from r1ranker.device import DTYPES
 from r1ranker.errors import UserError, check_at_least, first_line, suggest
 from r1ranker.experiments.typed_yaml import VALUES_OF, has_type, in_words, is_text, parse_yaml, type_at
-from r1ranker.ranking.conversation import EliminationSettings
+from r1ranker.ranking.settings import EliminationSettings
 from r1ranker.tasks.catalog import TASK_NAMES
 from r1ranker.trainer.config.overrides import as_yaml, literal
 

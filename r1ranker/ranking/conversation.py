@@ -1,18 +1,13 @@
-"""Ranking as a conversation with a model: one answer with the whole order (direct), or round after round without the worst
-(iterative). Each query is a generator of questions, so that any number of them can go on side by side."""
+"""What a ranking and a model say to each other. Each query is a generator of questions, so that any number can go on side by side."""
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Generator, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 
-from rapidfuzz import fuzz
-
 from r1ranker.errors import UserError
-from r1ranker.tasks.answers import ParsedAnswer, normalise, parse_answer
+from r1ranker.tasks.answers import ParsedAnswer, parse_answer
 from r1ranker.tasks.example import RankingExample
-from r1ranker.tasks.pools import Elimination
 from r1ranker.tasks.prompts import AnswerFormat, Mode
 
 
@@ -26,6 +21,20 @@ class Question:
     samples: int = 1
     is_retry: bool = False
     """the first answer was of no use: another seed is wanted"""
+    begun: tuple[int, ...] | None = None
+    """token ids that the answer begins with: how likely each way to go on is wanted, instead of an answer"""
+
+
+@dataclass(frozen=True)
+class Branch:
+    """One way for an answer to go on."""
+
+    begun: tuple[int, ...]
+    """token ids of the answer so far"""
+    candidates: tuple[int, ...]
+    """places of those whose names or labels begin so"""
+    logprob: float
+    """given what the question's answer began with, among all branches of the question"""
 
 
 @dataclass(frozen=True)
@@ -38,23 +47,8 @@ class Reply:
     response_tokens: int
     cached_tokens: int = 0
     """of the prompt's: those that the engine had computed before"""
-
-
-@dataclass(frozen=True)
-class EliminationSettings:
-    """How an elimination goes."""
-
-    eliminate: int = 1
-    """candidates that go out a round: those named most often, as far as so many were named"""
-    votes: int = 1
-    """answers sampled a round; as many as `eliminate` at least"""
-    top_k: int = 0
-    """stop when so few are left, without telling them apart; 0: rank all"""
-
-    @property
-    def samples(self) -> int:
-        """Answers a round."""
-        return max(self.votes, self.eliminate)
+    branches: tuple[Branch, ...] = ()
+    """where these were wanted"""
 
 
 @dataclass
@@ -67,6 +61,8 @@ class RankingResult:
     """so many at the top were not told apart, and stand in the order shown"""
     out_in_round: dict[str, int] = field(default_factory=dict)
     """iterative: the round, from 1, in which a candidate went out"""
+    scores: dict[str, float] = field(default_factory=dict)
+    """logits: each candidate's probability to be named first, or not to be named as the worst"""
     thoughts: list[str] = field(default_factory=list)
     """the model's, an answer each"""
     calls: int = 0
@@ -82,9 +78,97 @@ class RankingResult:
     cached_tokens: int = 0
     response_tokens: int = 0
 
+    def add_costs(self, parts: Sequence[RankingResult]) -> None:
+        """Count what `parts`, which went on side by side, took."""
+        for key in ("calls", "answers", "valid_answers", "fallbacks", "prompt_tokens", "cached_tokens"):
+            setattr(self, key, getattr(self, key) + sum(getattr(part, key) for part in parts))
+        self.response_tokens += sum(part.response_tokens for part in parts)
+        self.depth += max((part.depth for part in parts), default=0)
+        self.thoughts += [thought for part in parts for thought in part.thoughts]
 
-Conversation = Generator[Question, Sequence[Reply], RankingResult]
-"""yields questions, is sent the answers to each, returns the ranking"""
+    def add_reply(self, reply: Reply) -> None:
+        """Count an answer."""
+        self.answers += 1
+        self.prompt_tokens += reply.prompt_tokens
+        self.cached_tokens += reply.cached_tokens
+        self.response_tokens += reply.response_tokens
+
+
+Conversation = Generator[Sequence[Question], Sequence[Sequence[Reply]], RankingResult]
+"""yields questions that can be answered side by side, is sent the replies to each of them, returns the ranking"""
+
+
+def ask(
+    question: Question, answer_format: AnswerFormat, result: RankingResult
+) -> Generator[Sequence[Question], Sequence[Sequence[Reply]], list[ParsedAnswer]]:
+    """The parsed answers to a question, and to its second try where none of them is of use."""
+    answers: list[ParsedAnswer] = []
+    names = question.example.candidates
+    for again in (False, True):
+        (replies,) = yield [Question(question.example, question.mode, 1 if again else question.samples, again)]
+        result.calls += 1
+        result.depth += 1
+        for reply in replies:
+            parsed = parse_answer(reply.text, names, question.mode, answer_format)
+            answers.append(parsed)
+            result.thoughts.append(parsed.thought)
+            result.add_reply(reply)
+            result.valid_answers += parsed.is_valid(question.mode, len(names))
+        if any(answer.is_valid(question.mode, len(names)) for answer in answers):
+            break
+    return answers
+
+
+def weigh(
+    example: RankingExample, mode: Mode, result: RankingResult
+) -> Generator[Sequence[Question], Sequence[Sequence[Reply]], list[float]]:
+    """Log-probability of each candidate to be the one that an answer constrained to the pool names (first).
+
+    One question where the labels differ in their first token; one more for each beginning that several have in common.
+    """
+    if len(example.candidates) == 1:
+        return [0.0]
+    found = [0.0] * len(example.candidates)
+    open_branches = [Branch((), tuple(range(len(found))), 0.0)]
+    while open_branches:
+        answered = yield [Question(example, mode, begun=branch.begun) for branch in open_branches]
+        result.depth += 1
+        shared: list[Branch] = []
+        for before, (reply,) in zip(open_branches, answered, strict=True):
+            result.calls += 1
+            result.valid_answers += 1
+            result.add_reply(reply)
+            for branch in reply.branches:
+                logprob = before.logprob + branch.logprob
+                if len(branch.candidates) > 1:
+                    shared.append(Branch(branch.begun, branch.candidates, logprob))
+                else:
+                    found[branch.candidates[0]] = logprob
+        open_branches = shared
+    return found
+
+
+def together(
+    conversations: Sequence[Conversation],
+) -> Generator[Sequence[Question], Sequence[Sequence[Reply]], list[RankingResult]]:
+    """The results of several conversations that go on side by side."""
+    results: dict[int, RankingResult] = {}
+    asked: dict[int, Sequence[Question]] = {}
+
+    def go_on(place: int, replies: Sequence[Sequence[Reply]] | None) -> None:
+        try:
+            asked[place] = next(conversations[place]) if replies is None else conversations[place].send(replies)
+        except StopIteration as end:
+            results[place] = end.value
+
+    for place in range(len(conversations)):
+        go_on(place, None)
+    while asked:
+        now, asked = asked, {}
+        answered = iter((yield [question for questions in now.values() for question in questions]))
+        for place, questions in now.items():
+            go_on(place, [next(answered) for _ in questions])
+    return [results[place] for place in range(len(conversations))]
 
 
 def list_texts(what: str, value: Iterable[str]) -> tuple[str, ...]:
@@ -101,79 +185,3 @@ def list_texts(what: str, value: Iterable[str]) -> tuple[str, ...]:
         if not isinstance(text, str):
             raise UserError(f"{what}: found {text!r:.100} at place {place}; a text is wanted")
     return texts
-
-
-def converse(
-    example: RankingExample, mode: Mode, answer_format: AnswerFormat, settings: EliminationSettings | None = None
-) -> Conversation:
-    """The conversation that ranks an example."""
-    if mode == "direct":
-        return _direct(example, answer_format)
-    return _iterative(example, answer_format, settings or EliminationSettings())
-
-
-def _iterative(example: RankingExample, answer_format: AnswerFormat, settings: EliminationSettings) -> Conversation:
-    """Rounds until one candidate (or top_k) is left.
-
-    Where no answer names a candidate, the one closest to it in spelling goes out, the last shown of equals.
-    """
-    state, result = Elimination(example.candidates), RankingResult()
-    least, rounds = max(1, settings.top_k), 0
-    while len(state.pool) > least:
-        rounds += 1
-        shown = example.with_pool(state.pool)
-        parsed = yield from _ask(Question(shown, "iterative", settings.samples), answer_format, result)
-        named = Counter(answer.named[0] for answer in parsed if answer.is_valid("iterative", len(state.pool)))
-        if not named:
-            result.fallbacks += 1
-            first = parsed[0]
-            named[first.named[0] if first.named else closest(first.answer or "", state.pool)] = 1
-        out = sorted(named, key=lambda place: (named[place], place), reverse=True)
-        for name in [shown.candidates[place] for place in out[: min(settings.eliminate, len(state.pool) - least)]]:
-            state.eliminate(name)
-            result.out_in_round[name] = rounds
-    result.ranking = state.ranking()
-    result.unordered = len(state.pool) if len(state.pool) > 1 else 0
-    return result
-
-
-def _direct(example: RankingExample, answer_format: AnswerFormat) -> Conversation:
-    """One answer; candidates that it does not name follow in the order shown."""
-    result = RankingResult()
-    parsed = yield from _ask(Question(example, "direct"), answer_format, result)
-    best = max(parsed, key=lambda answer: (answer.is_valid("direct", len(example.candidates)), len(answer.named)))
-    result.fallbacks += not best.is_valid("direct", len(example.candidates))
-    named = [example.candidates[place] for place in best.named]
-    result.ranking = (*named, *(name for name in example.candidates if name not in set(named)))
-    return result
-
-
-def _ask(
-    question: Question, answer_format: AnswerFormat, result: RankingResult
-) -> Generator[Question, Sequence[Reply], list[ParsedAnswer]]:
-    """The parsed answers to a question, and to its second try where none of them is of use."""
-    answers: list[ParsedAnswer] = []
-    names = question.example.candidates
-    for again in (False, True):
-        replies = yield Question(question.example, question.mode, 1 if again else question.samples, again)
-        result.calls += 1
-        result.depth += 1
-        for reply in replies:
-            parsed = parse_answer(reply.text, names, question.mode, answer_format)
-            answers.append(parsed)
-            result.thoughts.append(parsed.thought)
-            result.answers += 1
-            result.valid_answers += parsed.is_valid(question.mode, len(names))
-            result.prompt_tokens += reply.prompt_tokens
-            result.cached_tokens += reply.cached_tokens
-            result.response_tokens += reply.response_tokens
-        if any(answer.is_valid(question.mode, len(names)) for answer in answers):
-            break
-    return answers
-
-
-def closest(answer: str, candidates: Sequence[str]) -> int:
-    """The candidate most like `answer` in spelling; of equals, as for an empty answer, the last one shown."""
-    form = normalise(answer)
-    scores = [fuzz.ratio(form, normalise(name)) if form else 0.0 for name in candidates]
-    return max(range(len(candidates)), key=lambda place: (scores[place], place))

@@ -15,10 +15,10 @@ from r1ranker.rollout.constraint import build_constraint
 from r1ranker.rollout.context import check_fits, load_context_length
 from r1ranker.rollout.start import find_engine
 from r1ranker.tasks.example import RankingExample
-from r1ranker.tasks.prompts import chat_messages, render_problem
+from r1ranker.tasks.prompts import candidate_lines, chat_messages, render_problem
 
 if TYPE_CHECKING:
-    from r1ranker.ranking.ranker import RankerSettings
+    from r1ranker.ranking.settings import RankerSettings
 
 AT_ONCE = 256
 """examples tokenised together"""
@@ -35,18 +35,31 @@ def trained_prompt_length(path: str) -> int:
 def find_longest_prompt(
     tokenizer: PreTrainedTokenizerBase, settings: RankerSettings, examples: Iterable[RankingExample]
 ) -> int:
-    """Tokens of the longest prompt. An elimination begins with its longest: pools only shrink.
+    """Tokens of the longest prompt. An elimination begins with its longest: pools only shrink. Of parts of a pool it is at most that
+    of the candidates with most tokens.
 
     Raises UserError for a chat template that cannot be used, and for a pool that a constraint cannot tell apart.
     """
     form, longest, left = settings.answer_format, 0, iter(examples)
     while some := list(islice(left, AT_ONCE)):
-        problems = [render_problem(example, settings.strategy, form.answer_style) for example in some]
-        chats = [chat_messages(problem, form, settings.strategy) for problem in problems]
+        if settings.parts_pools:
+            some = [_longest_part(tokenizer, example, settings.windows.size) for example in some]
+        problems = [render_problem(example, settings.mode, form.answer_style) for example in some]
+        chats = [chat_messages(problem, form, settings.mode) for problem in problems]
         longest = max(longest, *map(len, encode_chats(tokenizer, chats)))
-        for example in some if settings.constrain == "candidates" else ():
-            build_constraint(tokenizer, example.candidates, settings.strategy, form)
-    return longest
+        for example in some if settings.is_constrained else ():
+            build_constraint(tokenizer, example.candidates, settings.mode, form)
+    return longest + (
+        settings.windows.size if settings.parts_pools else 0
+    )  # a label or a break may cost another token elsewhere
+
+
+def _longest_part(tokenizer: PreTrainedTokenizerBase, example: RankingExample, size: int) -> RankingExample:
+    if len(example.candidates) <= size:
+        return example
+    tokens = tokenizer(candidate_lines(example, "name"), add_special_tokens=False)["input_ids"]
+    order = sorted(range(len(tokens)), key=lambda place: -len(tokens[place]))
+    return example.with_pool(tuple(example.candidates[place] for place in sorted(order[:size])))
 
 
 def required_length(

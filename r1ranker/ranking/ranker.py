@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
 from r1ranker.data.tokenise import encode_chat
 from r1ranker.errors import UserError, check_at_least
-from r1ranker.pretrained import SETTINGS_FILE, check_model_directory
-from r1ranker.ranking.conversation import EliminationSettings, Question, RankingResult, Reply, converse, list_texts
+from r1ranker.pretrained import check_model_directory
+from r1ranker.ranking.branches import branch_out, branches_of
+from r1ranker.ranking.conversation import Question, RankingResult, Reply, list_texts
 from r1ranker.ranking.lengths import find_longest_prompt, trained_prompt_length
 from r1ranker.ranking.schedule import run_conversations
+from r1ranker.ranking.settings import RankerSettings, Strategy
+from r1ranker.ranking.strategies import converse
 from r1ranker.rollout.constraint import build_constraint
 from r1ranker.rollout.engine import (
     USUAL_LENGTH,
@@ -30,62 +31,8 @@ from r1ranker.rollout.engine import (
 from r1ranker.rollout.start import find_engine, start_engine
 from r1ranker.tasks.catalog import get_task
 from r1ranker.tasks.example import RankingExample
-from r1ranker.tasks.labels import ANSWER_STYLES, AnswerStyle
-from r1ranker.tasks.prompts import AnswerFormat, Mode, chat_messages, render_problem
-
-_SAVED: dict[str, Any] = {
-    "strategy": ("iterative", "direct"),
-    "answer_style": ANSWER_STYLES,
-    "think": bool,
-    "constrain": ("none", "candidates"),
-    "max_response_length": int,
-}
-"""its values, or their type"""
-
-
-@dataclass(frozen=True)
-class RankerSettings:
-    """How a model is to be asked; saved beside the weights, since it has to be asked as it was trained."""
-
-    strategy: Mode = "iterative"
-    answer_format: AnswerFormat = field(default_factory=AnswerFormat)
-    constrain: Literal["none", "candidates"] = "none"
-    max_tokens: int = 1024
-    """of an answer"""
-    top_p: float = 0.7
-    """published; of no effect at temperature 0"""
-    temperature: float = 0.0
-    """0: greedy, but where several answers a round are wanted, or a second try"""
-    seed: int = 0
-    elimination: EliminationSettings = field(default_factory=EliminationSettings)
-
-    @classmethod
-    def from_pretrained(cls, directory: str) -> RankerSettings:
-        """Those saved with the model; the published ones where there are none."""
-        file = Path(directory) / SETTINGS_FILE
-        if not file.is_file():
-            return cls()
-        try:
-            saved: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
-            for key, kinds in _SAVED.items():
-                if saved[key] not in kinds if isinstance(kinds, tuple) else type(saved[key]) is not kinds:
-                    raise ValueError(f"{key} is {saved[key]!r}")
-            return cls(
-                strategy=saved["strategy"],
-                answer_format=AnswerFormat(saved["answer_style"], saved["think"]),
-                constrain=saved["constrain"],
-                max_tokens=saved["max_response_length"],
-            )
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            raise UserError(f"{file}: not the settings of a ranker ({type(error).__name__}: {error})") from error
-
-
-def check_ranges(seed: int, elimination: EliminationSettings) -> None:
-    """Raise UserError, naming the option, for a seed or for settings of an elimination that are out of range."""
-    check_at_least("--seed", seed, 0)
-    check_at_least("--eliminate", elimination.eliminate, 1)
-    check_at_least("--votes", elimination.votes, 1)
-    check_at_least("--top_k", elimination.top_k, 0)
+from r1ranker.tasks.labels import AnswerStyle
+from r1ranker.tasks.prompts import AnswerFormat, chat_messages, render_problem
 
 
 def check_lengths(max_tokens: int | None, max_model_len: int | None) -> None:
@@ -93,6 +40,10 @@ def check_lengths(max_tokens: int | None, max_model_len: int | None) -> None:
     for name, value in (("--max_tokens", max_tokens), ("--max_model_len", max_model_len)):
         if value is not None:
             check_at_least(name, value, 1)
+
+
+WEIGHED = SamplingParams(max_tokens=1, choices=True)
+"""of a question for probabilities: nothing is sampled that is used"""
 
 
 class Ranker:
@@ -107,7 +58,7 @@ class Ranker:
     def settings_of(
         cls,
         directory: str,
-        strategy: Mode | None = None,
+        strategy: Strategy | None = None,
         constrain: Literal["none", "candidates"] | None = None,
         think: bool | None = None,
         answer_style: AnswerStyle | None = None,
@@ -127,7 +78,7 @@ class Ranker:
     def from_pretrained(
         cls,
         directory: str,
-        strategy: Mode | None = None,
+        strategy: Strategy | None = None,
         constrain: Literal["none", "candidates"] | None = None,
         gpu: int = 0,
         think: bool | None = None,
@@ -155,7 +106,7 @@ class Ranker:
 
         if max_model_len is None and find_engine(engine) == "vllm":
             max_model_len = max(USUAL_LENGTH, trained_prompt_length(directory) + settings.max_tokens)
-        asked = EngineSettings(max_model_len, dtype=dtype, constrained=settings.constrain != "none")
+        asked = EngineSettings(max_model_len, dtype=dtype, constrained=settings.is_constrained)
         started = start_engine(engine, directory, pick_device(gpu), asked)
         return cls(started, started.tokenizer, settings)
 
@@ -203,15 +154,17 @@ class Ranker:
         `lockstep` holds the queries in step, for comparison.
         """
         settings = self.settings
-        conversations = (
-            converse(example, settings.strategy, settings.answer_format, settings.elimination) for example in examples
-        )
+        settings.check()
+        conversations = (converse(example, settings) for example in examples)
         return run_conversations(conversations, self.engine.session(), self._to_request, self._to_replies, lockstep)
 
     def _to_request(self, question: Question) -> tuple[Request, SamplingParams]:
         settings, example = self.settings, question.example
         problem = render_problem(example, question.mode, settings.answer_format.answer_style)
         token_ids = encode_chat(self.tokenizer, chat_messages(problem, settings.answer_format, question.mode))
+        if question.begun is not None:
+            paths = branch_out(self.tokenizer, question, settings.answer_format)
+            return Request([*token_ids, *paths.begun], constraint=paths.constraint), WEIGHED
         constraint = None
         if settings.constrain == "candidates":
             constraint = build_constraint(self.tokenizer, example.candidates, question.mode, settings.answer_format)
@@ -226,6 +179,11 @@ class Ranker:
         return Request(token_ids, seed, constraint), params
 
     def _to_replies(self, question: Question, request: Request, completions: Sequence[Completion]) -> list[Reply]:
+        if question.begun is not None:
+            (weighed,) = completions
+            paths = branch_out(self.tokenizer, question, self.settings.answer_format)
+            branches = branches_of(paths, weighed)
+            return [Reply("", len(request.token_ids), 1, weighed.cached_tokens, branches)]
         replies = []
         for number, completion in enumerate(completions):
             ids = completion.token_ids[:-1] if completion.finish_reason == "stop" else completion.token_ids

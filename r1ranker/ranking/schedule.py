@@ -1,17 +1,30 @@
-"""Many conversations over one engine: each goes on as soon as its own answer is there."""
+"""Many conversations over one engine: each goes on as soon as its own questions are answered."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 from r1ranker.ranking.conversation import Conversation, Question, RankingResult, Reply
 from r1ranker.rollout.engine import Completion, Request, SamplingParams, Session
 
 MOST_OPEN = 512
 """conversations at once: enough to fill an engine's batch"""
+MOST_ASKED = 2**20
+"""questions that a conversation may ask at once"""
 
 ToRequest = Callable[[Question], tuple[Request, SamplingParams]]
 ToReplies = Callable[[Question, Request, Sequence[Completion]], list[Reply]]
+
+
+@dataclass
+class _Open:
+    """A conversation and what was asked in it last."""
+
+    place: int
+    conversation: Conversation
+    asked: list[tuple[Question, Request]] = field(default_factory=list)
+    replies: dict[int, list[Reply]] = field(default_factory=dict)
 
 
 def run_conversations(
@@ -27,30 +40,43 @@ def run_conversations(
     held in step, as a peer to measure against.
     """
     waiting = iter(enumerate(conversations))
-    opened: dict[int, tuple[Conversation, Question, Request]] = {}
+    requests: dict[int, tuple[_Open, int]] = {}
+    """key of each open request: its conversation, and its place among the questions asked there"""
+    opened = 0
 
-    def go_on(place: int, conversation: Conversation, replies: Sequence[Reply] | None) -> RankingResult | None:
+    def go_on(one: _Open) -> RankingResult | None:
         try:
-            question = next(conversation) if replies is None else conversation.send(replies)
+            if one.asked:
+                questions = one.conversation.send([one.replies[number] for number in range(len(one.asked))])
+            else:
+                questions = next(one.conversation)
         except StopIteration as end:
             return end.value
-        request, params = to_request(question)
-        opened[place] = (conversation, question, request)
-        session.add(place, request, params)
+        one.asked, one.replies = [], {}
+        for number, question in enumerate(questions):
+            request, params = to_request(question)
+            one.asked.append((question, request))
+            key = one.place * MOST_ASKED + number
+            requests[key] = (one, number)
+            session.add(key, request, params)
         return None
 
     more = True
-    while more or opened:
-        while more and len(opened) < MOST_OPEN:
+    while more or requests:
+        while more and opened < MOST_OPEN:
             place, conversation = next(waiting, (-1, None))
             if conversation is None:
                 more = False
-            elif (result := go_on(place, conversation, None)) is not None:
+            elif (result := go_on(_Open(place, conversation))) is not None:
                 yield place, result
+            else:
+                opened += 1
         finished = session.step()
-        while lockstep and len(finished) < len(opened):
+        while lockstep and len(finished) < len(requests):
             finished += session.step()
-        for place, completions in finished:
-            conversation, question, request = opened.pop(place)
-            if (result := go_on(place, conversation, to_replies(question, request, completions))) is not None:
-                yield place, result
+        for key, completions in finished:
+            one, number = requests.pop(key)
+            one.replies[number] = to_replies(*one.asked[number], completions)
+            if len(one.replies) == len(one.asked) and (result := go_on(one)) is not None:
+                opened -= 1
+                yield one.place, result

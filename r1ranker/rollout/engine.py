@@ -27,6 +27,8 @@ class SamplingParams:
     top_k: int = -1
     """-1: off"""
     max_tokens: int = 1024
+    choices: bool = False
+    """under a constraint: log-probabilities of all that was allowed as the first token, too"""
     end_loops: bool = False
     """end a response that repeats itself (loops.py); for measuring and ranking, since training samples from the whole distribution"""
 
@@ -53,6 +55,8 @@ class Completion:
     """length: neither EOS nor the end of a constraint was reached"""
     allowed: list[list[int]] = field(default_factory=list)
     """under a constraint: for each token the ids that were allowed, empty where all were; else an empty list"""
+    choices: list[float] = field(default_factory=list)
+    """where they were wanted: log-probability of each of allowed[0], which sum to 1"""
     cached_tokens: int = 0
     """of the prompt: those that the engine's prefix cache held already"""
 

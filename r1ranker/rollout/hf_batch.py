@@ -16,7 +16,7 @@ from r1ranker.rollout.constraint import ConstraintState
 from r1ranker.rollout.engine import Completion, Request, SamplingParams
 from r1ranker.rollout.hf_cache import Attend, Decode, KVCache, Prefill
 from r1ranker.rollout.loops import ends_in_loop
-from r1ranker.rollout.sampling import sample_tokens, uniform_stream
+from r1ranker.rollout.sampling import sample_tokens, uniform_stream, weigh_tokens
 
 PREFILL_TOKENS = 4096
 """of one forward pass over prompts"""
@@ -57,6 +57,8 @@ class _Row:
     """the step that sampled its first token"""
     state: ConstraintState | None
     allowed: list[list[int]] = field(default_factory=list)
+    choices: list[float] = field(default_factory=list)
+    """log-probabilities of allowed[0], where they are wanted"""
     ids: list[int] = field(default_factory=list)
     """what was sampled, where loops are looked for"""
     rest: int = 0
@@ -154,6 +156,9 @@ class ContinuousBatch:
         logits = self._prefill(list(prompts), first_group)
         allowed = self._allowed(first_row)
         of_rows = torch.tensor([row.group.slot - first_group for row in rows], device=logits.device)
+        if self.params.choices:
+            for row, of_row, some in zip(rows, of_rows.tolist(), allowed, strict=True):
+                row.choices = weigh_tokens(logits[of_row], some, self.params)
         return self._take(*sample_tokens(logits[of_rows], self._uniforms[new, 0], allowed, self.params), allowed)
 
     def _state(self, request: Request) -> ConstraintState | None:
@@ -303,6 +308,7 @@ class ContinuousBatch:
                 logprobs=self._logprobs[place, :length].tolist(),
                 finish_reason="stop" if ids[-1] in self._stop else "length",
                 allowed=row.allowed,
+                choices=row.choices,
             )
             complete = [one for one in row.open.completions if one is not None]
             if len(complete) == self.params.n:

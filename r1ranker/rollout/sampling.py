@@ -58,6 +58,13 @@ def sample_tokens(
     return tokens, logprobs
 
 
+def weigh_tokens(logits: Tensor, allowed: Sequence[int], params: SamplingParams) -> list[float]:
+    """Log-probabilities of the ids `allowed` [K] among themselves, from logits [V], after temperature; none where all are allowed."""
+    temperature = params.temperature or 1.0
+    scores: list[float] = (logits[list(allowed)].float() / temperature).log_softmax(dim=-1).tolist() if allowed else []
+    return scores
+
+
 def _choose_free(logits: Tensor, uniforms: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
     weights = logits.softmax(dim=-1)
     if bool(weights[:, 0].isnan().any()):  # one logit that is no number makes all of its row's weights so

@@ -68,7 +68,7 @@ class VLLMEngine:
             top_k=params.top_k,
             max_tokens=params.max_tokens,
             seed=request.seed % 2**62,
-            logprobs=0,
+            logprobs=len(self._state(request).allowed_token_ids()) if params.choices and request.constraint else 0,
             detokenize=False,
             repetition_detection=RepetitionDetectionParams(LONGEST, SHORTEST, TIMES) if params.end_loops else None,
             extra_args={STATE: lambda: self._state(request)} if request.constraint else None,
@@ -92,6 +92,7 @@ class VLLMEngine:
             logprobs=[entry[token].logprob for token, entry in zip(token_ids, sample.logprobs, strict=True)],
             finish_reason="stop" if sample.finish_reason == "stop" else "length",
             allowed=allowed,
+            choices=[known[token].logprob for token in allowed[0]] if len(known := sample.logprobs[0]) > 1 else [],
             cached_tokens=cached,
         )
 

@@ -105,6 +105,7 @@ def engine_arguments(directory: str, device: torch.device, settings: EngineSetti
         "max_num_batched_tokens": max(max_model_len(directory, settings), BATCH_TOKENS),
         # log-probabilities of the distribution that is sampled from: after temperature and constraint
         "logprobs_mode": "processed_logprobs",
+        "max_logprobs": -1,  # a question for probabilities has as many as the pool has candidates
         # the constraint of a token needs to know the one before it
         "async_scheduling": False,
         "disable_log_stats": True,

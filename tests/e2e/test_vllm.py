@@ -167,7 +167,8 @@ RANK = """
 import json, os, sys
 from dataclasses import replace
 from r1ranker import Ranker, load_examples
-from r1ranker.ranking.conversation import EliminationSettings
+from r1ranker.ranking.settings import EliminationSettings
+from r1ranker.tasks.prompts import AnswerFormat
 examples = [one for one in load_examples(sys.argv[2]) if one.task in ("Rec-Movie", "Router-Cost", "Passage-9")][:24:2]
 # what vLLM keeps of a prompt is whole blocks: requests long enough to fill some
 examples = [replace(one, history=one.history * 8, query=" ".join([one.query] * 8).strip()) for one in examples]
@@ -180,6 +181,14 @@ for engine in ("hf", "vllm"):
             results = dict(ranker.rank_stream(examples, waves))
             found[f"{engine} {votes} {waves}"] = [
                 [results[place].ranking, results[place].calls, results[place].cached_tokens, results[place].prompt_tokens]
+                for place in range(len(examples))
+            ]
+        for style in ("label", "letter") if votes == 1 else ():
+            asked = replace(ranker.settings, strategy="logits", answer_format=AnswerFormat(style, think=False))
+            ranker.settings = asked
+            results = dict(ranker.rank_stream(examples))
+            found[f"{engine} {style}"] = [
+                [list(results[place].scores.items()), results[place].calls, results[place].cached_tokens]
                 for place in range(len(examples))
             ]
         ranker.engine.close()
@@ -203,3 +212,7 @@ def test_queries_that_go_on_by_themselves_are_ranked_as_in_step(trained: str, to
     for ranking, calls_of_it, cached, prompt in found["vllm 1 False"]:
         assert calls_of_it == len(ranking) - 1
         assert 0 < cached < prompt
+    for style in ("label", "letter"):
+        for (ours, calls_of_it, _), (theirs, *_) in zip(found[f"hf {style}"], found[f"vllm {style}"], strict=True):
+            assert dict(theirs) == pytest.approx(dict(ours), abs=1e-4)
+            assert calls_of_it == 1 or style == "label"

@@ -28,8 +28,8 @@ from r1ranker.data.sources.recommendation import RECBOLE_DATA_SETS
 from r1ranker.data.sources.routing import OBJECTIVES
 from r1ranker.data.sources.user_files import read_requests
 from r1ranker.evaluation.options import EvaluationOptions
-from r1ranker.ranking.conversation import EliminationSettings
 from r1ranker.ranking.ranker import Ranker
+from r1ranker.ranking.settings import EliminationSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = [ROOT / "eval" / "eval.py", *sorted((ROOT / "examples").rglob("*.py"))]
@@ -38,6 +38,7 @@ FUNCTIONS = {name: function for group in COMMANDS.values() for name, function in
 EVAL = {
     "dataset", "model-path", "data", "strategy", "constrain", "think", "no-think", "answer-style", "engine", "limit", "seed", "gpu-id",
     "output-dir", "dtype", "top-k", "eliminate", "votes", "max-tokens", "max-model-len", "baselines", "interactions", "router-data", "trec-dir",
+    "window", "step", "passes", "inside",
 }  # fmt: skip
 TASKS = {"passage": {"task": "Passage-5"}, "recommendation": {"task": "Rec-Movie"}, "routing": {"task": "Router-Cost"}}
 """values that nothing else may stand for"""

@@ -23,13 +23,15 @@ from r1ranker.evaluation.baselines.orders import MostFrequentLabel, given_order_
 from r1ranker.evaluation.options import EvaluationOptions
 from r1ranker.evaluation.results import read_result
 from r1ranker.evaluation.runner import resolve_tasks, run_evaluation
-from r1ranker.ranking.conversation import EliminationSettings, Question, RankingResult, Reply, closest, converse
+from r1ranker.ranking.conversation import Question, RankingResult, Reply
 from r1ranker.ranking.metrics import bootstrap_interval, expected_metrics, metrics_of_ranking, summarise
-from r1ranker.ranking.ranker import Ranker, RankerSettings
+from r1ranker.ranking.ranker import Ranker
 from r1ranker.ranking.schedule import run_conversations
+from r1ranker.ranking.settings import EliminationSettings, RankerSettings
+from r1ranker.ranking.strategies import closest, converse
 from r1ranker.tasks.catalog import TASK_NAMES
 from r1ranker.tasks.example import RankingExample
-from r1ranker.tasks.prompts import AnswerFormat, Mode
+from r1ranker.tasks.prompts import Mode
 
 CUTOFFS = (3, 5, 10, 20)
 
@@ -154,7 +156,9 @@ class Scripted:
         return done
 
     def rank(self, mode: Mode, waves: bool = False, **settings: int) -> list[RankingResult]:
-        conversations = [converse(one, mode, AnswerFormat(), EliminationSettings(**settings)) for one in pools()]
+        conversations = [
+            converse(one, RankerSettings(mode, elimination=EliminationSettings(**settings))) for one in pools()
+        ]
         found = run_conversations(
             conversations,
             self,  # type: ignore[arg-type]

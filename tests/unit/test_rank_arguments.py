@@ -10,7 +10,8 @@ import pytest
 
 from r1ranker.errors import UserError
 from r1ranker.ranking.conversation import list_texts
-from r1ranker.ranking.ranker import Ranker, RankerSettings
+from r1ranker.ranking.ranker import Ranker
+from r1ranker.ranking.settings import RankerSettings
 from r1ranker.tasks.example import RankingExample
 
 NAMES = ["Heat", "Alien", "Up"]

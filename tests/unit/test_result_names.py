@@ -22,7 +22,8 @@ from r1ranker.evaluation.results import read_result, result_files
 from r1ranker.evaluation.runner import run_evaluation
 from r1ranker.evaluation.table import print_comparison, print_results
 from r1ranker.experiments.spec import load_experiment
-from r1ranker.ranking.ranker import Ranker, RankerSettings
+from r1ranker.ranking.ranker import Ranker
+from r1ranker.ranking.settings import RankerSettings
 from r1ranker.report import write_report
 
 

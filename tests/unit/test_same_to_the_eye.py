@@ -15,7 +15,7 @@ from r1ranker.data.files.parquet import example_to_row, read_training_rows, writ
 from r1ranker.data.loader import load_prompts
 from r1ranker.errors import UserError
 from r1ranker.ranking.lengths import find_longest_prompt
-from r1ranker.ranking.ranker import RankerSettings
+from r1ranker.ranking.settings import RankerSettings
 from r1ranker.rewards import compute_score
 from r1ranker.rollout.constraint import build_constraint
 from r1ranker.tasks.answers import parse_answer

@@ -1,0 +1,101 @@
+"""Strategies of ranking: one answer with the whole order (direct), round after round without the worst (iterative), the
+probabilities of the first choice (logits), and parts of a large pool in turn (windows, tournament)."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+from rapidfuzz import fuzz
+
+from r1ranker.ranking.conversation import Conversation, Question, RankingResult, ask, weigh
+from r1ranker.ranking.large_pools import rank_by_tournament, rank_by_windows
+from r1ranker.ranking.settings import RankerSettings
+from r1ranker.tasks.answers import normalise
+from r1ranker.tasks.example import RankingExample
+from r1ranker.tasks.pools import Elimination
+
+
+def converse(example: RankingExample, settings: RankerSettings) -> Conversation:
+    """The conversation that ranks an example as `settings` have it."""
+    if settings.strategy == "windows":
+        return rank_by_windows(example, settings.windows, lambda pool: _inside(pool, settings))
+    if settings.strategy == "tournament":
+        size, top_k = settings.windows.size, settings.elimination.top_k
+        return rank_by_tournament(example, size, top_k, lambda pool: _inside(pool, settings))
+    if settings.strategy == "logits":
+        return _by_logits(example, settings)
+    return _by_answer(example, settings)
+
+
+def _inside(example: RankingExample, settings: RankerSettings) -> Conversation:
+    """The ranking of a part of a pool."""
+    return _by_logits(example, settings) if settings.windows.inside == "logits" else _by_answer(example, settings)
+
+
+def _by_answer(example: RankingExample, settings: RankerSettings) -> Conversation:
+    return _direct(example, settings) if settings.mode == "direct" else _iterative(example, settings)
+
+
+def _by_logits(example: RankingExample, settings: RankerSettings) -> Conversation:
+    """The order of the probabilities to be named first; to be named as the worst, the least likely first."""
+    result = RankingResult()
+    logprobs = yield from weigh(example, settings.mode, result)
+    worst = settings.mode == "iterative"
+    places = sorted(range(len(logprobs)), key=lambda place: logprobs[place] if worst else -logprobs[place])
+    chances = [-math.expm1(logprob) if worst else math.exp(logprob) for logprob in logprobs]
+    if len(chances) == 1:
+        chances = [1.0]
+    result.ranking = tuple(example.candidates[place] for place in places)
+    result.scores = {example.candidates[place]: chances[place] for place in places}
+    return result
+
+
+def _iterative(example: RankingExample, settings: RankerSettings) -> Conversation:
+    """Rounds until one candidate (or top_k) is left.
+
+    Where no answer names a candidate, the one closest to it in spelling goes out, the last shown of equals.
+    """
+    how = settings.elimination
+    state, result = Elimination(example.candidates), RankingResult()
+    least, rounds = max(1, how.top_k if settings.strategy == "iterative" else 0), 0
+    exact = settings.weighs and how.eliminate > 1 and how.votes == 1
+    while len(state.pool) > least:
+        rounds += 1
+        shown = example.with_pool(state.pool)
+        if exact:
+            logprobs = yield from weigh(shown, "iterative", result)
+            out = sorted(range(len(logprobs)), key=lambda place: (logprobs[place], place), reverse=True)
+        else:
+            parsed = yield from ask(Question(shown, "iterative", how.samples), settings.answer_format, result)
+            named = Counter(answer.named[0] for answer in parsed if answer.is_valid("iterative", len(state.pool)))
+            if not named:
+                result.fallbacks += 1
+                first = parsed[0]
+                named[first.named[0] if first.named else closest(first.answer or "", state.pool)] = 1
+            out = sorted(named, key=lambda place: (named[place], place), reverse=True)
+        for name in [shown.candidates[place] for place in out[: min(how.eliminate, len(state.pool) - least)]]:
+            state.eliminate(name)
+            result.out_in_round[name] = rounds
+    result.ranking = state.ranking()
+    result.unordered = len(state.pool) if len(state.pool) > 1 else 0
+    return result
+
+
+def _direct(example: RankingExample, settings: RankerSettings) -> Conversation:
+    """One answer; candidates that it does not name follow in the order shown."""
+    result = RankingResult()
+    parsed = yield from ask(Question(example, "direct"), settings.answer_format, result)
+    best = max(parsed, key=lambda answer: (answer.is_valid("direct", len(example.candidates)), len(answer.named)))
+    result.fallbacks += not best.is_valid("direct", len(example.candidates))
+    named = [example.candidates[place] for place in best.named]
+    result.ranking = (*named, *(name for name in example.candidates if name not in set(named)))
+    return result
+
+
+def closest(answer: str, candidates: Sequence[str]) -> int:
+    """The candidate most like `answer` in spelling; of equals, as for an empty answer, the last one shown."""
+    form = normalise(answer)
+    scores = [fuzz.ratio(form, normalise(name)) if form else 0.0 for name in candidates]
+    return max(range(len(candidates)), key=lambda place: (scores[place], place))
