@@ -9,6 +9,7 @@ import typer
 
 from r1ranker.cli.options import (
     AnswerStyle,
+    AskedFor,
     Constrain,
     Dtype,
     Eliminate,
@@ -43,6 +44,7 @@ def evaluate(
     gpu_id: GpuId = 0,
     seed: Seed = 0,
     strategy: Strategy = None,
+    mode: AskedFor = None,
     constrain: Constrain = None,
     think: Think = None,
     answer_style: AnswerStyle = None,
@@ -94,6 +96,7 @@ def evaluate(
         seed=seed,
         output_dir=output_dir,
         strategy=strategy,
+        mode=mode,
         constrain=constrain,
         think=think,
         answer_style=answer_style,

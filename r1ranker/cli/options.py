@@ -33,6 +33,14 @@ Strategy = Annotated[
         rich_help_panel=AS_TRAINED,
     ),
 ]
+AskedFor = Annotated[
+    Literal["iterative", "direct"] | None,
+    typer.Option(
+        "--mode",
+        help="what it is asked for with other strategies: the worst candidate, or all in order",
+        rich_help_panel=AS_TRAINED,
+    ),
+]
 Constrain = Annotated[
     Literal["none", "candidates"] | None,
     typer.Option(help="candidates: nothing else can be answered", rich_help_panel=AS_TRAINED),

@@ -13,6 +13,7 @@ import typer
 
 from r1ranker.cli.options import (
     AnswerStyle,
+    AskedFor,
     Constrain,
     Dtype,
     Eliminate,
@@ -49,6 +50,7 @@ def rank(
     gpu_id: GpuId = 0,
     seed: Seed = 0,
     strategy: Strategy = None,
+    mode: AskedFor = None,
     constrain: Constrain = None,
     think: Think = None,
     answer_style: AnswerStyle = None,
@@ -88,6 +90,7 @@ def rank(
         settings = Ranker.settings_of(
             model,
             strategy=strategy,
+            trained=mode,
             constrain=constrain,
             think=think,
             answer_style=answer_style,

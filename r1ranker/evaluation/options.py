@@ -12,6 +12,7 @@ from r1ranker.ranking.ranker import check_lengths
 from r1ranker.ranking.settings import EliminationSettings, RankerSettings, Strategy, WindowSettings
 from r1ranker.tasks.catalog import HUB_ID
 from r1ranker.tasks.labels import AnswerStyle
+from r1ranker.tasks.prompts import Mode
 
 ALL = "all"
 """in place of a task's name"""
@@ -39,6 +40,8 @@ class EvaluationOptions:
     seed: int = 0
     output_dir: str = "eval/eval_result"
     strategy: Strategy | None = None
+    mode: Mode | None = None
+    """what it is asked for by strategies other than iterative and direct"""
     constrain: Any = None
     think: bool | None = None
     answer_style: AnswerStyle | None = None
@@ -80,6 +83,8 @@ def name_parts(
     few = "+".join(tasks)
     head = dataset if dataset == ALL else few if len(few) <= LONGEST_TASKS else f"{len(tasks)}-tasks"
     parts: list[str] = [settings.strategy]
+    if settings.mode != own.trained and settings.mode != settings.strategy:
+        parts.append(settings.mode)
     if settings.answer_format.think != own.answer_format.think:
         parts.append("think" if settings.answer_format.think else "no-think")
     if settings.answer_format.answer_style != own.answer_format.answer_style:

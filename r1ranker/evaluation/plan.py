@@ -115,6 +115,7 @@ def settings_of(model: str, options: EvaluationOptions) -> RankerSettings:
     return Ranker.settings_of(
         model,
         strategy=options.strategy,
+        trained=options.mode,
         constrain=options.constrain,
         think=options.think,
         answer_style=options.answer_style,

@@ -32,7 +32,7 @@ from r1ranker.rollout.start import find_engine, start_engine
 from r1ranker.tasks.catalog import get_task
 from r1ranker.tasks.example import RankingExample
 from r1ranker.tasks.labels import AnswerStyle
-from r1ranker.tasks.prompts import AnswerFormat, chat_messages, render_problem
+from r1ranker.tasks.prompts import AnswerFormat, Mode, chat_messages, render_problem
 
 
 def check_lengths(max_tokens: int | None, max_model_len: int | None) -> None:
@@ -63,6 +63,7 @@ class Ranker:
         think: bool | None = None,
         answer_style: AnswerStyle | None = None,
         max_tokens: int | None = None,
+        trained: Mode | None = None,
         **changes: Any,
     ) -> RankerSettings:
         """The settings saved with a model, with what is not None in their place; `changes` are fields of RankerSettings."""
@@ -70,7 +71,7 @@ class Ranker:
         asked = settings.answer_format
         style = asked.answer_style if answer_style is None else answer_style
         changes["answer_format"] = AnswerFormat(style, asked.think if think is None else think)
-        given = {"strategy": strategy, "constrain": constrain, "max_tokens": max_tokens}
+        given = {"strategy": strategy, "constrain": constrain, "max_tokens": max_tokens, "trained": trained}
         changes |= {name: value for name, value in given.items() if value is not None}
         return replace(settings, **changes)
 
