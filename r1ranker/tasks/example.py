@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -9,6 +10,7 @@ from dataclasses import dataclass, replace
 from r1ranker.errors import UserError
 from r1ranker.tasks.text import canonical, find_name
 
+_NUMBER_FOR_NAME = re.compile(r"passage \d+")
 HIGHEST_GRADE = 1000
 """2^grade has to stay a float, and so has a sum of them"""
 
@@ -81,6 +83,11 @@ class RankingExample:
         if self.positive and self.grade_of(self.positive) != best:
             raise UserError(f"{where}: the positive {self.positive!r} is not of the highest grade, {best:g}")
 
+    @property
+    def has_numbers_for_names(self) -> bool:
+        """Whether the texts are all that tells the candidates apart: their names only count."""
+        return bool(self.texts) and names_are_numbers(self.candidates)
+
     def grade_of(self, name: str) -> float:
         """How relevant a candidate is; where there are no grades, 1 for the positive and 0 for the others."""
         if not self.grades:
@@ -103,6 +110,11 @@ class RankingExample:
             grades=tuple(self.grades[place[name]] for name in pool) if self.grades else (),
             positive=positive,
         )
+
+
+def names_are_numbers(names: Iterable[str]) -> bool:
+    """Whether candidates are called 'passage 0', 'passage 1' and so on."""
+    return all(map(_NUMBER_FOR_NAME.fullmatch, names))
 
 
 def count_positives(examples: Iterable[RankingExample]) -> Counter[tuple[str, str]]:

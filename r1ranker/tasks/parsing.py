@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from r1ranker.tasks.catalog import TASKS, Task
-from r1ranker.tasks.example import RankingExample
+from r1ranker.tasks.example import RankingExample, names_are_numbers
 from r1ranker.tasks.labels import AnswerStyle, is_behind, write_label
 from r1ranker.tasks.text import sanitise
 
@@ -36,6 +36,7 @@ def _own(task: Task, problem: str, pool: tuple[str, ...], answer_style: AnswerSt
         return None
     lines = tail.split("\n")[: len(pool)]
     texts: list[str] = []
+    nameless = answer_style != "name" and names_are_numbers(pool)
     for place, (line, name) in enumerate(zip(lines, pool, strict=False)):
         label = write_label(answer_style, place)
         if is_behind(answer_style):
@@ -43,6 +44,9 @@ def _own(task: Task, problem: str, pool: tuple[str, ...], answer_style: AnswerSt
         content = line[2:] if line.startswith("- ") else line.removeprefix(f"{label} ")
         written = sanitise(name)
         if content == written:
+            continue
+        if nameless:
+            texts.append(content)
             continue
         if not content.startswith(written + ":"):
             return None

@@ -37,13 +37,18 @@ CURRENT_POOL_HEADER = "The candidates now are:"
 
 
 def candidate_lines(example: RankingExample, style: AnswerStyle) -> list[str]:
-    """The pool, one candidate a line, with its text behind a colon where there is one: `- name`, `[1] name` or `- name [1]`."""
+    """The pool, one candidate a line, with its text behind a colon where there is one: `- name`, `[1] name` or `- name [1]`.
+
+    Where labels are named, a name that only counts ('passage 0') is left out before its text.
+    """
     lines = []
     behind, bare = is_behind(style), style == "name"
+    nameless = not bare and example.has_numbers_for_names
     for place, name in enumerate(example.candidates):
         label = write_label(style, place)
-        text = f": {sanitise(example.texts[place])}" if example.texts else ""
-        listed = f"{'-' if behind or bare else label} {sanitise(name)}{text}"
+        text = sanitise(example.texts[place]) if example.texts else ""
+        described = text if nameless else f"{sanitise(name)}: {text}" if example.texts else sanitise(name)
+        listed = f"{'-' if behind or bare else label} {described}"
         lines.append(f"{listed} {label}" if behind else listed)
     return lines
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from r1ranker.data.sources.ranking_bench import read_ranking_bench
 from r1ranker.errors import UserError
 from r1ranker.tasks.catalog import TASK_NAMES, Task, get_task, register_task
 from r1ranker.tasks.example import RankingExample
-from r1ranker.tasks.labels import ANSWER_STYLES
+from r1ranker.tasks.labels import ANSWER_STYLES, AnswerStyle
 from r1ranker.tasks.parsing import parse_problem
 from r1ranker.tasks.prompts import (
     AnswerFormat,
@@ -162,3 +163,15 @@ def test_labels_stand_before_or_after_what_they_mean() -> None:
         shown = {"name": "", "label": "[2]", "label_after": "[2]", "letter": "[B]", "letter_after": "[B]"}[style]
         instruction = answer_instruction("direct", AnswerFormat(style))
         assert (f"label, such as {shown}," in instruction) == (style != "name")
+
+
+@pytest.mark.parametrize("style", ANSWER_STYLES)
+def test_names_that_only_count_are_left_out_where_labels_are_named(style: AnswerStyle) -> None:
+    one = RankingExample("Passage-5", ("passage 3", "passage 0"), query="q", texts=("first", "passage 0: of three"))
+    lines = candidate_lines(one, style)
+    assert ("passage 3" in lines[0]) == (style == "name")
+    assert lines[1].count("passage 0") == (2 if style == "name" else 1)
+    parsed = parse_problem("Passage-5", render_problem(one, "iterative", style), one.candidates, style)
+    assert (parsed.texts, parsed.query) == (one.texts, one.query)
+    named = replace(one, candidates=("gpt-4", "passage 0"))
+    assert "gpt-4: first" in candidate_lines(named, style)[0]
