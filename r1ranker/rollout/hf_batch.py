@@ -20,6 +20,8 @@ from r1ranker.rollout.sampling import sample_tokens, uniform_stream, weigh_token
 
 PREFILL_TOKENS = 4096
 """of one forward pass over prompts"""
+PROMPT_TOKENS = 2**16
+"""of all prompts whose keys and values are kept at once: 1.5 GB of a model of 135M in bfloat16, 8 GB of one of 7B"""
 _PROMPT_STEP = 128
 """tokens that the room for prompts is a multiple of, so that it does not grow with every longer one"""
 _RESPONSE_TOKENS = 128
@@ -130,12 +132,16 @@ class ContinuousBatch:
         return done + self._decode() if self._rows else done
 
     def _admit(self) -> Done:
-        n, free = self.params.n, self._capacity - len(self._rows)
+        if not self._waiting:
+            return []
+        n, longest = self.params.n, max(self._prompts.length, _round_up(-self._waiting[0][0]))
+        self._prompts.most = max(1, min(self._capacity // n, PROMPT_TOKENS // longest))
+        free = min((self._capacity - len(self._rows)) // n, self._prompts.most - len(self._groups))
         # several at a time where more wait: a forward pass over one short prompt costs more than a row idle for a while
-        if not self._waiting or free < min(len(self._waiting) * n, max(n, self._capacity // 8)):
+        if free < min(len(self._waiting), max(1, self._prompts.most // 8)):
             return []
         prompts: dict[tuple[int, ...], list[_Open]] = {}
-        for _ in range(min(len(self._waiting), free // n)):
+        for _ in range(min(len(self._waiting), free)):
             opened = heapq.heappop(self._waiting)[-1]
             prompts.setdefault(tuple(opened.request.token_ids), []).append(opened)
         first_row, first_group = len(self._rows), len(self._groups)
@@ -167,7 +173,7 @@ class ContinuousBatch:
     def _prefill(self, prompts: Sequence[tuple[int, ...]], first_slot: int) -> Tensor:
         """Logits after each prompt [G, V]; the prompts' keys and values go into the slots from `first_slot` on."""
         longest = max(len(prompt) for prompt in prompts)
-        self._prompts.reserve(len(self._groups), -(-longest // _PROMPT_STEP) * _PROMPT_STEP)
+        self._prompts.reserve(len(self._groups), _round_up(longest))
         logits: list[Tensor] = []
         for start, end in _chunks([len(prompt) for prompt in prompts]):
             lengths = [len(prompt) for prompt in prompts[start:end]]
@@ -337,6 +343,11 @@ class ContinuousBatch:
             self._groups[target] = self._groups[source]
             self._groups[target].slot = target
         del self._groups[len(self._groups) - len(empty) :]
+
+
+def _round_up(tokens: int) -> int:
+    """The room for a prompt."""
+    return -(-tokens // _PROMPT_STEP) * _PROMPT_STEP
 
 
 def _moves(gone: Sequence[int], count: int) -> tuple[list[int], list[int]]:

@@ -24,22 +24,24 @@ class KVCache:
     """Keys and values of every layer in slots [N, H, T, D or E]; N, up to `most`, and T grow as they are needed."""
 
     def __init__(self, most: int) -> None:
-        self._most = most
-        self._count = self._length = 0
+        self.most = most
+        self.length = 0
+        """T"""
+        self._count = 0
         self._layers: dict[int, tuple[Tensor, Tensor]] = {}
 
     def reserve(self, count: int, length: int) -> None:
         """Have room for `count` slots of `length` tokens; what is in the slots stays."""
-        if count <= self._count and length <= self._length:
+        if count <= self._count and length <= self.length:
             return
         # doubled, so that requests that come one by one do not each have everything copied
-        self._count = self._count if count <= self._count else max(count, min(2 * self._count, self._most))
-        self._length = max(length, self._length)
+        self._count = self._count if count <= self._count else max(count, min(2 * self._count, self.most))
+        self.length = max(length, self.length)
         for layer, (keys, values) in self._layers.items():
             self._layers[layer] = (self._widened(keys), self._widened(values))
 
     def _widened(self, old: Tensor) -> Tensor:
-        new = old.new_zeros(self._count, old.shape[1], self._length, old.shape[3])
+        new = old.new_zeros(self._count, old.shape[1], self.length, old.shape[3])
         new[: old.shape[0], :, : old.shape[2]] = old
         return new
 
@@ -48,7 +50,7 @@ class KVCache:
         if layer not in self._layers:
             # zeros: what is masked is multiplied by a weight of 0, which only finite values turn into 0
             keys, values = (
-                tensor.new_zeros(self._count, tensor.shape[1], self._length, tensor.shape[3]) for tensor in (key, value)
+                tensor.new_zeros(self._count, tensor.shape[1], self.length, tensor.shape[3]) for tensor in (key, value)
             )
             self._layers[layer] = (keys, values)
         return self._layers[layer]

@@ -11,6 +11,7 @@ import torch
 from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from r1ranker.errors import UserError
+from r1ranker.rollout import hf_batch
 from r1ranker.rollout.constraint import PoolConstraint
 from r1ranker.rollout.engine import Completion, Request, SamplingParams
 from r1ranker.rollout.hf import HFEngine
@@ -95,6 +96,24 @@ def test_responses_do_not_depend_on_what_else_is_in_the_batch(params: SamplingPa
     middle = engine_of(model, 7, stop).generate(asked[::-1], params)[::-1]
     apart = [engine_of(model, stop=stop).generate([request], params)[0] for request in asked]
     assert tokens_of(together) == tokens_of(narrow) == tokens_of(middle) == tokens_of(apart)
+
+
+@pytest.mark.parametrize("n", [1, 3])
+def test_no_more_prompts_are_kept_than_there_is_room_for(n: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, asked, params = model_of(), requests(9), SamplingParams(n=n, max_tokens=12)
+    everything = engine_of(model).generate(asked, params)
+    monkeypatch.setattr(hf_batch, "PROMPT_TOKENS", 300)  # two rooms of 128 tokens
+    batch = engine_of(model).batch(params)
+    for key, request in enumerate(asked):
+        batch.add(key, request)
+    found = {}
+    while not batch.is_empty:
+        found.update(batch.step())
+        assert len(batch._groups) <= 2
+    (keys, _), *_ = batch._prompts._layers.values()
+    assert keys.shape[0] == 2
+    for place, samples in enumerate(everything):
+        assert [one.token_ids for one in found[place]] == [one.token_ids for one in samples]
 
 
 def test_a_session_lets_late_requests_in_and_hands_each_out_as_it_ends() -> None:
