@@ -94,3 +94,9 @@ def silence_transformers() -> None:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     logging.getLogger("transformers").setLevel(logging.ERROR)
+
+
+def list_state(path: str) -> list[tuple[str, int, int]]:
+    """Name, size and time of change of a model's files: a model trained anew under the same path is another one."""
+    files = sorted(Path(path).glob("*")) if Path(path).is_dir() else []
+    return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]

@@ -1,13 +1,12 @@
-"""`r1ranker rank`: rank candidates for requests of one's own with a trained model."""
+"""`r1ranker rank`: rank candidates for requests of one's own, or of a search engine's run, with a trained model."""
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Iterator
-from contextlib import closing, redirect_stdout
+from contextlib import redirect_stdout
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -33,18 +32,36 @@ from r1ranker.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from r1ranker.ranking.conversation import RankingResult
-    from r1ranker.tasks.example import RankingExample
+    from r1ranker.reranking.requests import RankRequest
+
+A_RUN = "A search engine's run, in place of a file of requests"
 
 
 def rank(
+    model: Annotated[str, typer.Option(help="model directory or hub id")],
     file: Annotated[
         str, typer.Argument(help="requests in the format of `prepare --from FILE`; - for JSON lines on stdin")
-    ],
-    model: Annotated[str, typer.Option(help="model directory or hub id")],
-    output: Annotated[str | None, typer.Option(help="JSON-lines file to write (stdout)")] = None,
+    ] = "-",
+    output: Annotated[
+        str | None, typer.Option(help="file to write: JSON lines, .csv, or a TREC run (.trec, .run, .txt) (stdout)")
+    ] = None,
     task: Annotated[str | None, typer.Option(help="the task of rows that name none")] = None,
     template: Annotated[str | None, typer.Option(help="a YAML file with the task's words, as for prepare")] = None,
+    limit: Annotated[int | None, typer.Option(help="requests at most")] = None,
+    run: Annotated[
+        str | None, typer.Option(help="query Q0 document rank score tag, a line each", rich_help_panel=A_RUN)
+    ] = None,
+    queries: Annotated[str | None, typer.Option(help="id<tab>text", rich_help_panel=A_RUN)] = None,
+    collection: Annotated[str | None, typer.Option(help="id<tab>text, or JSON lines", rich_help_panel=A_RUN)] = None,
+    depth: Annotated[
+        int, typer.Option(help="documents of a query that are ranked; the others follow", rich_help_panel=A_RUN)
+    ] = 100,
+    qrels: Annotated[
+        str | None,
+        typer.Option(help="judgments, query 0 document grade: measure the run before and after", rich_help_panel=A_RUN),
+    ] = None,
+    tag: Annotated[str, typer.Option(help="last column of a TREC run", rich_help_panel=A_RUN)] = "r1ranker",
+    max_passage_tokens: Annotated[int | None, typer.Option(help="tokens of a candidate's text at most")] = None,
     engine: EngineName = "auto",
     dtype: Dtype = "auto",
     gpu_id: GpuId = 0,
@@ -68,24 +85,36 @@ def rank(
 
     A request is a query or a history, and candidates.
     It becomes a line of JSON: `ranking`, its candidates, best first;
-    `indices`, their places in the request, from 0; and its `id`, if any.
+    `indices`, their places in the request, from 0; its `id`, if any;
+    and `scores`, where the strategy has any.
     """
     from r1ranker.atomic import atomic_path, check_place
-    from r1ranker.data.prepare import know_own_task
-    from r1ranker.data.sources.user_files import read_requests
+    from r1ranker.errors import UserError, check_at_least, note
     from r1ranker.pretrained import load_tokenizer
-    from r1ranker.progress import follow
     from r1ranker.ranking.lengths import required_length
     from r1ranker.ranking.ranker import Ranker, check_lengths
     from r1ranker.ranking.settings import EliminationSettings, RankerSettings, WindowSettings
+    from r1ranker.reranking.measure import check_judged, print_measures
+    from r1ranker.reranking.outputs import check_ids, format_of, write_lines
+    from r1ranker.reranking.rank import JOURNAL, open_journal, rank_requests
+    from r1ranker.reranking.requests import cut_passages, first_requests
 
     elimination = EliminationSettings(eliminate=eliminate, votes=votes, top_k=top_k)
     windows = WindowSettings(size=window, step=step, passes=passes, inside=inside)
     RankerSettings(seed=seed, elimination=elimination, windows=windows).check()
     check_lengths(max_tokens, max_model_len)
+    for name, value in (("--limit", limit), ("--depth", depth), ("--max_passage_tokens", max_passage_tokens)):
+        if value is not None:
+            check_at_least(name, value, 1)
+    if tag.split() != [tag]:
+        raise UserError(f"--tag: found {tag!r}; a word without white space is wanted")
     if output is not None:
         check_place(output)
-    requests = list(read_requests(file, know_own_task(task, template)))
+    requests = first_requests(_read_requests(file, run, queries, collection, qrels, task, template, depth), limit)
+    form = format_of(output) if output is not None else "json" if run is None else "trec"
+    if form == "trec":
+        check_ids(requests)
+    judged = None if qrels is None else check_judged(qrels, requests)
     with redirect_stdout(sys.stderr):  # an engine may print; stdout is for the rankings
         settings = Ranker.settings_of(
             model,
@@ -100,34 +129,58 @@ def rank(
             max_tokens=max_tokens,
         )
         settings.check()
-        examples = [example for _, example in requests]
-        length = required_length(model, load_tokenizer(model), settings, examples, max_model_len, engine)
-        ranker = Ranker.from_pretrained(
-            model, settings=settings, engine=engine, gpu=gpu_id, max_model_len=length, dtype=dtype
-        )
-        try:
-            stream = ranker.rank_stream(examples)
-            with closing(follow(stream, len(examples), Path(model).name)) as followed:
-                by_place = dict(followed)
-            results = [by_place[place] for place in range(len(examples))]
-        finally:
-            ranker.engine.close()
-    lines = _lines(requests, results)
+        tokenizer = load_tokenizer(model)
+        if max_passage_tokens is not None:
+            requests, cut = cut_passages(requests, tokenizer, max_passage_tokens)
+            note(f"--max_passage_tokens: {cut:,} texts were cut")
+        examples = [one.example for one in requests if len(one.documents) > 1]
+        length = required_length(model, tokenizer, settings, examples, max_model_len, engine)
+        with open_journal(output, requests, model, settings, f"{engine} {dtype}") as kept:
+            ranker = Ranker.from_pretrained(
+                model, settings=settings, engine=engine, gpu=gpu_id, max_model_len=length, dtype=dtype
+            )
+            try:
+                ranked, costs = rank_requests(ranker, requests, kept, Path(model).name)
+            finally:
+                ranker.engine.close()
+    lines = write_lines(requests, ranked, form, tag)
     if output is None:
         for line in lines:
-            typer.echo(line)
+            typer.echo(line, nl=False)
+    else:
+        with atomic_path(output) as temporary, temporary.open("w", encoding="utf-8", newline="") as written:
+            written.writelines(lines)
+        Path(output + JOURNAL).unlink()
+    if run is not None:
+        typer.echo(str(costs), err=True)
+    if judged is not None:
+        print_measures(judged, requests, ranked, sys.stderr if output is None else sys.stdout)
+
+
+def _read_requests(
+    file: str,
+    run: str | None,
+    queries: str | None,
+    collection: str | None,
+    qrels: str | None,
+    task: str | None,
+    template: str | None,
+    depth: int,
+) -> Iterator[RankRequest]:
+    """Of the file, or of the run and what belongs to it; raises UserError where both are named, or a part is missing."""
+    from r1ranker.data.prepare import know_own_task
+    from r1ranker.errors import UserError
+    from r1ranker.reranking.requests import RunFiles, requests_of_file, requests_of_run
+
+    words = know_own_task(task, template)
+    if run is None:
+        for name, value in (("--queries", queries), ("--collection", collection), ("--qrels", qrels)):
+            if value is not None:
+                raise UserError(f"{name}: found without --run; they are wanted together")
+        yield from requests_of_file(file, words)
         return
-    with atomic_path(output) as temporary:
-        temporary.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-
-
-def _lines(requests: list[tuple[Any, RankingExample]], results: list[RankingResult]) -> Iterator[str]:
-    """A JSON object for each request; `unordered` counts the first candidates that --top-k left in the order shown."""
-    for (name, example), result in zip(requests, results, strict=True):
-        line: dict[str, Any] = {} if name is None else {"id": name}
-        line |= {"ranking": result.ranking, "indices": [example.candidates.index(one) for one in result.ranking]}
-        if result.scores:
-            line["scores"] = [result.scores[one] for one in result.ranking]
-        if result.unordered:
-            line["unordered"] = result.unordered
-        yield json.dumps(line, ensure_ascii=False)
+    if queries is None or collection is None:
+        raise UserError("--run: --queries and --collection are wanted with it")
+    if file != "-":
+        raise UserError(f"found both {file} and --run; one of them is wanted")
+    yield from requests_of_run(RunFiles(run, queries, collection), words, depth)

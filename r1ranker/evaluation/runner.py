@@ -40,6 +40,7 @@ from r1ranker.evaluation.routing import (
     top_candidates,
 )
 from r1ranker.evaluation.table import print_results
+from r1ranker.pretrained import list_state
 from r1ranker.progress import follow
 from r1ranker.ranking.ranker import Ranker
 from r1ranker.tasks.catalog import TASK_NAMES, get_task
@@ -102,7 +103,7 @@ def _carry_out(
     router: RouterTable | None,
 ) -> dict[str, Any]:
     words = repr([get_task(task) for task in test])
-    state = {"files": _state(plan.model), "rows": _digest(test), "words": words, "answers": ANSWERS}
+    state = {"files": list_state(plan.model), "rows": _digest(test), "words": words, "answers": ANSWERS}
     every = [example for examples in test.values() for example in examples]
     # before anything is ranked: what cannot be had is said now
     likelihoods = likelihood_baselines(plan.model, every, options.gpu, options.dtype) if options.baselines else []
@@ -246,12 +247,6 @@ def _routing(
 def _write(file: Path, value: dict[str, Any]) -> None:
     with atomic_path(file) as temporary:
         temporary.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", errors="replace")
-
-
-def _state(model_path: str) -> list[tuple[str, int, int]]:
-    """Name, size and time of change of a model's files: a model trained anew under the same path is another one."""
-    files = sorted(Path(model_path).glob("*")) if Path(model_path).is_dir() else []
-    return [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in files]
 
 
 def _digest(test: dict[str, list[RankingExample]]) -> str:
