@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import re
+import signal
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -135,3 +137,22 @@ def smollm2() -> str:
             if not directory.is_dir():  # nor has the other worker fetched it meanwhile
                 pytest.skip(f"SmolLM2-135M-Instruct cannot be had here: {error}")
     return str(directory)
+
+
+@pytest.fixture
+def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
+    """Run `r1ranker` in this process; returns its exit code and what it wrote to stdout and stderr."""
+    from r1ranker.cli import main
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["r1ranker", *arguments])
+        monkeypatch.setattr(signal, "signal", lambda *_: None)  # the test runner's own stay
+        code = 0
+        try:
+            main()
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+        written = capsys.readouterr()
+        return code, written.out, written.err
+
+    return run

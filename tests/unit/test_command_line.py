@@ -7,7 +7,6 @@ import json
 import os
 import pwd
 import runpy
-import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -20,7 +19,7 @@ import pytest
 import typer
 from typer.main import get_command
 
-from r1ranker.cli import COMMANDS, app, main
+from r1ranker.cli import COMMANDS, app
 from r1ranker.cli.run import repeat_options
 from r1ranker.data.prepare import PrepareOptions
 from r1ranker.data.sources.passage import SIZES
@@ -45,24 +44,6 @@ TASKS = {"passage": {"task": "Passage-5"}, "recommendation": {"task": "Rec-Movie
 HOW = "run: pip install -e . (or bash scripts/setup.sh, then source .venv/bin/activate)"
 
 Call = Callable[..., tuple[int, str, str]]
-
-
-@pytest.fixture
-def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
-    """Run `r1ranker` in this process; returns its exit code and what it wrote to stdout and stderr."""
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["r1ranker", *arguments])
-        monkeypatch.setattr(signal, "signal", lambda *_: None)  # the test runner's own stay
-        code = 0
-        try:
-            main()
-        except SystemExit as ended:
-            code = int(ended.code or 0)
-        written = capsys.readouterr()
-        return code, written.out, written.err
-
-    return run
 
 
 def app_of(script: Path, monkeypatch: pytest.MonkeyPatch) -> typer.Typer:
