@@ -16,7 +16,7 @@ from r1ranker.ranking.branches import branch_out, branches_of
 from r1ranker.ranking.conversation import Question, RankingResult, Reply, list_texts
 from r1ranker.ranking.lengths import find_longest_prompt, trained_prompt_length
 from r1ranker.ranking.schedule import run_conversations
-from r1ranker.ranking.settings import RankerSettings, Strategy
+from r1ranker.ranking.settings import MODES, RankerSettings, Strategy
 from r1ranker.ranking.strategies import converse
 from r1ranker.rollout.constraint import build_constraint
 from r1ranker.rollout.engine import (
@@ -72,6 +72,8 @@ class Ranker:
         style = asked.answer_style if answer_style is None else answer_style
         changes["answer_format"] = AnswerFormat(style, asked.think if think is None else think)
         given = {"strategy": strategy, "constrain": constrain, "max_tokens": max_tokens, "trained": trained}
+        if strategy in MODES:
+            given["trained"] = strategy
         changes |= {name: value for name, value in given.items() if value is not None}
         return replace(settings, **changes)
 

@@ -17,9 +17,9 @@ from r1ranker.rewards import REWARDS, compute_score
 from r1ranker.rollout.constraint import ConstraintState, build_constraint
 from r1ranker.tasks.answers import parse_answer
 from r1ranker.tasks.example import RankingExample
+from r1ranker.tasks.labels import ANSWER_STYLES
 from r1ranker.tasks.parsing import parse_problem
 from r1ranker.tasks.prompts import (
-    ANSWER_STYLES,
     AnswerFormat,
     candidate_lines,
     chat_messages,
