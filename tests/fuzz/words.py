@@ -17,7 +17,7 @@ from r1ranker.rewards import REWARDS, compute_score
 from r1ranker.rollout.constraint import ConstraintState, build_constraint
 from r1ranker.tasks.answers import parse_answer
 from r1ranker.tasks.example import RankingExample
-from r1ranker.tasks.labels import ANSWER_STYLES
+from r1ranker.tasks.labels import ANSWER_STYLES, write_label
 from r1ranker.tasks.parsing import parse_problem
 from r1ranker.tasks.prompts import (
     AnswerFormat,
@@ -111,7 +111,8 @@ def answers(completion: str, pool: list[str], mode: Any, form: AnswerFormat) -> 
 def named(pool: list[str], random: Any, mode: Any, form: AnswerFormat, thought: str) -> None:
     """An answer in the form that is asked for, names as they are listed or their labels, means those that it names."""
     order = random.sample(range(len(pool)), len(pool) if mode == "direct" else 1)
-    written = "\n".join(f"[{place + 1}]" if form.by_label else sanitise(pool[place]) for place in order)
+    style = form.answer_style
+    written = "\n".join(write_label(style, place) if form.by_label else sanitise(pool[place]) for place in order)
     begun = f"{thought.replace('<', '(')}</think>\n<answer>" if form.think else ""
     parsed = parse_answer(f"{begun}{written}</answer>", pool, mode, form)
     assert list(parsed.named) == order
