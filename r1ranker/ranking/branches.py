@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from transformers import PreTrainedTokenizerBase
 
 from r1ranker.ranking.conversation import Branch, Question
 from r1ranker.rollout.constraint import PoolConstraint, build_constraint
-from r1ranker.rollout.engine import Completion
+from r1ranker.rollout.engine import Completion, Request, SamplingParams
 from r1ranker.tasks.prompts import AnswerFormat
+
+WEIGHED = SamplingParams(max_tokens=1, choices=True)
+"""of a question for probabilities: nothing is sampled that is used"""
 
 
 @dataclass(frozen=True)
@@ -21,10 +24,21 @@ class Paths:
     tokens: dict[int, tuple[int, ...]]
     """what may follow -> places of the candidates whose answers go on so"""
 
-    @property
-    def constraint(self) -> PoolConstraint:
-        """Under which one of the tokens is all of the answer."""
-        return PoolConstraint((), tuple((token,) for token in self.tokens), answer_open=True)
+
+@dataclass(frozen=True)
+class WeighingRequest(Request):
+    """A request for the probabilities of ways to go on."""
+
+    paths: Paths = field(default_factory=lambda: Paths((), {}))
+
+
+def weighing_request(
+    tokenizer: PreTrainedTokenizerBase, prompt: list[int], question: Question, answer_format: AnswerFormat
+) -> WeighingRequest:
+    """The request of a question for probabilities, behind the prompt and what the answers have in common."""
+    paths = branch_out(tokenizer, question, answer_format)
+    one_token = PoolConstraint((), tuple((token,) for token in paths.tokens), answer_open=True)
+    return WeighingRequest([*prompt, *paths.begun], constraint=one_token, paths=paths)
 
 
 def branch_out(tokenizer: PreTrainedTokenizerBase, question: Question, answer_format: AnswerFormat) -> Paths:

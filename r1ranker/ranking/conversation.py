@@ -51,6 +51,10 @@ class Reply:
     """where these were wanted"""
 
 
+_ADDED = ("calls", "answers", "valid_answers", "fallbacks", "prompt_tokens", "cached_tokens", "response_tokens")
+"""fields of a result that its parts' are summed in"""
+
+
 @dataclass
 class RankingResult:
     """A ranking with how it came about."""
@@ -80,9 +84,8 @@ class RankingResult:
 
     def add_costs(self, parts: Sequence[RankingResult]) -> None:
         """Count what `parts`, which went on side by side, took."""
-        for key in ("calls", "answers", "valid_answers", "fallbacks", "prompt_tokens", "cached_tokens"):
+        for key in _ADDED:
             setattr(self, key, getattr(self, key) + sum(getattr(part, key) for part in parts))
-        self.response_tokens += sum(part.response_tokens for part in parts)
         self.depth += max((part.depth for part in parts), default=0)
         self.thoughts += [thought for part in parts for thought in part.thoughts]
 

@@ -40,18 +40,16 @@ def find_longest_prompt(
 
     Raises UserError for a chat template that cannot be used, and for a pool that a constraint cannot tell apart.
     """
-    form, longest, left = settings.answer_format, 0, iter(examples)
+    form, size, longest, left = settings.answer_format, settings.windows.size, 0, iter(examples)
     while some := list(islice(left, AT_ONCE)):
-        if settings.parts_pools:
-            some = [_longest_part(tokenizer, example, settings.windows.size) for example in some]
-        problems = [render_problem(example, settings.mode, form.answer_style) for example in some]
+        shown = [_longest_part(tokenizer, example, size) for example in some] if settings.parts_pools else some
+        problems = [render_problem(example, settings.mode, form.answer_style) for example in shown]
         chats = [chat_messages(problem, form, settings.mode) for problem in problems]
         longest = max(longest, *map(len, encode_chats(tokenizer, chats)))
         for example in some if settings.is_constrained else ():
             build_constraint(tokenizer, example.candidates, settings.mode, form)
-    return longest + (
-        settings.windows.size if settings.parts_pools else 0
-    )  # a label or a break may cost another token elsewhere
+    # at other places of a part a label or a break may cost another token
+    return longest + size if settings.parts_pools else longest
 
 
 def _longest_part(tokenizer: PreTrainedTokenizerBase, example: RankingExample, size: int) -> RankingExample:

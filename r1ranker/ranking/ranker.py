@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from r1ranker.data.tokenise import encode_chat
 from r1ranker.errors import UserError, check_at_least
 from r1ranker.pretrained import check_model_directory
-from r1ranker.ranking.branches import branch_out, branches_of
+from r1ranker.ranking.branches import WEIGHED, WeighingRequest, branches_of, weighing_request
 from r1ranker.ranking.conversation import Question, RankingResult, Reply, list_texts
 from r1ranker.ranking.lengths import find_longest_prompt, trained_prompt_length
 from r1ranker.ranking.schedule import run_conversations
@@ -40,10 +40,6 @@ def check_lengths(max_tokens: int | None, max_model_len: int | None) -> None:
     for name, value in (("--max_tokens", max_tokens), ("--max_model_len", max_model_len)):
         if value is not None:
             check_at_least(name, value, 1)
-
-
-WEIGHED = SamplingParams(max_tokens=1, choices=True)
-"""of a question for probabilities: nothing is sampled that is used"""
 
 
 class Ranker:
@@ -166,8 +162,7 @@ class Ranker:
         problem = render_problem(example, question.mode, settings.answer_format.answer_style)
         token_ids = encode_chat(self.tokenizer, chat_messages(problem, settings.answer_format, question.mode))
         if question.begun is not None:
-            paths = branch_out(self.tokenizer, question, settings.answer_format)
-            return Request([*token_ids, *paths.begun], constraint=paths.constraint), WEIGHED
+            return weighing_request(self.tokenizer, token_ids, question, settings.answer_format), WEIGHED
         constraint = None
         if settings.constrain == "candidates":
             constraint = build_constraint(self.tokenizer, example.candidates, question.mode, settings.answer_format)
@@ -182,11 +177,9 @@ class Ranker:
         return Request(token_ids, seed, constraint), params
 
     def _to_replies(self, question: Question, request: Request, completions: Sequence[Completion]) -> list[Reply]:
-        if question.begun is not None:
+        if isinstance(request, WeighingRequest):
             (weighed,) = completions
-            paths = branch_out(self.tokenizer, question, self.settings.answer_format)
-            branches = branches_of(paths, weighed)
-            return [Reply("", len(request.token_ids), 1, weighed.cached_tokens, branches)]
+            return [Reply("", len(request.token_ids), 1, weighed.cached_tokens, branches_of(request.paths, weighed))]
         replies = []
         for number, completion in enumerate(completions):
             ids = completion.token_ids[:-1] if completion.finish_reason == "stop" else completion.token_ids

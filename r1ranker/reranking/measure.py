@@ -40,7 +40,7 @@ class Judged:
 def check_judged(path: str, requests: Sequence[RankRequest]) -> Judged:
     """The judgments of a file; raises UserError where none of the queries or documents is judged in it."""
     grades = read_qrels(path)
-    run = {str(one.name): [*one.documents, *one.rest] for one in requests}
+    run = {str(one.name): one.list_documents() for one in requests}
     of_run = IdColumn("the run", RUN, 0, run)
     check_common("query", IdColumn(path, QRELS, 0, grades), of_run)
     judged = sum(query in grades for query in run)
@@ -76,10 +76,9 @@ def measure(judged: Judged, orders: dict[str, list[str]]) -> dict[str, dict[str,
 
 def print_measures(judged: Judged, requests: Sequence[RankRequest], ranked: Sequence[Ranked], where: TextIO) -> None:
     """A table: each measure before and after, with 95% intervals, and p of a paired randomisation test."""
-    before = {str(one.name): [*one.documents, *one.rest] for one in requests}
+    before = {str(one.name): one.list_documents() for one in requests}
     after = {
-        str(request.name): [*(request.documents[place] for place in one.order), *request.rest]
-        for request, one in zip(requests, ranked, strict=True)
+        str(request.name): request.list_documents(one.order) for request, one in zip(requests, ranked, strict=True)
     }
     values = [measure(judged, orders) for orders in (before, after)]
     queries = sorted(values[0][judged.measures[0]])

@@ -57,20 +57,16 @@ def write_lines(requests: Sequence[RankRequest], ranked: Sequence[Ranked], form:
         if form == "trec":
             yield from _trec_lines(request, one, tag)
         elif form == "csv":
-            for rank, document in enumerate(_whole_order(request, one), 1):
+            for rank, document in enumerate(request.list_documents(one.order), 1):
                 score = one.scores[rank - 1] if rank <= len(one.scores) else ""
                 yield _csv_line("" if request.name is None else request.name, rank, document, score)
         else:
             yield json.dumps(_json_line(request, one), ensure_ascii=False) + "\n"
 
 
-def _whole_order(request: RankRequest, one: Ranked) -> list[str]:
-    return [*(request.documents[place] for place in one.order), *request.rest]
-
-
 def _trec_lines(request: RankRequest, one: Ranked, tag: str) -> Iterator[str]:
     """Scores fall by one a rank: a reader of runs goes by scores, and ties would be its own to break."""
-    order = _whole_order(request, one)
+    order = request.list_documents(one.order)
     for rank, document in enumerate(order, 1):
         yield f"{request.name} Q0 {document} {rank} {len(order) + 1 - rank} {tag}\n"
 
@@ -78,7 +74,7 @@ def _trec_lines(request: RankRequest, one: Ranked, tag: str) -> Iterator[str]:
 def _json_line(request: RankRequest, one: Ranked) -> dict[str, Any]:
     """`unordered` counts the first candidates that --top-k left in the order shown."""
     line: dict[str, Any] = {} if request.name is None else {"id": request.name}
-    line |= {"ranking": _whole_order(request, one)}
+    line |= {"ranking": request.list_documents(one.order)}
     line |= {"indices": [*one.order, *range(len(one.order), len(one.order) + len(request.rest))]}
     if one.scores:
         line["scores"] = list(one.scores)

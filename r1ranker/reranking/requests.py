@@ -32,6 +32,11 @@ class RankRequest:
     rest: tuple[str, ...] = ()
     """ids of those that follow behind, as they are"""
 
+    def list_documents(self, order: Sequence[int] | None = None) -> list[str]:
+        """All of them: the candidates by their places in `order` (None: as shown), then the rest."""
+        first = self.documents if order is None else [self.documents[place] for place in order]
+        return [*first, *self.rest]
+
 
 @dataclass(frozen=True)
 class RunFiles:
