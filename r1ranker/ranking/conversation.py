@@ -61,6 +61,8 @@ class RankingResult:
 
     ranking: tuple[str, ...] = ()
     """all candidates, best first"""
+    parted: int = 0
+    """candidates of a part, where the pool was too long for one prompt"""
     unordered: int = 0
     """so many at the top were not told apart, and stand in the order shown"""
     out_in_round: dict[str, int] = field(default_factory=dict)

@@ -1,29 +1,29 @@
-"""How many tokens an engine has to hold to rank given examples, said before it starts."""
+"""How many tokens an engine has to hold to rank given examples, and how a pool is parted that is too long for it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from itertools import islice
-from typing import TYPE_CHECKING
 
 from transformers import PreTrainedTokenizerBase
 
 from r1ranker.data.tokenise import encode_chats
-from r1ranker.errors import UserError
+from r1ranker.errors import UserError, note
 from r1ranker.pretrained import read_setting
+from r1ranker.ranking.settings import RankerSettings, WindowSettings
 from r1ranker.rollout.constraint import build_constraint
-from r1ranker.rollout.context import check_fits, load_context_length
+from r1ranker.rollout.context import find_limit, load_context_length
 from r1ranker.rollout.start import find_engine
 from r1ranker.tasks.example import RankingExample
 from r1ranker.tasks.prompts import candidate_lines, chat_messages, render_problem
-
-if TYPE_CHECKING:
-    from r1ranker.ranking.settings import RankerSettings
 
 AT_ONCE = 256
 """examples tokenised together"""
 STEP = 64
 """tokens that room for a prompt and a response is a multiple of"""
+AROUND = 512
+"""tokens that a chat and its instruction put around a problem at most: some tens, with any template known"""
 
 
 def trained_prompt_length(path: str) -> int:
@@ -32,24 +32,69 @@ def trained_prompt_length(path: str) -> int:
     return found if isinstance(found, int) else 0
 
 
-def find_longest_prompt(
-    tokenizer: PreTrainedTokenizerBase, settings: RankerSettings, examples: Iterable[RankingExample]
-) -> int:
-    """Tokens of the longest prompt. An elimination begins with its longest: pools only shrink. Of parts of a pool it is at most that
-    of the candidates with most tokens.
+def longest_prompts(
+    tokenizer: PreTrainedTokenizerBase, settings: RankerSettings, examples: Sequence[RankingExample]
+) -> list[int]:
+    """Tokens of each example's longest prompt. An elimination begins with its longest: pools only shrink. Of parts of a pool it is
+    at most that of the candidates with most tokens.
 
-    Raises UserError for a chat template that cannot be used, and for a pool that a constraint cannot tell apart.
+    Raises UserError for a chat template that cannot be used.
     """
-    form, size, longest, left = settings.answer_format, settings.windows.size, 0, iter(examples)
-    while some := list(islice(left, AT_ONCE)):
-        shown = [_longest_part(tokenizer, example, size) for example in some] if settings.parts_pools else some
-        problems = [render_problem(example, settings.mode, form.answer_style) for example in shown]
-        chats = [chat_messages(problem, form, settings.mode) for problem in problems]
-        longest = max(longest, *map(len, encode_chats(tokenizer, chats)))
-        for example in some if settings.is_constrained else ():
-            build_constraint(tokenizer, example.candidates, settings.mode, form)
+    form, size = settings.answer_format, settings.windows.size
+    shown = [_longest_part(tokenizer, example, size) for example in examples] if settings.parts_pools else examples
+    problems = [render_problem(example, settings.mode, form.answer_style) for example in shown]
+    lengths = map(len, encode_chats(tokenizer, [chat_messages(problem, form, settings.mode) for problem in problems]))
     # at other places of a part a label or a break may cost another token
-    return longest + size if settings.parts_pools else longest
+    return [
+        length + size if part is not whole else length
+        for length, part, whole in zip(lengths, shown, examples, strict=True)
+    ]
+
+
+def part_to_fit(
+    tokenizer: PreTrainedTokenizerBase, settings: RankerSettings, example: RankingExample, room: int | None
+) -> tuple[RankerSettings, int]:
+    """Settings that rank an example by prompts of at most `room` tokens (None: any number), and the tokens of its longest one.
+
+    They are `settings`, or where these have longer prompts the largest windows that seem to fit. Raises UserError where not even
+    two of its candidates do.
+    """
+    (tokens,) = longest_prompts(tokenizer, settings, [example])
+    while room is not None and tokens > room:
+        shown = min(len(example.candidates), settings.windows.size if settings.parts_pools else len(example.candidates))
+        if shown <= 2:
+            raise UserError(
+                f"a request of {example.task}: two of its candidates take a prompt of {tokens:,} tokens; {max(room, 0):,} is held beside "
+                f"an answer of up to {settings.max_tokens:,}; shorter texts (--max_passage_tokens), a smaller --max_tokens or a "
+                "larger max_model_len is wanted"
+            )
+        settings = _with_windows(settings, max(2, min(shown - 1, shown * room // tokens)))
+        (tokens,) = longest_prompts(tokenizer, settings, [example])
+    return settings, tokens
+
+
+def check_pool(tokenizer: PreTrainedTokenizerBase, settings: RankerSettings, example: RankingExample) -> None:
+    """Raise UserError for a pool that a constraint cannot tell apart, also where only parts of it are shown together."""
+    if settings.is_constrained:
+        build_constraint(tokenizer, example.candidates, settings.mode, settings.answer_format)
+
+
+def is_short(example: RankingExample, settings: RankerSettings, room: int | None) -> bool:
+    """Whether the prompt of an example has at most `room` tokens, as can be seen without counting: a token is a byte at least."""
+    if room is None:
+        return True
+    problem = render_problem(example, settings.mode, settings.answer_format.answer_style)
+    return len(problem.encode("utf-8", "surrogatepass")) + AROUND <= room
+
+
+def _with_windows(settings: RankerSettings, size: int) -> RankerSettings:
+    """Windows of `size`, or where pools are parted already, parts of that size in the same way."""
+    before = settings.windows
+    if settings.parts_pools:
+        step = max(1, before.step * size // before.size)
+        return replace(settings, windows=replace(before, size=size, step=step))
+    inside = WindowSettings(size, max(1, size // 2), inside="logits" if settings.by_logits else "answer")
+    return replace(settings, strategy="windows", trained=settings.mode, windows=inside)
 
 
 def _longest_part(tokenizer: PreTrainedTokenizerBase, example: RankingExample, size: int) -> RankingExample:
@@ -70,17 +115,25 @@ def required_length(
 ) -> int:
     """Tokens that an engine over the model of `path` has to hold to rank `examples`: `max_model_len`, or what they need.
 
-    Raises UserError where the longest prompt and a response are longer than the model or `max_model_len` holds.
+    Pools that are too long for it are parted, which is said. Raises UserError where not even two candidates and a response fit.
     """
-    prompt, response = find_longest_prompt(tokenizer, settings, examples), settings.max_tokens
-    advice = "shorter requests, or a smaller --max_tokens (of a response), are wanted"
-    check_fits(path, prompt, response, advice, by_vllm=find_engine(engine) == "vllm")
-    needed, holds = prompt + response, load_context_length(path)
+    holds = load_context_length(path)
     if max_model_len is not None and holds is not None and max_model_len > holds:
         raise UserError(f"--max_model_len: found {max_model_len:,}; {path} holds {holds:,}, so at most that is wanted")
-    if max_model_len is not None and needed > max_model_len:
-        raise UserError(
-            f"--max_model_len: found {max_model_len:,}; the longest prompt has {prompt:,} tokens and a response up to "
-            f"{response:,}: at least {needed:,} is wanted"
+    limit = max_model_len or find_limit(path, by_vllm=find_engine(engine) == "vllm")[0]
+    room = None if limit is None else limit - settings.max_tokens
+    longest, parted, smallest, left = 0, 0, 0, iter(examples)
+    while some := list(islice(left, AT_ONCE)):
+        for example, tokens in zip(some, longest_prompts(tokenizer, settings, some), strict=True):
+            if room is not None and tokens > room:
+                fitted, tokens = part_to_fit(tokenizer, settings, example, room)
+                size = fitted.windows.size
+                parted, smallest = parted + 1, min(smallest or size, size)
+            check_pool(tokenizer, settings, example)
+            longest = max(longest, tokens)
+    if parted:
+        note(
+            f"{parted:,} requests have prompts that are too long for the {limit:,} tokens that are held with an answer of up to "
+            f"{settings.max_tokens:,}; they are ranked in parts of {smallest:,} candidates or more"
         )
-    return max_model_len or -(-needed // STEP) * STEP
+    return max_model_len or -(-(longest + settings.max_tokens) // STEP) * STEP

@@ -10,15 +10,16 @@ from typing import Any, Literal
 from transformers import PreTrainedTokenizerBase
 
 from r1ranker.data.tokenise import encode_chat
-from r1ranker.errors import UserError, check_at_least
+from r1ranker.errors import UserError, check_at_least, note
 from r1ranker.pretrained import check_model_directory
 from r1ranker.ranking.branches import WEIGHED, WeighingRequest, branches_of, weighing_request
-from r1ranker.ranking.conversation import Question, RankingResult, Reply, list_texts
-from r1ranker.ranking.lengths import find_longest_prompt, trained_prompt_length
+from r1ranker.ranking.conversation import Conversation, Question, RankingResult, Reply, list_texts
+from r1ranker.ranking.lengths import check_pool, is_short, part_to_fit, trained_prompt_length
 from r1ranker.ranking.schedule import run_conversations
 from r1ranker.ranking.settings import MODES, RankerSettings, Strategy
 from r1ranker.ranking.strategies import converse
 from r1ranker.rollout.constraint import build_constraint
+from r1ranker.rollout.context import find_limit
 from r1ranker.rollout.engine import (
     USUAL_LENGTH,
     Completion,
@@ -26,7 +27,6 @@ from r1ranker.rollout.engine import (
     EngineSettings,
     Request,
     SamplingParams,
-    check_length,
 )
 from r1ranker.rollout.start import find_engine, start_engine
 from r1ranker.tasks.catalog import get_task
@@ -105,6 +105,8 @@ class Ranker:
 
         if max_model_len is None and find_engine(engine) == "vllm":
             max_model_len = max(USUAL_LENGTH, trained_prompt_length(directory) + settings.max_tokens)
+        elif max_model_len is None:
+            max_model_len, _ = find_limit(directory)
         asked = EngineSettings(max_model_len, dtype=dtype, constrained=settings.is_constrained)
         started = start_engine(engine, directory, pick_device(gpu), asked)
         return cls(started, started.tokenizer, settings)
@@ -132,18 +134,32 @@ class Ranker:
             texts=list_texts("texts", texts),
         )
         example.validate()
-        return self.rank_many([example])[0]
+        return next(self.rank_many([example]))
 
-    def rank_many(self, examples: Iterable[RankingExample]) -> list[RankingResult]:
-        """Rank every example, all at once; in their order. Raises UserError where the engine does not hold the longest prompt."""
-        examples = list(examples)
+    def rank_many(self, examples: Iterable[RankingExample]) -> Iterator[RankingResult]:
+        """The result of every example, in their order, each as soon as it and those before it are ranked.
+
+        Examples are taken as there is room for them, a thousand before their results at most. A pool that is too long for it is ranked in windows, which is said.
+        Raises UserError where the engine does not hold two candidates of an example, as that one is taken.
+        """
+        found: dict[int, RankingResult] = {}
+        wanted = 0
+        for place, result in self.rank_stream(self._checked(examples)):
+            found[place] = result
+            if result.parted:
+                note(
+                    f"a pool of {len(result.ranking):,} candidates is too long for the {self.engine.max_model_len:,} tokens that the "
+                    f"engine holds; it is ranked in parts of {result.parted:,}"
+                )
+            while wanted in found:
+                yield found.pop(wanted)
+                wanted += 1
+
+    def _checked(self, examples: Iterable[RankingExample]) -> Iterator[RankingExample]:
         for example in examples:
             for name in ("candidates", "history", "texts"):
                 list_texts(name, getattr(example, name))
-        longest = find_longest_prompt(self.tokenizer, self.settings, examples)
-        check_length(longest, self.settings.max_tokens, self.engine.max_model_len)
-        results = dict(self.rank_stream(examples))
-        return [results[place] for place in range(len(results))]
+            yield example
 
     def rank_stream(
         self, examples: Iterable[RankingExample], lockstep: bool = False
@@ -152,10 +168,22 @@ class Ranker:
 
         `lockstep` holds the queries in step, for comparison.
         """
-        settings = self.settings
-        settings.check()
-        conversations = (converse(example, settings) for example in examples)
+        self.settings.check()
+        conversations = map(self._converse, examples)
         return run_conversations(conversations, self.engine.session(), self._to_request, self._to_replies, lockstep)
+
+    def _converse(self, example: RankingExample) -> Conversation:
+        holds, settings = self.engine.max_model_len, self.settings
+        room = None if holds is None else holds - settings.max_tokens
+        fitted = (
+            settings if is_short(example, settings, room) else part_to_fit(self.tokenizer, settings, example, room)[0]
+        )
+        if fitted.parts_pools:
+            check_pool(self.tokenizer, fitted, example)
+        result = yield from converse(example, fitted)
+        if fitted is not settings:
+            result.parted = fitted.windows.size
+        return result
 
     def _to_request(self, question: Question) -> tuple[Request, SamplingParams]:
         settings, example = self.settings, question.example

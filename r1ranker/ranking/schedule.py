@@ -10,6 +10,8 @@ from r1ranker.rollout.engine import Completion, Request, SamplingParams, Session
 
 MOST_OPEN = 512
 """conversations at once: enough to fill an engine's batch"""
+MOST_AHEAD = 2 * MOST_OPEN
+"""conversations that are begun before the oldest open one ends: an engine takes the longest prompts first, so a short one could wait for all"""
 MOST_ASKED = 2**20
 """questions that a conversation may ask at once"""
 
@@ -42,7 +44,9 @@ def run_conversations(
     waiting = iter(enumerate(conversations))
     requests: dict[int, tuple[_Open, int]] = {}
     """key of each open request: its conversation, and its place among the questions asked there"""
-    opened = 0
+    opened, taken, oldest = 0, 0, 0
+    ended: set[int] = set()
+    """places behind the oldest open one that are done"""
 
     def go_on(one: _Open) -> RankingResult | None:
         try:
@@ -63,15 +67,21 @@ def run_conversations(
 
     more = True
     while more or requests:
-        while more and opened < MOST_OPEN:
+        while oldest in ended:
+            ended.remove(oldest)
+            oldest += 1
+        while more and opened < MOST_OPEN and taken - oldest < MOST_AHEAD:
             place, conversation = next(waiting, (-1, None))
             if conversation is None:
                 more = False
-            elif (result := go_on(_Open(place, conversation))) is not None:
+                break
+            taken += 1
+            if (result := go_on(_Open(place, conversation))) is not None:
+                ended.add(place)
                 yield place, result
             else:
                 opened += 1
-        finished = session.step()
+        finished = session.step() if requests else []
         while lockstep and len(finished) < len(requests):
             finished += session.step()
         for key, completions in finished:
@@ -79,4 +89,5 @@ def run_conversations(
             one.replies[number] = to_replies(*one.asked[number], completions)
             if len(one.replies) == len(one.asked) and (result := go_on(one)) is not None:
                 opened -= 1
+                ended.add(one.place)
                 yield one.place, result

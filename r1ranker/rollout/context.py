@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from transformers import PretrainedConfig
@@ -69,8 +70,18 @@ def smaller_of(*lengths: int | None) -> int | None:
     return min((one for one in lengths if one is not None), default=None)
 
 
-def check_fits(path: str, prompt: int, response: int, advice: str, by_vllm: bool = False) -> None:
-    """Raise UserError where a model holds fewer tokens than the longest prompt and a response together.
+def check_fits(path: str, prompt: int, response: int, advice: str) -> None:
+    """Raise UserError where a model holds fewer tokens than the longest prompt and a response together."""
+    limit, words = find_limit(path)
+    if limit is not None and prompt + response > limit:
+        raise UserError(
+            f"{path}: the longest prompt has {prompt:,} tokens and a response up to {response:,}, "
+            f"{prompt + response:,} together; {words} {limit:,}; {advice}"
+        )
+
+
+def find_limit(path: str, by_vllm: bool = False) -> tuple[int | None, str]:
+    """Tokens of a prompt and a response that can be computed with a model (None: any number), and words for what bounds them.
 
     `by_vllm`: it is computed by vLLM alone, which knows windows of attention and gives each sequence its own rotary
     embeddings. The trainer and the transformers engine do not.
@@ -80,12 +91,7 @@ def check_fits(path: str, prompt: int, response: int, advice: str, by_vllm: bool
     if not by_vllm:
         limits.append((attention_window(config), "its layers attend over a window of"))
         limits.append((steady_positions(config), "its rotary embeddings change for whole rows beyond"))
-    for limit, words in limits:
-        if limit is not None and prompt + response > limit:
-            raise UserError(
-                f"{path}: the longest prompt has {prompt:,} tokens and a response up to {response:,}, "
-                f"{prompt + response:,} together; {words} {limit:,}; {advice}"
-            )
+    return min(limits, key=lambda one: math.inf if one[0] is None else one[0])
 
 
 def _rope_parameters(config: Any) -> list[dict[str, Any]]:

@@ -58,9 +58,10 @@ def test_other_arguments_of_another_kind_are_named(arguments: dict[str, Any], me
 
 
 @pytest.mark.parametrize("candidates", ["abc", ("Heat", None), ("Heat", float("nan"))])
-def test_examples_that_hold_other_than_texts_are_named(candidates: Any) -> None:
+def test_examples_that_hold_other_than_texts_are_named(candidates: Any, tiny_model: str) -> None:
+    ranker = Ranker.from_pretrained(tiny_model)
     with pytest.raises(UserError, match=r"^candidates: found"):
-        RANKER.rank_many([RankingExample("Rec-Movie", candidates, history=("Jaws",))])
+        list(ranker.rank_many([RankingExample("Rec-Movie", candidates, history=("Jaws",))]))
 
 
 @pytest.mark.parametrize("kind", [list, tuple, iter, np.array, pd.Series, pd.Index, pd.Categorical])

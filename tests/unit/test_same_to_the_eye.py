@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 from r1ranker.data.files.parquet import example_to_row, read_training_rows, write_rows
 from r1ranker.data.loader import load_prompts
 from r1ranker.errors import UserError
-from r1ranker.ranking.lengths import find_longest_prompt
+from r1ranker.ranking.lengths import check_pool
 from r1ranker.ranking.settings import RankerSettings
 from r1ranker.rewards import compute_score
 from r1ranker.rollout.constraint import build_constraint
@@ -125,7 +125,8 @@ def test_names_that_a_tokenizer_cannot_tell_are_refused_before_work_begins(
     for answer in (ANSWER, AnswerFormat("label", think=False)):
         ranked = RankerSettings(answer_format=answer, constrain="candidates")
         with nullcontext() if answer.answer_style == "label" else pytest.raises(UserError, match=said):
-            assert find_longest_prompt(tokenizer, ranked, [good, bad]) > 0
+            for example in (good, bad):
+                check_pool(tokenizer, ranked, example)
     labels, _ = load_prompts([str(file)], tokenizer, 10_000, answer_style="label", cache_dir=str(tmp_path / "cache"))
     assert len(labels) == 2
 
