@@ -55,11 +55,15 @@ def prepare(
         ),
     ] = None,
     tokenizer: Annotated[
-        str | None, typer.Option(help="model directory; prompts are measured in its tokens", rich_help_panel=LENGTHS)
+        str | None, typer.Option(help="model directory; lengths are measured in its tokens", rich_help_panel=LENGTHS)
     ] = None,
     max_prompt_length: Annotated[
         int, typer.Option(help="tokens; the share of prompts over it is shown", rich_help_panel=LENGTHS)
     ] = 1400,
+    max_passage_tokens: Annotated[
+        int | None,
+        typer.Option(help="of a candidate's text; longer ones are cut between words", rich_help_panel=LENGTHS),
+    ] = None,
     test_rows: Annotated[
         int, typer.Option(help="raw, own data and trec: of a user or query at most, evenly spread; 0: all")
     ] = 0,
@@ -119,6 +123,7 @@ def prepare(
             teacher=teacher,
             tokenizer=tokenizer,
             max_prompt_length=max_prompt_length,
+            max_passage_tokens=max_passage_tokens,
             test_rows=test_rows,
             pool_sizes=pool_sizes,
             size=size,

@@ -52,6 +52,9 @@ AnswerStyle = Annotated[
     labels.AnswerStyle | None,
     typer.Option(help="how an answer names a candidate", rich_help_panel=AS_TRAINED),
 ]
+MaxPassageTokens = Annotated[
+    int | None, typer.Option(help="tokens of a candidate's text at most; longer ones are cut between words")
+]
 MaxTokens = Annotated[int | None, typer.Option(help="tokens of an answer at most", rich_help_panel=AS_TRAINED)]
 
 MaxModelLen = Annotated[

@@ -20,6 +20,7 @@ from r1ranker.cli.options import (
     GpuId,
     Inside,
     MaxModelLen,
+    MaxPassageTokens,
     MaxTokens,
     Passes,
     Seed,
@@ -61,7 +62,7 @@ def rank(
         typer.Option(help="judgments, query 0 document grade: measure the run before and after", rich_help_panel=A_RUN),
     ] = None,
     tag: Annotated[str, typer.Option(help="last column of a TREC run", rich_help_panel=A_RUN)] = "r1ranker",
-    max_passage_tokens: Annotated[int | None, typer.Option(help="tokens of a candidate's text at most")] = None,
+    max_passage_tokens: MaxPassageTokens = None,
     engine: EngineName = "auto",
     dtype: Dtype = "auto",
     gpu_id: GpuId = 0,
@@ -89,7 +90,7 @@ def rank(
     and `scores`, where the strategy has any.
     """
     from r1ranker.atomic import atomic_path, check_place
-    from r1ranker.errors import UserError, check_at_least, note
+    from r1ranker.errors import UserError, check_at_least
     from r1ranker.pretrained import load_tokenizer
     from r1ranker.ranking.lengths import required_length
     from r1ranker.ranking.ranker import Ranker, check_lengths
@@ -97,13 +98,13 @@ def rank(
     from r1ranker.reranking.measure import check_judged, print_measures
     from r1ranker.reranking.outputs import check_ids, format_of, write_lines
     from r1ranker.reranking.rank import JOURNAL, open_journal, rank_requests
-    from r1ranker.reranking.requests import cut_passages, first_requests
+    from r1ranker.reranking.requests import first_requests
 
     elimination = EliminationSettings(eliminate=eliminate, votes=votes, top_k=top_k)
     windows = WindowSettings(size=window, step=step, passes=passes, inside=inside)
-    RankerSettings(seed=seed, elimination=elimination, windows=windows).check()
+    RankerSettings(seed=seed, elimination=elimination, windows=windows, passage_tokens=max_passage_tokens).check()
     check_lengths(max_tokens, max_model_len)
-    for name, value in (("--limit", limit), ("--depth", depth), ("--max_passage_tokens", max_passage_tokens)):
+    for name, value in (("--limit", limit), ("--depth", depth)):
         if value is not None:
             check_at_least(name, value, 1)
     if tag.split() != [tag]:
@@ -127,12 +128,10 @@ def rank(
             elimination=elimination,
             windows=windows,
             max_tokens=max_tokens,
+            passage_tokens=max_passage_tokens,
         )
         settings.check()
         tokenizer = load_tokenizer(model)
-        if max_passage_tokens is not None:
-            requests, cut = cut_passages(requests, tokenizer, max_passage_tokens)
-            note(f"--max_passage_tokens: {cut:,} texts were cut")
         examples = [one.example for one in requests if len(one.documents) > 1]
         length = required_length(model, tokenizer, settings, examples, max_model_len, engine)
         with open_journal(output, requests, model, settings, f"{engine} {dtype}") as kept:

@@ -15,6 +15,7 @@ from r1ranker.data.files.dataset_writer import DataSetWriter, command_line
 from r1ranker.data.files.manifest import digest
 from r1ranker.data.files.parquet import RowWriter, example_to_row, training_schema
 from r1ranker.data.files.statistics import RowStatistics
+from r1ranker.data.passages import cut_texts
 from r1ranker.data.sft import SFT_SCHEMA, cold_start_row
 from r1ranker.data.sources.ranking_bench import read_ranking_bench
 from r1ranker.data.sources.source_example import SPLITS, Split
@@ -51,6 +52,8 @@ class TrainingOptions:
     tokenizer: PreTrainedTokenizerBase | None = None
     """with one, the prompts' tokens are measured"""
     most_tokens: int = MOST_TOKENS
+    passage_tokens: int | None = None
+    """of a candidate's text at most, in its tokens; None: texts are shown whole"""
 
 
 class TrainingRowsWriter:
@@ -82,8 +85,16 @@ class TrainingRowsWriter:
     def add(self, split: str, example: RankingExample, named: str | None = None) -> None:
         """Word an example and write its row; `named` is its wording by names, where that was made already."""
         writer = self._file(split, bool(example.grades))
-        answer_format = self._options.answer_format
-        problem = named if answer_format.answer_style == "name" else None
+        answer_format, tokenizer, most = (
+            self._options.answer_format,
+            self._options.tokenizer,
+            self._options.passage_tokens,
+        )
+        cut = 0
+        if tokenizer is not None and most is not None:
+            example, cut = cut_texts(example, tokenizer, most)
+            self.out.tally.for_task(example.task).noted["candidates' texts that were cut"] += cut
+        problem = named if answer_format.answer_style == "name" and not cut else None
         row = example_to_row(example, self._mode, split, writer.count, answer_format, problem)
         writer.add(row)
         if split == "train" and self._options.cold_start_seed is not None:

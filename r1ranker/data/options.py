@@ -41,6 +41,8 @@ class PrepareOptions:
     cold_start: bool = False
     tokenizer: str | None = None
     max_prompt_length: int = MOST_TOKENS
+    max_passage_tokens: int | None = None
+    """of a candidate's text in training rows; None: texts are shown whole"""
     size: int = 100
     """toy: direct training rows a task; facts: direct training rows"""
     history: Sequence[str] = ()
@@ -153,8 +155,11 @@ def check_options(options: PrepareOptions, kind: Kind) -> None:
             raise UserError("--teacher: of no use without --cold-start")
         if options.teacher == "frequent" and kind not in ("toy", "layout"):
             raise UserError(f"--teacher frequent: of no use with {_NAMES[kind]}; --teacher right is wanted")
-    if "max_prompt_length" in changed and options.tokenizer is None:
-        raise UserError("--max-prompt-length: of no use without --tokenizer")
+    if options.max_passage_tokens is not None:
+        check_at_least("--max-passage-tokens", options.max_passage_tokens, 1)
+    for field in ("max_prompt_length", "max_passage_tokens"):
+        if field in changed and options.tokenizer is None:
+            raise UserError(f"--{field.replace('_', '-')}: of no use without --tokenizer")
     if kind == "layout" and Path(options.source).is_dir():
         register_tasks_of(Path(options.source))
     if kind in ("toy", "layout", "raw"):

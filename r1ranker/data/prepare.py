@@ -59,6 +59,7 @@ def prepare(options: PrepareOptions) -> None:
         teach_right_answers if options.teacher == "right" else None,
         tokenizer=tokenizer,
         most_tokens=options.max_prompt_length,
+        passage_tokens=options.max_passage_tokens,
     )
     with lock_directory(Path(options.output)):
         if kind in ("toy", "layout"):

@@ -49,6 +49,8 @@ class EvaluationOptions:
     """of an answer"""
     max_model_len: int | None = None
     """tokens of a prompt and an answer that the engine holds; None: what the longest prompt needs"""
+    passage_tokens: int | None = None
+    """of a candidate's text at most"""
     elimination: EliminationSettings = field(default_factory=EliminationSettings)
     windows: WindowSettings = field(default_factory=WindowSettings)
     engine: str = "hf"
@@ -72,7 +74,9 @@ class EvaluationOptions:
         if self.limit is not None:
             check_at_least("--limit", self.limit, 1)
         check_lengths(self.max_tokens, self.max_model_len)
-        RankerSettings(seed=self.seed, elimination=self.elimination, windows=self.windows).check()
+        RankerSettings(
+            seed=self.seed, elimination=self.elimination, windows=self.windows, passage_tokens=self.passage_tokens
+        ).check()
 
 
 def name_parts(
@@ -98,6 +102,8 @@ def name_parts(
             parts.append(f"{name}-{value}")
     if settings.max_tokens != own.max_tokens:
         parts.append(f"tokens-{settings.max_tokens}")
+    if settings.passage_tokens is not None:
+        parts.append(f"passages-{settings.passage_tokens}")
     if settings.seed:
         parts.append(f"seed-{settings.seed}")
     if options.limit is not None:

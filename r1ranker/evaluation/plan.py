@@ -123,4 +123,5 @@ def settings_of(model: str, options: EvaluationOptions) -> RankerSettings:
         elimination=options.elimination,
         windows=options.windows,
         max_tokens=options.max_tokens,
+        passage_tokens=options.passage_tokens,
     )

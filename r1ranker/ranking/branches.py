@@ -44,7 +44,7 @@ def weighing_request(
 def branch_out(tokenizer: PreTrainedTokenizerBase, question: Question, answer_format: AnswerFormat) -> Paths:
     """Where the answers to a question go on from what they have begun with; what is certain is taken as begun."""
     pool = build_constraint(tokenizer, question.example.candidates, question.mode, answer_format)
-    answers = pool.first_ids or pool.separated_ids or pool.final_ids
+    answers = pool.opening_ids
     begun = tuple(question.begun or ())
     while True:
         tokens: dict[int, list[int]] = {}

@@ -8,6 +8,7 @@ from itertools import islice
 
 from transformers import PreTrainedTokenizerBase
 
+from r1ranker.data.passages import cut_texts
 from r1ranker.data.tokenise import encode_chats
 from r1ranker.errors import UserError, note
 from r1ranker.pretrained import read_setting
@@ -122,8 +123,12 @@ def required_length(
         raise UserError(f"--max_model_len: found {max_model_len:,}; {path} holds {holds:,}, so at most that is wanted")
     limit = max_model_len or find_limit(path, by_vllm=find_engine(engine) == "vllm")[0]
     room = None if limit is None else limit - settings.max_tokens
-    longest, parted, smallest, left = 0, 0, 0, iter(examples)
+    cut, longest, parted, smallest = 0, 0, 0, 0
+    left = iter(examples)
     while some := list(islice(left, AT_ONCE)):
+        if settings.passage_tokens is not None:
+            shorter = [cut_texts(example, tokenizer, settings.passage_tokens) for example in some]
+            some, cut = [example for example, _ in shorter], cut + sum(count for _, count in shorter)
         for example, tokens in zip(some, longest_prompts(tokenizer, settings, some), strict=True):
             if room is not None and tokens > room:
                 fitted, tokens = part_to_fit(tokenizer, settings, example, room)
@@ -131,6 +136,8 @@ def required_length(
                 parted, smallest = parted + 1, min(smallest or size, size)
             check_pool(tokenizer, settings, example)
             longest = max(longest, tokens)
+    if settings.passage_tokens is not None:
+        note(f"--max_passage_tokens: {cut:,} texts of candidates were cut")
     if parted:
         note(
             f"{parted:,} requests have prompts that are too long for the {limit:,} tokens that are held with an answer of up to "

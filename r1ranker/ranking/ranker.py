@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
+from r1ranker.data.passages import cut_texts
 from r1ranker.data.tokenise import encode_chat
 from r1ranker.errors import UserError, check_at_least, note
 from r1ranker.pretrained import check_model_directory
@@ -175,6 +176,8 @@ class Ranker:
     def _converse(self, example: RankingExample) -> Conversation:
         holds, settings = self.engine.max_model_len, self.settings
         room = None if holds is None else holds - settings.max_tokens
+        if settings.passage_tokens is not None:
+            example, _ = cut_texts(example, self.tokenizer, settings.passage_tokens)
         fitted = (
             settings if is_short(example, settings, room) else part_to_fit(self.tokenizer, settings, example, room)[0]
         )

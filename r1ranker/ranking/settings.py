@@ -74,6 +74,8 @@ class RankerSettings:
     trained: Mode = "iterative"
     """what it is asked by strategies that are no kind of answer: for the worst candidate, or for all of them in order"""
     windows: WindowSettings = field(default_factory=WindowSettings)
+    passage_tokens: int | None = None
+    """of a candidate's text at most, cut between words; None: texts are shown whole"""
 
     @property
     def mode(self) -> Mode:
@@ -132,6 +134,8 @@ class RankerSettings:
         check_at_least("--window", self.windows.size, 2)
         check_at_least("--step", self.windows.step, 1)
         check_at_least("--passes", self.windows.passes, 1)
+        if self.passage_tokens is not None:
+            check_at_least("--max_passage_tokens", self.passage_tokens, 1)
         if self.windows.step > self.windows.size:
             raise UserError(f"--step: found {self.windows.step}; at most --window, {self.windows.size}, is wanted")
         if self.by_logits and self.answer_format.think:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
-
-from transformers import PreTrainedTokenizerBase
 
 from r1ranker.data.sources.trec_columns import PAIRS, RUN, IdColumn, check_common
 from r1ranker.data.sources.trec_files import read_pairs, read_run, read_texts
@@ -89,33 +87,6 @@ def requests_of_run(files: RunFiles, task: str | None, depth: int) -> list[RankR
     if mute:
         note(f"{files.collection}: {mute:,} documents of {files.run} have no text there; they follow behind the others")
     return requests
-
-
-def cut_passages(
-    requests: Sequence[RankRequest], tokenizer: PreTrainedTokenizerBase, most: int
-) -> tuple[list[RankRequest], int]:
-    """The requests with texts of at most `most` tokens, cut between words; and how many texts were cut."""
-    cut, found = 0, []
-    for request in requests:
-        texts = []
-        for text in request.example.texts:
-            shorter = cut_text(text, tokenizer, most)
-            cut += shorter != text
-            texts.append(shorter)
-        found.append(replace(request, example=replace(request.example, texts=tuple(texts))))
-    return found, cut
-
-
-def cut_text(text: str, tokenizer: PreTrainedTokenizerBase, most: int) -> str:
-    """The first words of a text that have at most `most` tokens; a word that has more by itself is cut inside."""
-    spans = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-    if len(spans) <= most:
-        return text
-    end = spans[most][0]
-    head = text[:end]
-    if not text[end : end + 1].isspace() and not head[-1:].isspace():
-        head = head.rsplit(None, 1)[0] if len(head.split()) > 1 else head
-    return head.rstrip()
 
 
 def first_requests(requests: Iterator[RankRequest] | Sequence[RankRequest], limit: int | None) -> list[RankRequest]:

@@ -31,6 +31,11 @@ class PoolConstraint:
     first_ids: tuple[tuple[int, ...], ...] = ()
     """separated_ids of the name that comes first, directly behind the tag; empty where they are the same"""
 
+    @property
+    def opening_ids(self) -> tuple[tuple[int, ...], ...]:
+        """Per candidate: what an answer that names it first begins with."""
+        return self.first_ids or self.separated_ids or self.final_ids
+
 
 def build_constraint(
     tokenizer: PreTrainedTokenizerBase, candidates: Sequence[str], mode: Mode, answer_format: AnswerFormat
@@ -54,6 +59,26 @@ def build_constraint(
     for sequences in (final, more, first):
         _check_distinct(tokenizer, names, sequences)
     return PoolConstraint(more, final, not answer_format.think, first if first != more else ())
+
+
+MOST_LABELS = 100
+
+
+def count_single_token_labels(tokenizer: PreTrainedTokenizerBase, mode: Mode, answer_format: AnswerFormat) -> int:
+    """Candidates of the largest pool, up to MOST_LABELS, whose labels differ in one and the same token, so that one pass gives the
+    probability of each; 0 where answers are names.
+
+    Where digits are tokens it is 9, since 1 and 10 begin alike.
+    """
+    if not answer_format.by_label:
+        return 0
+    names = [f"candidate {place}" for place in range(MOST_LABELS)]
+    openings = build_constraint(tokenizer, names, mode, answer_format).opening_ids
+    for count in range(2, MOST_LABELS + 1):
+        alternatives = map(len, map(set, zip(*openings[:count], strict=False)))
+        if next(several for several in alternatives if several > 1) < count:
+            return count - 1
+    return MOST_LABELS
 
 
 def _check_distinct(

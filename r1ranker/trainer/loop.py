@@ -13,6 +13,7 @@ from r1ranker.data.prompt_store import Prompt
 from r1ranker.errors import UserError, suggest
 from r1ranker.pretrained import full_path, read_setting
 from r1ranker.rollout.agreement import check_architecture
+from r1ranker.rollout.constraint import count_single_token_labels
 from r1ranker.trainer.algorithm.correction import apply_importance_weights
 from r1ranker.trainer.algorithm.estimation import assign_advantages
 from r1ranker.trainer.algorithm.kl import KLController
@@ -56,7 +57,7 @@ class Run:
             )
         data, trainer, control = config.data, config.trainer, config.algorithm.kl_ctrl
         rewards = RewardPool(config.custom_reward_function, config.reward.num_workers, config.reward.timeout)
-        tokenizer = load_shared_tokenizer(config)
+        tokenizer = self._tokenizer = load_shared_tokenizer(config)
         train = load_split(config, tokenizer, data.train_files, "data.train_files", self.notes.append)
         validation: Sequence[Prompt] = []
         if data.val_files:
@@ -175,6 +176,7 @@ class Run:
             "constrain": self.config.actor_rollout_ref.rollout.constrain,
             "max_prompt_length": self.config.data.max_prompt_length,
             "max_response_length": self.config.data.max_response_length,
+            "single_token_labels": count_single_token_labels(self._tokenizer, first.mode, first.answer_format),
             "base_model": full_path(str(self.config.actor_rollout_ref.model.path)),
             "step": step,
         }

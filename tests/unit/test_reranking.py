@@ -13,6 +13,7 @@ import ir_measures
 import pytest
 from transformers import AutoTokenizer
 
+from r1ranker.data.passages import cut_text
 from r1ranker.errors import UserError
 from r1ranker.ranking.conversation import RankingResult
 from r1ranker.ranking.ranker import Ranker
@@ -20,7 +21,7 @@ from r1ranker.ranking.settings import RankerSettings
 from r1ranker.reranking.measure import check_judged, measure
 from r1ranker.reranking.outputs import Ranked, check_ids, format_of, write_lines
 from r1ranker.reranking.rank import JOURNAL, open_journal, rank_requests
-from r1ranker.reranking.requests import RankRequest, RunFiles, cut_text, requests_of_run
+from r1ranker.reranking.requests import RankRequest, RunFiles, requests_of_run
 from r1ranker.tasks.example import RankingExample
 
 DL19 = Path(__file__).parents[2].parent / "shared" / "data" / "trec" / "dl19-bm25-100"
@@ -239,7 +240,7 @@ def test_windows_rank_a_run_from_the_command_line(tiny_model: str, tmp_path: Pat
     code, printed, said = call(*given)
     assert code == 0
     assert "nDCG@10" in printed
-    assert "texts were cut" in said
+    assert "72 texts of candidates were cut" in said
     written = output.read_text()
     before = {tuple(line.split()[:3:2]) for line in (own / "run.txt").read_text().splitlines()}
     assert {tuple(line.split()[:3:2]) for line in written.splitlines()} == before
