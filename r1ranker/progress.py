@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -18,20 +19,35 @@ EVERY = 30.0
 """seconds between lines"""
 
 
+Pace = Callable[[Any], dict[str, int]]
+"""an item -> what else came with it, such as calls: 9, tokens: 1,400"""
+
+
 def follow(
-    items: Iterable[Item], total: int, name: str, clock: Callable[[], float] = time.monotonic
+    items: Iterable[Item], total: int, name: str, clock: Callable[[], float] = time.monotonic, pace: Pace | None = None
 ) -> Generator[Item, None, None]:
-    """`items`, of which there are `total` queries, as they come; `name` is said before how many have come, on stderr."""
+    """`items`, of which there are `total` queries, as they come; `name` is said before how many have come, on stderr.
+
+    `pace`: how many of other things came a second is said too.
+    """
     console = Console(stderr=True)
+    began, found = clock(), Counter[str]()
+
+    def paces() -> str:
+        seconds = clock() - began
+        return ", ".join(f"{_rate(count / seconds)} {what}/s" for what, count in list(found.items()) if seconds > 0)
+
     if console.is_interactive:  # a terminal, and not one that cannot move its cursor
         with Progress(*_columns(), console=console, transient=True) as progress:
-            bar = progress.add_task(name, total=total)
+            bar = progress.add_task(name, total=total, paces="")
             for item in items:
-                progress.advance(bar)
+                found.update(pace(item) if pace else {})
+                progress.update(bar, advance=1, paces=paces())
                 yield item
         return
-    with report_progress(name, total, "queries", _say_on_stderr, clock, predict=True) as count:
+    with report_progress(name, total, "queries", _say_on_stderr, clock, predict=True, more=paces) as count:
         for item in items:
+            found.update(pace(item) if pace else {})
             count()
             yield item
 
@@ -44,11 +60,12 @@ def report_progress(
     say: Callable[[str], None],
     clock: Callable[[], float] = time.monotonic,
     predict: bool = False,
+    more: Callable[[], str] = str,
 ) -> Iterator[Callable[[], None]]:
     """A function to be called as each of `total` is done; until the block ends `say` takes a line every EVERY seconds.
 
     The lines come from a thread of their own, so also while nothing is done. `predict`: they name the time left, at the rate
-    so far. Where all are computed at once and most are done at the end, that is far off.
+    so far. Where all are computed at once and most are done at the end, that is far off. `more`: what a line ends in.
     """
     done, began, ended = 0, clock(), threading.Event()
 
@@ -61,8 +78,8 @@ def report_progress(
             now, seconds = done, clock() - began
             line = f"{name}: {now:,} of {total:,} {unit}, {_in_words(seconds)}"
             if predict and 0 < now < total:
-                line += f", {now / seconds:.2g} {unit}/s, about {_in_words((total - now) * seconds / now)} left"
-            say(line)
+                line += f", {_rate(now / seconds)} {unit}/s, about {_in_words((total - now) * seconds / now)} left"
+            say(f"{line}, {more()}" if more() else line)
 
     thread = threading.Thread(target=report, name=f"progress of {name}", daemon=True)
     thread.start()
@@ -77,6 +94,10 @@ def _say_on_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
+def _rate(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10 else f"{value:.2g}"
+
+
 def _in_words(seconds: float) -> str:
     if seconds < 90:
         return f"{seconds:.0f} s"
@@ -89,6 +110,7 @@ def _columns() -> tuple[ProgressColumn, ...]:
         BarColumn(),
         MofNCompleteColumn(),
         _Rate(),
+        TextColumn("{task.fields[paces]}", markup=False),
         TimeRemainingColumn(),
     )
 

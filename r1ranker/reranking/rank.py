@@ -67,7 +67,7 @@ def rank_requests(
     records: dict[int, Record] = {} if kept is None else {place: record for (_, place), record in kept.done.items()}
     left = [place for place, one in enumerate(requests) if place not in records and len(one.documents) > 1]
     stream = ranker.rank_stream(requests[place].example for place in left)
-    with closing(follow(stream, len(left), name)) as followed:
+    with closing(follow(stream, len(left), name, pace=_pace)) as followed:
         for number, result in followed:
             place = left[number]
             records[place] = _record_of(requests[place], result)
@@ -82,6 +82,11 @@ def rank_requests(
         record = records.get(place, alone if request.documents else alone | {"order": []})
         ranked.append(Ranked(tuple(record["order"]), tuple(record["scores"]), record["unordered"]))
     return ranked, costs
+
+
+def _pace(found: tuple[int, RankingResult]) -> dict[str, int]:
+    _, result = found
+    return {"calls": result.calls, "tokens": result.prompt_tokens + result.response_tokens}
 
 
 def _record_of(request: RankRequest, result: RankingResult) -> Record:

@@ -120,10 +120,14 @@ class ContinuousBatch:
         return not self._rows and not self._waiting
 
     def add(self, key: int, request: Request) -> None:
-        """Have a request wait; the longest prompts go first, so that none of them is what all wait for in the end."""
+        """Have a request wait; the longest prompts go first, so that none of them is what all wait for in the end.
+
+        Where nothing is decoded there is no end to wait for: the lowest keys go first, so that what was begun is done early.
+        """
         self._added += 1
         opened = _Open(key, request, [None] * self.params.n)
-        heapq.heappush(self._waiting, (-len(request.token_ids), self._added, opened))
+        first = key if self.params.choices else -len(request.token_ids)
+        heapq.heappush(self._waiting, (first, self._added, opened))
 
     @torch.inference_mode()
     def step(self) -> Done:
@@ -134,8 +138,11 @@ class ContinuousBatch:
     def _admit(self) -> Done:
         if not self._waiting:
             return []
-        n, longest = self.params.n, max(self._prompts.length, _round_up(-self._waiting[0][0]))
-        self._prompts.most = max(1, min(self._capacity // n, PROMPT_TOKENS // longest))
+        n = self.params.n
+        longest = max(self._prompts.length, _round_up(max(len(one.request.token_ids) for *_, one in self._waiting)))
+        # where nothing is decoded, more prompts than a pass takes would only wait for one another
+        budget = 2 * PREFILL_TOKENS if self.params.choices else PROMPT_TOKENS
+        self._prompts.most = max(1, min(self._capacity // n, budget // longest))
         free = min((self._capacity - len(self._rows)) // n, self._prompts.most - len(self._groups))
         # several at a time where more wait: a forward pass over one short prompt costs more than a row idle for a while
         if free < min(len(self._waiting), max(1, self._prompts.most // 8)):

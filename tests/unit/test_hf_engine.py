@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -114,6 +115,29 @@ def test_no_more_prompts_are_kept_than_there_is_room_for(n: int, monkeypatch: py
     assert keys.shape[0] == 2
     for place, samples in enumerate(everything):
         assert [one.token_ids for one in found[place]] == [one.token_ids for one in samples]
+
+
+def test_where_probabilities_alone_are_wanted_what_was_begun_first_goes_on_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So that rankings end one after the other: what has ended is kept, whatever becomes of the rest."""
+    monkeypatch.setattr(hf_batch, "PREFILL_TOKENS", 256)  # twice that is four rooms of 128 tokens
+    model, asked, params = model_of(), requests(12), SamplingParams(max_tokens=1, choices=True)
+    constraint = PoolConstraint((), ((5,), (9,), (11,)), answer_open=True)
+    asked = [replace(request, constraint=constraint) for request in asked]
+    whole = engine_of(model).generate(asked, params)
+    session = engine_of(model).session()
+    for key in reversed(range(2, 12)):
+        session.add(key, asked[key], params)
+    order, found = [], {}
+    while done := session.step():
+        order.append(sorted(key for key, _ in done))
+        found.update(done)
+        for key in (0, 1) if len(order) == 1 else ():
+            session.add(key, asked[key], params)
+    assert order == [[2, 3, 4, 5], [0, 1, 6, 7], [8, 9, 10, 11]]
+    for key, (expected,) in enumerate(whole):
+        assert found[key][0].choices == pytest.approx(expected.choices, abs=1e-5)
 
 
 def test_a_session_lets_late_requests_in_and_hands_each_out_as_it_ends() -> None:

@@ -87,6 +87,26 @@ def test_without_a_terminal_that_has_a_bar_lines_say_how_far_it_is(
 
 
 @pytest.mark.usefixtures("impatient")
+def test_calls_and_tokens_a_second_are_said_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now, lines = [0.0], Lines()
+    monkeypatch.setattr("sys.stderr", lines)
+
+    def arriving() -> Iterator[int]:
+        yield 900
+        yield 1200
+        now[0] = 10.0
+        lines.wait_for("run: 2 of 3 queries, 10 s, 0.2 queries/s, about 5 s left, 1.8 calls/s, 210 tokens/s")
+        yield 1
+
+    found = follow(arriving(), 3, "run", lambda: now[0], lambda tokens: {"calls": 9, "tokens": tokens})
+    assert list(found) == [900, 1200, 1]
+    be_terminal(monkeypatch, "xterm")
+    assert list(follow(range(3), 3, "bar", pace=lambda _: {"calls": 9})) == [0, 1, 2]
+
+
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("error", [None, ValueError("of the work")])
 def test_no_line_comes_once_the_work_is_over_or_has_failed(error: ValueError | None) -> None:
     lines = Lines()

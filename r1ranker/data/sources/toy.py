@@ -49,7 +49,7 @@ _KINDS = (
 )  # fmt: skip
 _OBJECTIVES = {"Router-Performance": (1.0, 0.0), "Router-Balance": (0.5, 0.5), "Router-Cost": (0.2, 0.8)}
 """task -> weights of skill and of price in an LLM's merit"""
-_SOURCES = (
+SOURCES = (
     "Almanac",
     "Blog",
     "Chronicle",
@@ -61,8 +61,8 @@ _SOURCES = (
     "Journal",
     "Leaflet",
 )
-_TOPICS = ("amber", "bamboo", "copper", "dunes", "eclipses", "falcons", "glaciers", "harps", "inks", "jade")
-_REMARKS = ("it is found in the north", "it is known since long ago", "there are many kinds", "its use is disputed")
+TOPICS = ("amber", "bamboo", "copper", "dunes", "eclipses", "falcons", "glaciers", "harps", "inks", "jade")
+REMARKS = ("it is found in the north", "it is known since long ago", "there are many kinds", "its use is disputed")
 
 
 class World:
@@ -82,7 +82,7 @@ class World:
             kinds = _KINDS[first : first + len(_CHEAP)]
             for kind, cheap, dear in zip(kinds, _shuffled(_CHEAP, rng), _shuffled(_DEAR, rng), strict=True):
                 self.skill[kind] = {cheap: round(rng.uniform(0.2, 0.9), 2), dear: 1.0}
-        self.reliability = dict(zip(_SOURCES, rng.sample(range(len(_SOURCES)), len(_SOURCES)), strict=True))
+        self.reliability = dict(zip(SOURCES, rng.sample(range(len(SOURCES)), len(SOURCES)), strict=True))
 
     def recommendation(self, task: str, number: int, rng: random.Random) -> RankingExample:
         """A user whose history shows a taste; the positive is the best of the two candidates of that genre."""
@@ -111,10 +111,10 @@ class World:
 
     def passage(self, task: str, number: int, rng: random.Random) -> RankingExample:
         """Passages on a topic; the positive comes from the most reliable source among them."""
-        topic = rng.choice(_TOPICS)
-        sources = rng.sample(_SOURCES, int(task.rpartition("-")[2]))
+        topic = rng.choice(TOPICS)
+        sources = rng.sample(SOURCES, int(task.rpartition("-")[2]))
         pool = tuple(f"passage {place}" for place in range(len(sources)))
-        texts = tuple(f"{source} on {topic}: {rng.choice(_REMARKS)}" for source in sources)
+        texts = tuple(f"{source} on {topic}: {rng.choice(REMARKS)}" for source in sources)
         best = max(range(len(sources)), key=lambda place: self.reliability[sources[place]])
         return RankingExample(task, pool, pool[best], query=f"{topic}, question {number}", texts=texts)
 
