@@ -150,8 +150,7 @@ def rank(
         with atomic_path(output) as temporary, temporary.open("w", encoding="utf-8", newline="") as written:
             written.writelines(lines)
         Path(output + JOURNAL).unlink()
-    if run is not None:
-        typer.echo(str(costs), err=True)
+    typer.echo(str(costs), err=True)
     if judged is not None:
         print_measures(judged, requests, ranked, sys.stderr if output is None else sys.stdout)
 

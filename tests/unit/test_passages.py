@@ -106,6 +106,7 @@ def test_requests_of_unusual_sizes(call: Call, tiny_model: str, tmp_path: Path) 
     assert code == 0, said
     lines = [json.loads(line) for line in printed.splitlines()]
     assert [line["id"] for line in lines] == ["a b", "c", "d"]
+    assert said.splitlines()[-1].startswith("2 queries; of each 50.0 calls, 50.0 of them one after the other, ")
     for line, row in zip(lines, rows, strict=True):
         assert sorted(line["ranking"]) == sorted(row["candidates"])
     # one prompt with all of them is too long: windows take its place, which is said
