@@ -140,7 +140,8 @@ class Ranker:
     def rank_many(self, examples: Iterable[RankingExample]) -> Iterator[RankingResult]:
         """The result of every example, in their order, each as soon as it and those before it are ranked.
 
-        Examples are taken as there is room for them, a thousand before their results at most. A pool that is too long for it is ranked in windows, which is said.
+        Examples are taken as there is room for them, a thousand before their results at most. A pool that is too long for the engine
+        is ranked in windows, which is said.
         Raises UserError where the engine does not hold two candidates of an example, as that one is taken.
         """
         found: dict[int, RankingResult] = {}
