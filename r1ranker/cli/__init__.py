@@ -11,6 +11,7 @@ from r1ranker.cli.data import prepare
 from r1ranker.cli.evaluation import compare, evaluate, experiment, report
 from r1ranker.cli.ranking import rank
 from r1ranker.cli.run import add_command, new_app, run_app
+from r1ranker.cli.thoughts import collect, show
 from r1ranker.cli.training import export, fetch_model, init_model, replay, sft, train
 
 COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
@@ -26,11 +27,19 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     "Rankings": {"rank": rank, "eval": evaluate, "compare": compare, "report": report, "experiment": experiment},
 }
 """heading in the help -> name -> what runs"""
+GROUPS: dict[str, dict[str, Callable[..., None]]] = {"thoughts": {"collect": collect, "show": show}}
+"""commands that have commands of their own"""
 
 app = new_app(help="Make a language model rank: train it, measure it, use it.", no_args_is_help=True)
 for heading, commands in COMMANDS.items():
     for name, function in commands.items():
         add_command(app, function, name, heading)
+
+for name, commands in GROUPS.items():
+    group = new_app(help="A bank of what rankers thought, to be shown before similar requests.", no_args_is_help=True)
+    for own_name, function in commands.items():
+        add_command(group, function, own_name)
+    app.add_typer(group, name=name, rich_help_panel="Rankings")
 
 
 def _show_version(wanted: bool) -> None:

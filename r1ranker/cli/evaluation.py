@@ -21,9 +21,12 @@ from r1ranker.cli.options import (
     MaxTokens,
     Passes,
     Seed,
+    Shots,
+    Similar,
     Step,
     Strategy,
     Think,
+    Thoughts,
     TopK,
     Votes,
     Window,
@@ -57,6 +60,9 @@ def evaluate(
     step: Step = 10,
     passes: Passes = 1,
     inside: Inside = "answer",
+    thoughts: Thoughts = None,
+    shots: Shots = 3,
+    similarity: Similar = "tfidf",
     max_tokens: MaxTokens = None,
     max_model_len: MaxModelLen = None,
     baselines: Annotated[
@@ -90,7 +96,7 @@ def evaluate(
     """
     from r1ranker.evaluation.options import EvaluationOptions
     from r1ranker.evaluation.runner import run_evaluation
-    from r1ranker.ranking.settings import EliminationSettings, WindowSettings
+    from r1ranker.ranking.settings import EliminationSettings, ShotSettings, WindowSettings
 
     options = EvaluationOptions(
         data=data,
@@ -107,6 +113,7 @@ def evaluate(
         passage_tokens=max_passage_tokens,
         elimination=EliminationSettings(eliminate=eliminate, votes=votes, top_k=top_k),
         windows=WindowSettings(size=window, step=step, passes=passes, inside=inside),
+        shots=ShotSettings(thoughts, shots, similarity),
         engine=engine,
         dtype=dtype,
         gpu=gpu_id,

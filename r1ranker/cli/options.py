@@ -9,9 +9,11 @@ import typer
 
 from r1ranker.ranking import settings
 from r1ranker.tasks import labels
+from r1ranker.thoughts import similarity
 
 AS_TRAINED = "How to rank (where nothing is said: as the model was trained)"
 ELIMINATION = "How an iterative ranking goes"
+THOUGHTS = "Thoughts on similar requests, shown before a request"
 PARTS = "How large pools are parted, with --strategy windows or tournament"
 
 TrainingFiles = Annotated[list[str], typer.Option("--data", help="training parquet; may be given several times")]
@@ -71,6 +73,21 @@ TopK = Annotated[
 ]
 Eliminate = Annotated[int, typer.Option(help="candidates that go out a round", rich_help_panel=ELIMINATION)]
 Votes = Annotated[int, typer.Option(help="answers sampled a round", rich_help_panel=ELIMINATION)]
+
+Thoughts = Annotated[
+    str | None, typer.Option("--thoughts", help="bank of `thoughts collect`", rich_help_panel=THOUGHTS)
+]
+Shots = Annotated[
+    int, typer.Option(help="thoughts before a request, as far as there is room", rich_help_panel=THOUGHTS)
+]
+Similar = Annotated[
+    similarity.Similarity,
+    typer.Option(
+        "--similarity",
+        help="by what requests are alike; random, for comparison: any of the task",
+        rich_help_panel=THOUGHTS,
+    ),
+]
 
 Window = Annotated[int, typer.Option(help="candidates of a window, or of a tournament's group", rich_help_panel=PARTS)]
 Step = Annotated[int, typer.Option(help="candidates by which a window moves on", rich_help_panel=PARTS)]

@@ -24,9 +24,12 @@ from r1ranker.cli.options import (
     MaxTokens,
     Passes,
     Seed,
+    Shots,
+    Similar,
     Step,
     Strategy,
     Think,
+    Thoughts,
     TopK,
     Votes,
     Window,
@@ -79,6 +82,9 @@ def rank(
     step: Step = 10,
     passes: Passes = 1,
     inside: Inside = "answer",
+    thoughts: Thoughts = None,
+    shots: Shots = 3,
+    similarity: Similar = "tfidf",
     max_tokens: MaxTokens = None,
     max_model_len: MaxModelLen = None,
 ) -> None:
@@ -92,9 +98,9 @@ def rank(
     from r1ranker.atomic import atomic_path, check_place
     from r1ranker.errors import UserError, check_at_least
     from r1ranker.pretrained import load_tokenizer
-    from r1ranker.ranking.lengths import required_length
     from r1ranker.ranking.ranker import Ranker, check_lengths
-    from r1ranker.ranking.settings import EliminationSettings, RankerSettings, WindowSettings
+    from r1ranker.ranking.required_length import required_length
+    from r1ranker.ranking.settings import EliminationSettings, RankerSettings, ShotSettings, WindowSettings
     from r1ranker.reranking.measure import check_judged, print_measures
     from r1ranker.reranking.outputs import check_ids, format_of, write_lines
     from r1ranker.reranking.rank import JOURNAL, open_journal, rank_requests
@@ -102,7 +108,10 @@ def rank(
 
     elimination = EliminationSettings(eliminate=eliminate, votes=votes, top_k=top_k)
     windows = WindowSettings(size=window, step=step, passes=passes, inside=inside)
-    RankerSettings(seed=seed, elimination=elimination, windows=windows, passage_tokens=max_passage_tokens).check()
+    templates = ShotSettings(thoughts, shots, similarity)
+    RankerSettings(
+        seed=seed, elimination=elimination, windows=windows, passage_tokens=max_passage_tokens, shots=templates
+    ).check()
     check_lengths(max_tokens, max_model_len)
     for name, value in (("--limit", limit), ("--depth", depth)):
         if value is not None:
@@ -129,6 +138,7 @@ def rank(
             windows=windows,
             max_tokens=max_tokens,
             passage_tokens=max_passage_tokens,
+            shots=templates,
         )
         settings.check()
         tokenizer = load_tokenizer(model)

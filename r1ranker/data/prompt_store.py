@@ -44,6 +44,16 @@ class Prompt:
     def task(self) -> str:
         return str(self.extra_info["task_name"])
 
+    def as_row(self) -> dict[str, Any]:
+        """The training row that it was made from, in the answer format that it has."""
+        form = self.answer_format
+        return {
+            "data_source": self.data_source,
+            "prompt": self.messages,
+            "reward_model": {"ground_truth": self.ground_truth},
+            "extra_info": {**self.extra_info, "answer_style": form.answer_style, "think": form.think},
+        }
+
 
 def tokenised_row(row: dict[str, Any], token_ids: list[int], answer_format: AnswerFormat) -> dict[str, Any]:
     """What a tokenised file and its index hold of a training row."""

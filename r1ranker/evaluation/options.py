@@ -9,7 +9,7 @@ from typing import Any
 from r1ranker.device import is_usual_dtype
 from r1ranker.errors import check_at_least
 from r1ranker.ranking.ranker import check_lengths
-from r1ranker.ranking.settings import EliminationSettings, RankerSettings, Strategy, WindowSettings
+from r1ranker.ranking.settings import EliminationSettings, RankerSettings, ShotSettings, Strategy, WindowSettings
 from r1ranker.tasks.catalog import HUB_ID
 from r1ranker.tasks.labels import AnswerStyle
 from r1ranker.tasks.prompts import Mode
@@ -53,6 +53,7 @@ class EvaluationOptions:
     """of a candidate's text at most"""
     elimination: EliminationSettings = field(default_factory=EliminationSettings)
     windows: WindowSettings = field(default_factory=WindowSettings)
+    shots: ShotSettings = field(default_factory=ShotSettings)
     engine: str = "hf"
     dtype: str = "auto"
     """auto | float32 | bfloat16: of what the model is computed in"""
@@ -75,7 +76,11 @@ class EvaluationOptions:
             check_at_least("--limit", self.limit, 1)
         check_lengths(self.max_tokens, self.max_model_len)
         RankerSettings(
-            seed=self.seed, elimination=self.elimination, windows=self.windows, passage_tokens=self.passage_tokens
+            seed=self.seed,
+            elimination=self.elimination,
+            windows=self.windows,
+            passage_tokens=self.passage_tokens,
+            shots=self.shots,
         ).check()
 
 
@@ -104,6 +109,9 @@ def name_parts(
         parts.append(f"tokens-{settings.max_tokens}")
     if settings.passage_tokens is not None:
         parts.append(f"passages-{settings.passage_tokens}")
+    if settings.shots.bank is not None:
+        parts.append(f"thoughts-{settings.shots.count}")
+        parts += [settings.shots.similarity] * (settings.shots.similarity != usual.shots.similarity)
     if settings.seed:
         parts.append(f"seed-{settings.seed}")
     if options.limit is not None:

@@ -9,17 +9,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from r1ranker.data.files.manifest import checksum
 from r1ranker.errors import UserError, note
 from r1ranker.evaluation.identity import About, about_of
 from r1ranker.evaluation.names import JOURNAL, RESULT, Unnamed, choose_names
 from r1ranker.evaluation.options import EvaluationOptions, name_parts
 from r1ranker.evaluation.results import TIMING, check_trec_grade
 from r1ranker.pretrained import check_model_directory, full_path, load_tokenizer
-from r1ranker.ranking.lengths import required_length
 from r1ranker.ranking.ranker import Ranker
+from r1ranker.ranking.required_length import required_length
 from r1ranker.ranking.settings import RankerSettings
 from r1ranker.rollout.start import find_engine
 from r1ranker.tasks.example import RankingExample
+from r1ranker.thoughts.bank import check_untested, read_bank
 
 Rows = Mapping[str, Sequence[RankingExample]]
 """task -> its rows"""
@@ -60,6 +62,9 @@ def plan_evaluations(
     Raises UserError for models, settings, lengths and directories that cannot be used, and for grades that TREC's files do not take.
     """
     engine = find_engine(options.engine)
+    rows = [example for some in test.values() for example in some]
+    if options.shots.bank is not None:
+        check_untested(options.shots.bank, read_bank(options.shots.bank), rows)
     for model in models:
         check_model_directory(model)
     by_path = {full_path(model): model for model in reversed(models)}
@@ -82,6 +87,7 @@ def plan_evaluations(
                     "baselines": options.baselines,
                     "interactions": options.interactions,
                     "router_data": options.router_data,
+                    "thoughts": None if options.shots.bank is None else checksum(Path(options.shots.bank)),
                 },
                 "settings": asdict(settings),
             }
@@ -94,11 +100,10 @@ def plan_evaluations(
         except OSError as error:
             raise UserError(f"{option}: {directory} cannot be written ({error.strerror})") from error
     if trec_dir is not None:
-        for task, rows in test.items():
-            for number, example in enumerate(rows, 1):
+        for task, of_task in test.items():
+            for number, example in enumerate(of_task, 1):
                 for grade in example.grades:
                     check_trec_grade(task, number, grade)
-    rows = [example for some in test.values() for example in some]
     lengths = [
         required_length(model, load_tokenizer(model), settings, rows, options.max_model_len, engine)
         for model, settings, _ in found
@@ -124,4 +129,5 @@ def settings_of(model: str, options: EvaluationOptions) -> RankerSettings:
         windows=options.windows,
         max_tokens=options.max_tokens,
         passage_tokens=options.passage_tokens,
+        shots=options.shots,
     )

@@ -1,28 +1,20 @@
-"""How many tokens an engine has to hold to rank given examples, and how a pool is parted that is too long for it."""
+"""How long prompts are, and how a pool is parted whose prompt is too long."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
-from itertools import islice
 
 from transformers import PreTrainedTokenizerBase
 
-from r1ranker.data.passages import cut_texts
 from r1ranker.data.tokenise import encode_chats
-from r1ranker.errors import UserError, note
+from r1ranker.errors import UserError
 from r1ranker.pretrained import read_setting
 from r1ranker.ranking.settings import RankerSettings, WindowSettings
 from r1ranker.rollout.constraint import build_constraint
-from r1ranker.rollout.context import find_limit, load_context_length
-from r1ranker.rollout.start import find_engine
 from r1ranker.tasks.example import RankingExample
 from r1ranker.tasks.prompts import candidate_lines, chat_messages, render_problem
 
-AT_ONCE = 256
-"""examples tokenised together"""
-STEP = 64
-"""tokens that room for a prompt and a response is a multiple of"""
 AROUND = 512
 """tokens that a chat and its instruction put around a problem at most: some tens, with any template known"""
 
@@ -104,43 +96,3 @@ def _longest_part(tokenizer: PreTrainedTokenizerBase, example: RankingExample, s
     tokens = tokenizer(candidate_lines(example, "name"), add_special_tokens=False)["input_ids"]
     order = sorted(range(len(tokens)), key=lambda place: -len(tokens[place]))
     return example.with_pool(tuple(example.candidates[place] for place in sorted(order[:size])))
-
-
-def required_length(
-    path: str,
-    tokenizer: PreTrainedTokenizerBase,
-    settings: RankerSettings,
-    examples: Iterable[RankingExample],
-    max_model_len: int | None = None,
-    engine: str = "hf",
-) -> int:
-    """Tokens that an engine over the model of `path` has to hold to rank `examples`: `max_model_len`, or what they need.
-
-    Pools that are too long for it are parted, which is said. Raises UserError where not even two candidates and a response fit.
-    """
-    holds = load_context_length(path)
-    if max_model_len is not None and holds is not None and max_model_len > holds:
-        raise UserError(f"--max_model_len: found {max_model_len:,}; {path} holds {holds:,}, so at most that is wanted")
-    limit = max_model_len or find_limit(path, by_vllm=find_engine(engine) == "vllm")[0]
-    room = None if limit is None else limit - settings.max_tokens
-    cut, longest, parted, smallest = 0, 0, 0, 0
-    left = iter(examples)
-    while some := list(islice(left, AT_ONCE)):
-        if settings.passage_tokens is not None:
-            shorter = [cut_texts(example, tokenizer, settings.passage_tokens) for example in some]
-            some, cut = [example for example, _ in shorter], cut + sum(count for _, count in shorter)
-        for example, tokens in zip(some, longest_prompts(tokenizer, settings, some), strict=True):
-            if room is not None and tokens > room:
-                fitted, tokens = part_to_fit(tokenizer, settings, example, room)
-                size = fitted.windows.size
-                parted, smallest = parted + 1, min(smallest or size, size)
-            check_pool(tokenizer, settings, example)
-            longest = max(longest, tokens)
-    if settings.passage_tokens is not None:
-        note(f"--max_passage_tokens: {cut:,} texts of candidates were cut")
-    if parted:
-        note(
-            f"{parted:,} requests have prompts that are too long for the {limit:,} tokens that are held with an answer of up to "
-            f"{settings.max_tokens:,}; they are ranked in parts of {smallest:,} candidates or more"
-        )
-    return max_model_len or -(-(longest + settings.max_tokens) // STEP) * STEP

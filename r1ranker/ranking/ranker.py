@@ -5,11 +5,11 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from r1ranker.data.passages import cut_texts
 from r1ranker.data.tokenise import encode_chat
 from r1ranker.errors import UserError, check_at_least, note
 from r1ranker.pretrained import check_model_directory
@@ -18,6 +18,7 @@ from r1ranker.ranking.conversation import Conversation, Question, RankingResult,
 from r1ranker.ranking.lengths import check_pool, is_short, part_to_fit, trained_prompt_length
 from r1ranker.ranking.schedule import run_conversations
 from r1ranker.ranking.settings import MODES, RankerSettings, Strategy
+from r1ranker.ranking.shown import Shown
 from r1ranker.ranking.strategies import converse
 from r1ranker.rollout.constraint import build_constraint
 from r1ranker.rollout.context import find_limit
@@ -174,11 +175,15 @@ class Ranker:
         conversations = map(self._converse, examples)
         return run_conversations(conversations, self.engine.session(), self._to_request, self._to_replies, lockstep)
 
+    @cached_property
+    def _shown(self) -> Shown:
+        holds = self.engine.max_model_len
+        return Shown(self.tokenizer, self.settings, None if holds is None else holds - self.settings.max_tokens)
+
     def _converse(self, example: RankingExample) -> Conversation:
         holds, settings = self.engine.max_model_len, self.settings
         room = None if holds is None else holds - settings.max_tokens
-        if settings.passage_tokens is not None:
-            example, _ = cut_texts(example, self.tokenizer, settings.passage_tokens)
+        example = self._shown(example)
         fitted = (
             settings if is_short(example, settings, room) else part_to_fit(self.tokenizer, settings, example, room)[0]
         )

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from r1ranker.errors import UserError, check_at_least
 from r1ranker.tasks.labels import ANSWER_STYLES
 from r1ranker.tasks.prompts import AnswerFormat, Mode
+from r1ranker.thoughts.similarity import Similarity
 
 Strategy = Literal["iterative", "direct", "logits", "windows", "tournament"]
 Inside = Literal["answer", "logits"]
@@ -57,6 +58,16 @@ class WindowSettings:
 
 
 @dataclass(frozen=True)
+class ShotSettings:
+    """Thoughts on similar requests before a request, as templates (IRanker-COT of the paper)."""
+
+    bank: str | None = None
+    """parquet of `r1ranker thoughts collect`; None: none are shown"""
+    count: int = 3
+    similarity: Similarity = "tfidf"
+
+
+@dataclass(frozen=True)
 class RankerSettings:
     """How a model is to be asked; the first part is saved beside the weights, since it has to be asked as it was trained."""
 
@@ -76,6 +87,7 @@ class RankerSettings:
     windows: WindowSettings = field(default_factory=WindowSettings)
     passage_tokens: int | None = None
     """of a candidate's text at most, cut between words; None: texts are shown whole"""
+    shots: ShotSettings = field(default_factory=ShotSettings)
 
     @property
     def mode(self) -> Mode:
@@ -136,6 +148,7 @@ class RankerSettings:
         check_at_least("--passes", self.windows.passes, 1)
         if self.passage_tokens is not None:
             check_at_least("--max_passage_tokens", self.passage_tokens, 1)
+        check_at_least("--shots", self.shots.count, 1)
         if self.windows.step > self.windows.size:
             raise UserError(f"--step: found {self.windows.step}; at most --window, {self.windows.size}, is wanted")
         if self.by_logits and self.answer_format.think:

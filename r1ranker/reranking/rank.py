@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from r1ranker.data.files.manifest import checksum
 from r1ranker.evaluation.journal import Journal
 from r1ranker.evaluation.records import Record
 from r1ranker.pretrained import list_state
@@ -55,6 +56,7 @@ def open_journal(
         "requests": hashlib.sha256(repr(requests).encode("utf-8", "surrogatepass")).hexdigest(),
         "model": list_state(model),
         "settings": asdict(settings),
+        "thoughts": None if settings.shots.bank is None else checksum(Path(settings.shots.bank)),
         "engine": engine,
     }
     return Journal(Path(output + JOURNAL), about)

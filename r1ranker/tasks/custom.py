@@ -108,6 +108,11 @@ def asked_query(example: RankingExample) -> str:
     return query_in(task.request, example.request) if task is not None and task.scenario == "own" else ""
 
 
+def request_of(example: RankingExample) -> str:
+    """What a request says, without its candidates: its query, else its history, an item a line, else its wording."""
+    return asked_query(example) or "\n".join(example.history) or example.request or example.problem
+
+
 @lru_cache(maxsize=64)
 def template_variables(template: str) -> frozenset[str]:
     """Which of `query` and `history` a template speaks of."""

@@ -43,6 +43,8 @@ class RankingExample:
     """how relevant each candidate is, from 0; empty where only the positive is known"""
     subject: str = ""
     """the user or query that it is about, where several examples can be about the same one"""
+    hints: tuple[str, ...] = ()
+    """thoughts on similar requests, shown before this one"""
 
     def __post_init__(self) -> None:
         """A positive that looks like a candidate, in another Unicode form or with other white space, is that candidate."""

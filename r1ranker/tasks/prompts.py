@@ -34,6 +34,7 @@ SYSTEM = "You are a careful assistant. You reason about a request in your mind f
 PREFILL_THINK = "Let me solve this step by step.\n<think>"
 PREFILL_ANSWER = "<answer>"
 CURRENT_POOL_HEADER = "The candidates now are:"
+HINTS_HEADER = "Thoughts on similar requests:"
 
 
 def candidate_lines(example: RankingExample, style: AnswerStyle) -> list[str]:
@@ -56,13 +57,16 @@ def candidate_lines(example: RankingExample, style: AnswerStyle) -> list[str]:
 def render_problem(example: RankingExample, mode: Mode, answer_style: AnswerStyle = "name") -> str:
     """The problem's text. What stays the same from one elimination to the next comes first, the pool after it."""
     pool = "\n".join(candidate_lines(example, answer_style))
+    before = [HINTS_HEADER, *(f"- {hint}" for hint in example.hints), ""] if example.hints else []
     if example.problem:
         text = neutralise(example.problem)
         if CURRENT_POOL_HEADER in text:
             text = text[: text.index(CURRENT_POOL_HEADER)].rstrip()
-        return f"{text}\n\n{CURRENT_POOL_HEADER}\n{pool}"
+        return "\n".join([*before, text, "", CURRENT_POOL_HEADER, pool])
     task = get_task(example.task)
-    return "\n".join([*_request(example, task), "", f"Candidate {task.plural}:", pool, "", _question(task, mode)])
+    return "\n".join(
+        [*before, *_request(example, task), "", f"Candidate {task.plural}:", pool, "", _question(task, mode)]
+    )
 
 
 def _request(example: RankingExample, task: Task) -> list[str]:

@@ -28,8 +28,9 @@ from r1ranker.evaluation.runner import run_evaluation
 from r1ranker.model.attention import PACKED
 from r1ranker.model.twin import build_twin, narrow_config
 from r1ranker.pretrained import load_tokenizer
-from r1ranker.ranking.lengths import longest_prompts, required_length
+from r1ranker.ranking.lengths import longest_prompts
 from r1ranker.ranking.ranker import Ranker
+from r1ranker.ranking.required_length import required_length
 from r1ranker.rollout import start
 from r1ranker.rollout.agreement import _draw, _packed_logprobs, _plain_logprobs
 from r1ranker.rollout.context import check_fits, context_length, find_limit, load_context_length, steady_positions

@@ -184,6 +184,9 @@ def unknown_options(root: Path) -> list[str]:
             found.append(f"{where}: r1ranker {name}: no such command")
             continue
         command, given = (group, [name]) if name.startswith("-") else (group.commands[name], words)
+        own = getattr(command, "commands", {})  # of a command that has commands of its own
+        if own and words:
+            command = own.get(words[0], command)
         known = {"--help", *(option for one in command.params for option in (*one.opts, *one.secondary_opts))}
         spelled = {option.replace("_", "-") for option in known}
         for word in given:

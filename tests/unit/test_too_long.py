@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from r1ranker.data.tokenise import encode_chat
 from r1ranker.errors import UserError
 from r1ranker.pretrained import load_tokenizer
-from r1ranker.ranking.lengths import longest_prompts, part_to_fit, required_length
+from r1ranker.ranking.lengths import longest_prompts, part_to_fit
 from r1ranker.ranking.ranker import Ranker
+from r1ranker.ranking.required_length import required_length
 from r1ranker.ranking.settings import RankerSettings, Strategy, WindowSettings
 from r1ranker.rollout.engine import Request, SamplingParams
 from r1ranker.tasks.example import RankingExample

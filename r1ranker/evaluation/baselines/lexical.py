@@ -7,16 +7,11 @@ from itertools import chain
 from typing import TYPE_CHECKING
 
 from r1ranker.evaluation.baselines.scoring import ScoringBaseline
-from r1ranker.tasks.custom import asked_query
+from r1ranker.tasks.custom import request_of
 from r1ranker.tasks.example import RankingExample
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_matrix
-
-
-def query_of(example: RankingExample) -> str:
-    """The words of the request: its query, else the titles of its history, else its wording."""
-    return asked_query(example) or " ".join(example.history) or example.request or example.problem
 
 
 def documents_of(example: RankingExample) -> Sequence[str]:
@@ -42,7 +37,7 @@ class BM25(ScoringBaseline):
         import bm25s
 
         query, *documents = bm25s.tokenize(
-            [query_of(example), *documents_of(example)], return_ids=False, show_progress=False
+            [request_of(example), *documents_of(example)], return_ids=False, show_progress=False
         )
         shared = set(query).intersection(chain.from_iterable(documents))
         if not shared:
@@ -81,5 +76,5 @@ class TfIdfCosine(ScoringBaseline):
 
     def scores(self, example: RankingExample) -> list[float]:
         """The cosine of the request and each candidate's text; 0 where they share no word."""
-        vectors = self._tfidf.vectors([query_of(example), *documents_of(example)])
+        vectors = self._tfidf.vectors([request_of(example), *documents_of(example)])
         return [float(cosine) for cosine in (vectors[1:] @ vectors[0].T).toarray()[:, 0]]

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from r1ranker.evaluation.baselines.lexical import TfIdf, query_of
+from r1ranker.evaluation.baselines.lexical import TfIdf
 from r1ranker.evaluation.baselines.scoring import DECIMALS, ScoringBaseline
+from r1ranker.tasks.custom import request_of
 from r1ranker.tasks.example import RankingExample
 
 
@@ -22,7 +23,7 @@ class NearestQueries(ScoringBaseline):
 
     def __init__(self, training: Sequence[RankingExample], neighbours: int = 10) -> None:
         """`training`: rows of one task, at least one."""
-        queries = [query_of(example) for example in training]
+        queries = [request_of(example) for example in training]
         self._tfidf = TfIdf(queries)
         self._vectors = self._tfidf.vectors(queries)
         self._neighbours = min(neighbours, len(training))
@@ -30,7 +31,7 @@ class NearestQueries(ScoringBaseline):
 
     def scores(self, example: RankingExample) -> list[float]:
         """The mean grade of each candidate over the neighbours of the query."""
-        weights = self._weights(query_of(example))
+        weights = self._weights(request_of(example))
         near = np.flatnonzero(weights)
         return [
             float(sum(weights[row] * self._grades[row].get(name, 0.0) for row in near)) / self._neighbours

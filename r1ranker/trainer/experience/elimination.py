@@ -102,14 +102,8 @@ def eliminate(prompts: Sequence[Prompt], most: int, worst: Worst, tokenizer: Pre
 def narrow_pool(prompt: Prompt, kept: Sequence[int]) -> Prompt:
     """The same request, worded for the candidates at the places `kept` alone; its token ids are still those of before."""
     form, truth = prompt.answer_format, prompt.ground_truth
-    row = {
-        "data_source": prompt.data_source,
-        "prompt": prompt.messages,
-        "reward_model": {"ground_truth": truth},
-        "extra_info": {**prompt.extra_info, "answer_style": form.answer_style, "think": form.think},
-    }
     pool = tuple(prompt.candidates[place] for place in kept)
-    example = row_to_example(row).with_pool(pool)
+    example = row_to_example(prompt.as_row()).with_pool(pool)
     asked = user_message(render_problem(example, prompt.mode, form.answer_style), form, prompt.mode)
     place = next(place for place, message in enumerate(prompt.messages) if message["role"] == "user")
     messages = [*prompt.messages[:place], asked, *prompt.messages[place + 1 :]]

@@ -11,7 +11,9 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from r1ranker.atomic import atomic_path
+from r1ranker.data.files.parquet import row_to_example
 from r1ranker.data.prompt_store import Prompt
+from r1ranker.tasks.custom import request_of
 from r1ranker.trainer.batch.trajectory import Trajectory
 from r1ranker.trainer.config.schema import Config
 from r1ranker.trainer.scoring.outcome import decode_response, describe_row
@@ -67,6 +69,11 @@ class RolloutLog:
         return {
             "step": step,
             "row": describe_row(prompt),
+            "task": prompt.task,
+            "request": request_of(row_to_example(prompt.as_row())),
+            "mode": prompt.mode,
+            "answer_style": prompt.answer_format.answer_style,
+            "think": prompt.answer_format.think,
             "input": _cut(str(self._tokenizer.decode(list(prompt.token_ids), skip_special_tokens=False))),
             "output": _cut(response),
             "gts": prompt.ground_truth,
