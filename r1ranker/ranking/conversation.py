@@ -61,8 +61,6 @@ class RankingResult:
 
     ranking: tuple[str, ...] = ()
     """all candidates, best first"""
-    parted: int = 0
-    """candidates of a part, where the pool was too long for one prompt"""
     unordered: int = 0
     """so many at the top were not told apart, and stand in the order shown"""
     out_in_round: dict[str, int] = field(default_factory=dict)
@@ -83,6 +81,8 @@ class RankingResult:
     prompt_tokens: int = 0
     cached_tokens: int = 0
     response_tokens: int = 0
+    parted: int = 0
+    """candidates of a part, where the pool was too long for one prompt"""
 
     def add_costs(self, parts: Sequence[RankingResult]) -> None:
         """Count what `parts`, which went on side by side, took."""
