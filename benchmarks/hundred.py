@@ -23,6 +23,7 @@ from r1ranker.model.init import init_model
 from r1ranker.ranking.metrics import mean_with_interval
 from r1ranker.ranking.ranker import Ranker
 from r1ranker.ranking.settings import MODES, EliminationSettings, WindowSettings
+from r1ranker.reranking.rank import COSTS
 from r1ranker.tasks.example import RankingExample
 from r1ranker.tasks.prompts import AnswerFormat, Mode
 from r1ranker.trainer.config.load import load_config
@@ -119,10 +120,7 @@ def measure(actors: dict[Mode, str], examples: list[RankingExample]) -> Table:
         seconds = time.perf_counter() - began
         places = [one.ranking.index(example.positive) for one, example in zip(results, examples, strict=True)]
         mrr = mean_with_interval([100 / (place + 1) for place in places])
-        costs = [
-            sum(getattr(one, key) for one in results) / len(results)
-            for key in ("calls", "depth", "prompt_tokens", "cached_tokens", "response_tokens")
-        ]
+        costs = [sum(getattr(one, key) for one in results) / len(results) for key in COSTS]
         shown = f"{mrr['mean']:.1f} [{mrr['low']:.1f}, {mrr['high']:.1f}]"
         table.add_row(name, shown, *(f"{cost:,.1f}" for cost in costs), f"{seconds / len(examples):.2f}")
     return table

@@ -30,14 +30,15 @@ def collect(
 
     from r1ranker.atomic import check_place
     from r1ranker.errors import check_at_least
-    from r1ranker.evaluation.thoughts import ROLLOUTS, collect_thoughts
+    from r1ranker.evaluation.thoughts import collect_thoughts
     from r1ranker.ranking.ranker import Ranker
+    from r1ranker.trainer.monitoring.rollouts import DIRECTORY
 
     if limit is not None:
         check_at_least("--limit", limit, 1)
     check_place(output)
     settings = None
-    if not (Path(source) / ROLLOUTS).is_dir():
+    if not (Path(source) / DIRECTORY).is_dir():
         settings = Ranker.settings_of(
             source, strategy=strategy, constrain=constrain, answer_style=answer_style, max_tokens=max_tokens
         )

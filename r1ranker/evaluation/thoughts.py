@@ -21,9 +21,7 @@ from r1ranker.tasks.answers import parse_answer
 from r1ranker.tasks.custom import request_of
 from r1ranker.tasks.prompts import AnswerFormat
 from r1ranker.thoughts.bank import Thought, choose_thoughts, write_bank
-
-ROLLOUTS = "rollouts"
-"""where a run writes them"""
+from r1ranker.trainer.monitoring.rollouts import DIRECTORY
 
 
 def collect_thoughts(
@@ -53,12 +51,12 @@ def thoughts_of_run(directory: str) -> Iterator[Thought]:
     """
     files = [
         (int(file.stem), file)
-        for file in (Path(directory) / ROLLOUTS).glob("*.jsonl")
+        for file in (Path(directory) / DIRECTORY).glob("*.jsonl")
         if re.fullmatch(r"\d+", file.stem)
     ]
     if not files:
         raise UserError(
-            f"{directory}: no {ROLLOUTS}/STEP.jsonl there; a run with trainer.rollout_data_prompts over 0 is wanted"
+            f"{directory}: no {DIRECTORY}/STEP.jsonl there; a run with trainer.rollout_data_prompts over 0 is wanted"
         )
     for step, file in sorted(files):
         for number, row in json_rows(str(file)):

@@ -175,14 +175,18 @@ class Ranker:
         conversations = map(self._converse, examples)
         return run_conversations(conversations, self.engine.session(), self._to_request, self._to_replies, lockstep)
 
+    @property
+    def _room(self) -> int | None:
+        """Tokens of a prompt that the engine holds beside an answer."""
+        holds = self.engine.max_model_len
+        return None if holds is None else holds - self.settings.max_tokens
+
     @cached_property
     def _shown(self) -> Shown:
-        holds = self.engine.max_model_len
-        return Shown(self.tokenizer, self.settings, None if holds is None else holds - self.settings.max_tokens)
+        return Shown(self.tokenizer, self.settings, self._room)
 
     def _converse(self, example: RankingExample) -> Conversation:
-        holds, settings = self.engine.max_model_len, self.settings
-        room = None if holds is None else holds - settings.max_tokens
+        room, settings = self._room, self.settings
         example = self._shown(example)
         fitted = (
             settings if is_short(example, settings, room) else part_to_fit(self.tokenizer, settings, example, room)[0]

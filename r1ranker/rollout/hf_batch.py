@@ -139,9 +139,12 @@ class ContinuousBatch:
         if not self._waiting:
             return []
         n = self.params.n
-        longest = max(self._prompts.length, _round_up(max(len(one.request.token_ids) for *_, one in self._waiting)))
-        # where nothing is decoded, more prompts than a pass takes would only wait for one another
-        budget = 2 * PREFILL_TOKENS if self.params.choices else PROMPT_TOKENS
+        if self.params.choices:
+            # nothing is decoded: more prompts than a pass takes would only wait for one another
+            longest, budget = max(len(one.request.token_ids) for *_, one in self._waiting), 2 * PREFILL_TOKENS
+        else:
+            longest, budget = -self._waiting[0][0], PROMPT_TOKENS
+        longest = max(self._prompts.length, _round_up(longest))
         self._prompts.most = max(1, min(self._capacity // n, budget // longest))
         free = min((self._capacity - len(self._rows)) // n, self._prompts.most - len(self._groups))
         # several at a time where more wait: a forward pass over one short prompt costs more than a row idle for a while

@@ -6,13 +6,13 @@ python examples/data_preprocess/dataset/collection.py --layout r2med --source R2
 """
 
 import sys
-from typing import Annotated, Literal
+from typing import Annotated
 
 try:
     from typer import Option
 
     from r1ranker.cli.run import run_command
-    from r1ranker.data.sources.collection import read_collection, write_collection
+    from r1ranker.data.sources.collection import Layout, read_collection, write_collection
     from r1ranker.errors import check_at_least
 except ModuleNotFoundError as missing:
     how = "run: pip install -e . (or bash scripts/setup.sh, then source .venv/bin/activate)"
@@ -21,7 +21,7 @@ except ModuleNotFoundError as missing:
 
 
 def build(
-    layout: Annotated[Literal["beir", "bright", "r2med"], Option(help="whose files they are")],
+    layout: Annotated[Layout, Option(help="whose files they are")],
     source: Annotated[str, Option(help="hub data set, or a directory with its files")],
     output: Annotated[str, Option(help="directory to write")] = "data/collection",
     split: Annotated[str, Option(help="beir: of the judgments; bright: the domain, such as biology")] = "test",

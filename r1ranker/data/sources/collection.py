@@ -10,8 +10,9 @@ from typing import Any, Literal
 
 from r1ranker.atomic import atomic_path
 from r1ranker.data.files.text_rows import json_rows, text_lines
+from r1ranker.data.sources.ranking_bench import hub_rows
 from r1ranker.data.sources.trec_files import read_qrels
-from r1ranker.errors import UserError, first_line
+from r1ranker.errors import UserError
 from r1ranker.tasks.text import one_line
 
 Layout = Literal["beir", "bright", "r2med"]
@@ -103,14 +104,7 @@ def _rows(source: str, table: str, split: str) -> Iterator[tuple[str, Row]]:
 
 
 def _load(source: str, config: str | None, split: str) -> Iterator[tuple[str, Row]]:
-    import datasets
-
-    try:
-        rows = datasets.load_dataset(source, config, split=split)
-    except Exception as error:  # whatever the hub or its library comes upon
-        where = f"{source}: {config or 'the data set'}, split {split}"
-        raise UserError(f"{where}: cannot be read ({type(error).__name__}: {first_line(error, 200)})") from error
-    for number, row in enumerate(rows, 1):
+    for number, row in enumerate(hub_rows(source, config, split), 1):
         yield f"{source}: {config or 'data'}: row {number}", dict(row)
 
 

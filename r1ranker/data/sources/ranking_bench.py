@@ -66,7 +66,7 @@ def read_ranking_bench(source: str, config: Mode, split: Split) -> Iterator[tupl
         rows: Iterable[dict[str, Any]] = read_table(where, COLUMNS, OPTIONAL)
     else:
         where = f"{source} ({config}, {split})"
-        rows = _hub_rows(source, config, split)
+        rows = hub_rows(source, config, split)
     count = 0
     for number, row in enumerate(rows):
         count += 1
@@ -98,7 +98,8 @@ def bench_row_to_example(row: dict[str, Any], where: str) -> RankingExample:
     return replace(parsed, positive=row["gt"], grades=tuple(grades), subject=row.get("subject") or "")
 
 
-def _hub_rows(source: str, config: Mode, split: Split) -> Iterable[dict[str, Any]]:
+def hub_rows(source: str, config: str | None, split: str) -> Iterable[dict[str, Any]]:
+    """The rows of a hub data set, or of a local copy of one; raises UserError where it cannot be read."""
     import datasets
 
     try:

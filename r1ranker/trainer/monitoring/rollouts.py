@@ -51,10 +51,15 @@ class RolloutLog:
         """
         if not self._prompts:
             return
+        asked: dict[int, str] = {}
+        """of each group, whose responses are many"""
+        for one in trajectories:
+            if one.group_id not in asked and (self._prompts < 0 or one.group_id < self._prompts):
+                asked[one.group_id] = request_of(row_to_example(prompts[one.group_id].as_row()))
         chosen = [
-            self._row(step, prompts[one.group_id], one, own)
+            self._row(step, prompts[one.group_id], asked[one.group_id], one, own)
             for one, own in zip(trajectories, parts, strict=True)
-            if self._prompts < 0 or one.group_id < self._prompts
+            if one.group_id in asked
         ]
         file = self._directory / f"{step}.jsonl"
         with atomic_path(file) as temporary:
@@ -63,14 +68,16 @@ class RolloutLog:
             temporary.write_text("".join(lines), encoding="utf-8", errors="replace")
         self._drop_oldest(step, file.stat().st_size)
 
-    def _row(self, step: int, prompt: Prompt, one: Trajectory, parts: Mapping[str, float]) -> dict[str, Any]:
+    def _row(
+        self, step: int, prompt: Prompt, request: str, one: Trajectory, parts: Mapping[str, float]
+    ) -> dict[str, Any]:
         response = decode_response(self._tokenizer, one.response_ids, one.finish_reason == "stop")
         advantages = None if one.advantages is None else [float(value) for value in one.advantages]
         return {
             "step": step,
             "row": describe_row(prompt),
             "task": prompt.task,
-            "request": request_of(row_to_example(prompt.as_row())),
+            "request": request,
             "mode": prompt.mode,
             "answer_style": prompt.answer_format.answer_style,
             "think": prompt.answer_format.think,
