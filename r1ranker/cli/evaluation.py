@@ -11,8 +11,10 @@ from r1ranker.cli.options import (
     AnswerStyle,
     AskedFor,
     Constrain,
+    Content,
     Dtype,
     Eliminate,
+    Embedder,
     EngineName,
     GpuId,
     Inside,
@@ -30,6 +32,7 @@ from r1ranker.cli.options import (
     TopK,
     Votes,
     Window,
+    Within,
 )
 from r1ranker.tasks.catalog import HUB_ID
 
@@ -63,6 +66,9 @@ def evaluate(
     thoughts: Thoughts = None,
     shots: Shots = 3,
     similarity: Similar = "tfidf",
+    embedder: Embedder = None,
+    shots_from: Within = "task",
+    shots_show: Content = "thoughts",
     max_tokens: MaxTokens = None,
     max_model_len: MaxModelLen = None,
     baselines: Annotated[
@@ -73,6 +79,14 @@ def evaluate(
             rich_help_panel=BESIDE,
         ),
     ] = False,
+    baseline_model: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="KIND=DIR",
+            help="embeddings, cross-encoder, monot5 or, for routing, classifier, with its model; with all baselines",
+            rich_help_panel=BESIDE,
+        ),
+    ] = None,
     interactions: Annotated[
         str | None,
         typer.Option(
@@ -94,6 +108,7 @@ def evaluate(
     Prints MRR, hit rate, NDCG and the share of valid answers.
     Every ranking is kept in a JSON file.
     """
+    from r1ranker.evaluation.baselines.pretrained import parse_baseline_models
     from r1ranker.evaluation.options import EvaluationOptions
     from r1ranker.evaluation.runner import run_evaluation
     from r1ranker.ranking.settings import EliminationSettings, ShotSettings, WindowSettings
@@ -113,13 +128,14 @@ def evaluate(
         passage_tokens=max_passage_tokens,
         elimination=EliminationSettings(eliminate=eliminate, votes=votes, top_k=top_k),
         windows=WindowSettings(size=window, step=step, passes=passes, inside=inside),
-        shots=ShotSettings(thoughts, shots, similarity),
+        shots=ShotSettings(thoughts, shots, similarity, embedder, shots_from, shots_show),
         engine=engine,
         dtype=dtype,
         gpu=gpu_id,
-        baselines=baselines or interactions is not None or router_data is not None,
+        baselines=baselines or bool(baseline_model) or interactions is not None or router_data is not None,
         interactions=interactions,
         router_data=router_data,
+        baseline_models=parse_baseline_models(baseline_model or ()),
     )
     run_evaluation(dataset, model_path, options, trec_dir=trec_dir)
 

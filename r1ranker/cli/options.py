@@ -88,6 +88,22 @@ Similar = Annotated[
         rich_help_panel=THOUGHTS,
     ),
 ]
+Embedder = Annotated[
+    str | None,
+    typer.Option("--embedder", help="model directory for --similarity embeddings", rich_help_panel=THOUGHTS),
+]
+Within = Annotated[
+    similarity.Within,
+    typer.Option("--shots-from", help="whose requests are looked at", rich_help_panel=THOUGHTS),
+]
+Content = Annotated[
+    similarity.ShotContent,
+    typer.Option(
+        "--shots-show",
+        help="thoughts or, for comparison, only which candidate was best",
+        rich_help_panel=THOUGHTS,
+    ),
+]
 
 Window = Annotated[int, typer.Option(help="candidates of a window, or of a tournament's group", rich_help_panel=PARTS)]
 Step = Annotated[int, typer.Option(help="candidates by which a window moves on", rich_help_panel=PARTS)]

@@ -14,8 +14,10 @@ from r1ranker.cli.options import (
     AnswerStyle,
     AskedFor,
     Constrain,
+    Content,
     Dtype,
     Eliminate,
+    Embedder,
     EngineName,
     GpuId,
     Inside,
@@ -33,6 +35,7 @@ from r1ranker.cli.options import (
     TopK,
     Votes,
     Window,
+    Within,
 )
 
 if TYPE_CHECKING:
@@ -85,6 +88,9 @@ def rank(
     thoughts: Thoughts = None,
     shots: Shots = 3,
     similarity: Similar = "tfidf",
+    embedder: Embedder = None,
+    shots_from: Within = "task",
+    shots_show: Content = "thoughts",
     max_tokens: MaxTokens = None,
     max_model_len: MaxModelLen = None,
 ) -> None:
@@ -108,7 +114,7 @@ def rank(
 
     elimination = EliminationSettings(eliminate=eliminate, votes=votes, top_k=top_k)
     windows = WindowSettings(size=window, step=step, passes=passes, inside=inside)
-    templates = ShotSettings(thoughts, shots, similarity)
+    templates = ShotSettings(thoughts, shots, similarity, embedder, shots_from, shots_show)
     RankerSettings(
         seed=seed, elimination=elimination, windows=windows, passage_tokens=max_passage_tokens, shots=templates
     ).check()

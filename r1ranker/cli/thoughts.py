@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from r1ranker.cli.options import AnswerStyle, Constrain, Dtype, EngineName, MaxTokens, Similar, Strategy
+from r1ranker.cli.options import AnswerStyle, Constrain, Dtype, Embedder, EngineName, MaxTokens, Similar, Strategy
 
 
 def collect(
@@ -54,20 +54,22 @@ def show(
     task: Annotated[str | None, typer.Option(help="its task (the bank's only one)")] = None,
     shots: Annotated[int, typer.Option(help="thoughts")] = 3,
     similarity: Similar = "tfidf",
+    embedder: Embedder = None,
 ) -> None:
     """Show the thoughts on the requests of a bank that are most like a query."""
-    from r1ranker.errors import UserError, check_at_least
+    from r1ranker.errors import UserError
+    from r1ranker.ranking.settings import RankerSettings, ShotSettings
     from r1ranker.tasks.example import RankingExample
     from r1ranker.thoughts.bank import read_bank
     from r1ranker.thoughts.retrieval import ThoughtIndex
 
-    check_at_least("--shots", shots, 1)
+    RankerSettings(shots=ShotSettings(bank, shots, similarity, embedder)).check()
     thoughts = read_bank(bank)
     tasks = sorted({one.task for one in thoughts})
     if (task is None and len(tasks) > 1) or (task is not None and task not in tasks):
         raise UserError(f"--task: found {task}; one of {', '.join(tasks)} is wanted")
     asked = RankingExample(task or tasks[0], (), query=query)
-    for one in ThoughtIndex(thoughts, similarity).find(asked, shots):
+    for one in ThoughtIndex(thoughts, similarity, embedder).find(asked, shots):
         typer.echo(
             f"{one.request}\n  {one.thought}\n  ({one.candidates} candidates, reward {one.reward:g}, {one.model}, step {one.step})"
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -64,6 +64,8 @@ class EvaluationOptions:
     """a directory with RecBole's files: with the baselines, popularity over all that was taken, by whomever"""
     router_data: str | None = None
     """router_data.csv[.gz] that the routing rows were made from: quality and cost of the LLMs that come first"""
+    baseline_models: Mapping[str, str] = field(default_factory=dict)
+    """kind -> directory or hub id, of baselines whose weights come from elsewhere"""
 
     @property
     def computes_otherwise(self) -> bool:
@@ -111,13 +113,17 @@ def name_parts(
         parts.append(f"passages-{settings.passage_tokens}")
     if settings.shots.bank is not None:
         parts.append(f"thoughts-{settings.shots.count}")
-        parts += [settings.shots.similarity] * (settings.shots.similarity != usual.shots.similarity)
+        said = (getattr(settings.shots, key) for key in ("similarity", "within", "content"))
+        parts += [
+            word for word in said if word not in (usual.shots.similarity, usual.shots.within, usual.shots.content)
+        ]
     if settings.seed:
         parts.append(f"seed-{settings.seed}")
     if options.limit is not None:
         parts.append(f"first-{options.limit}")
     if options.baselines:
         parts.append("baselines")
+    parts += options.baseline_models
     if options.computes_otherwise:
         parts.append(options.dtype)
     return head, "_".join(parts)

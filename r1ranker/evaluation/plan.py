@@ -87,6 +87,7 @@ def plan_evaluations(
                     "baselines": options.baselines,
                     "interactions": options.interactions,
                     "router_data": options.router_data,
+                    **({"models": dict(options.baseline_models)} if options.baseline_models else {}),
                     "thoughts": None if options.shots.bank is None else checksum(Path(options.shots.bank)),
                 },
                 "settings": asdict(settings),

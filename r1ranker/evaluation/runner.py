@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,8 @@ from r1ranker.evaluation.baselines.orders import (
     given_order_metrics,
     random_order_metrics,
 )
-from r1ranker.evaluation.baselines.scoring import ScoringBaseline
+from r1ranker.evaluation.baselines.pretrained import pretrained_baselines
+from r1ranker.evaluation.baselines.scoring import Blocks, ScoringBaseline, metrics_of_blocks
 from r1ranker.evaluation.journal import Journal
 from r1ranker.evaluation.options import ALL, EvaluationOptions
 from r1ranker.evaluation.plan import Plan, plan_evaluations
@@ -179,11 +180,21 @@ def _measured(
         fitted = _fitted(task, examples, train, options, router)
         if all(map(has_texts_to_ask_of, examples)):
             fitted += likelihoods
-        for baseline in fitted:
-            measured[task][baseline.name] = _measure(baseline, examples, cutoffs)
+        orders = {baseline.name: _rank_by(baseline, examples) for baseline in fitted}
+        for name, blocks in orders.items():
+            measured[task][name] = [
+                metrics_of_blocks(example, own, cutoffs) for example, own in zip(examples, blocks, strict=True)
+            ]
         tasks[task] = summarise_systems(measured[task], records[task], options.seed)
         if router is not None and task in OBJECTIVES:
-            tasks[task]["routing"] = _routing(examples, records[task], [most_frequent, *fitted], router, options.seed)
+            tasks[task]["routing"] = _routing(
+                examples,
+                records[task],
+                {most_frequent.name: _rank_by(most_frequent, examples), **orders},
+                [one for one in fitted if isinstance(one, FixedLLM)],
+                router,
+                options.seed,
+            )
         tasks[task]["rankings"] = [
             record if router is None or task not in OBJECTIVES else add_outcomes(record, router.lookup(example))
             for example, record in zip(examples, records[task], strict=True)
@@ -200,12 +211,12 @@ def _measured(
     return {"tasks": tasks, "pooled": summarise_systems(pooled, every, options.seed)}
 
 
-def _measure(baseline: ScoringBaseline, examples: Sequence[RankingExample], cutoffs: Sequence[int]) -> list[Metrics]:
-    if not isinstance(baseline, QueryLikelihood):
-        return [baseline(example, cutoffs) for example in examples]
+def _rank_by(baseline: ScoringBaseline, examples: Sequence[RankingExample]) -> list[Blocks]:
+    if not baseline.is_slow:
+        return [baseline.rank_with_ties(example) for example in examples]
     try:
         with closing(follow(examples, len(examples), baseline.name)) as followed:
-            return [baseline(example, cutoffs) for example in followed]
+            return [baseline.rank_with_ties(example) for example in followed]
     finally:
         baseline.release()  # no more than one model is held
 
@@ -219,6 +230,7 @@ def _fitted(
 ) -> list[ScoringBaseline]:
     """The baselines beside those that every table has."""
     fitted = fit_baselines(train, task) if options.baselines else []
+    fitted += pretrained_baselines(options.baseline_models, train, task, options.gpu)
     if options.baselines and options.interactions is not None and task in RECBOLE_DATA_SETS:
         fitted.append(Popularity.of_interactions(*find_recbole_files(options.interactions, task), examples))
     if router is not None and task in OBJECTIVES:
@@ -229,7 +241,8 @@ def _fitted(
 def _routing(
     examples: Sequence[RankingExample],
     records: Sequence[Record],
-    baselines: Sequence[ScoringBaseline],
+    orders: Mapping[str, Sequence[Blocks]],
+    fixed: Sequence[FixedLLM],
     router: RouterTable,
     seed: int,
 ) -> dict[str, Any]:
@@ -238,9 +251,8 @@ def _routing(
         "model": [top_candidates(record) for record in records],
         "random": [example.candidates for example in examples],
         "order as given": [example.candidates[:1] for example in examples],
-        **{baseline.name: [baseline.rank_with_ties(example)[0] for example in examples] for baseline in baselines},
+        **{name: [own[0] for own in blocks] for name, blocks in orders.items()},
     }
-    fixed = [baseline for baseline in baselines if isinstance(baseline, FixedLLM)]
     return routing_figures(examples, first, fixed, router, seed)
 
 

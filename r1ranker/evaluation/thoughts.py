@@ -73,7 +73,16 @@ def _thought_of(row: Mapping[str, Any], run: str, step: int) -> Thought | None:
     if not row["think"] or row["parts"]["task"] < 1 or row["parts"]["valid"] < 1:
         return None
     answer = parse_answer(row["output"], names, row["mode"], AnswerFormat(row["answer_style"], think=True))
-    return Thought(row["task"], row["request"], len(names), answer.thought.strip(), float(row["score"]), run, step)
+    return Thought(
+        row["task"],
+        row["request"],
+        len(names),
+        answer.thought.strip(),
+        float(row["score"]),
+        run,
+        step,
+        str(row["best"]),
+    )
 
 
 def thoughts_of_model(
@@ -99,6 +108,8 @@ def thoughts_of_model(
                     thought, reward = result.thoughts[0].strip(), example.grade_of(result.ranking[0])
                     size = len(example.candidates)
                     known = step if isinstance(step, int) else 0
-                    yield Thought(example.task, request_of(example), size, thought, reward, model, known)
+                    yield Thought(
+                        example.task, request_of(example), size, thought, reward, model, known, example.best_text
+                    )
     finally:
         ranker.engine.close()

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from r1ranker.errors import UserError, check_at_least
 from r1ranker.tasks.labels import ANSWER_STYLES
 from r1ranker.tasks.prompts import AnswerFormat, Mode
-from r1ranker.thoughts.similarity import Similarity
+from r1ranker.thoughts.similarity import ShotContent, Similarity, Within
 
 Strategy = Literal["iterative", "direct", "logits", "windows", "tournament"]
 Inside = Literal["answer", "logits"]
@@ -65,6 +65,10 @@ class ShotSettings:
     """parquet of `r1ranker thoughts collect`; None: none are shown"""
     count: int = 3
     similarity: Similarity = "tfidf"
+    embedder: str | None = None
+    """model directory of sentence-transformers, for similarity by embeddings"""
+    within: Within = "task"
+    content: ShotContent = "thoughts"
 
 
 @dataclass(frozen=True)
@@ -149,6 +153,11 @@ class RankerSettings:
         if self.passage_tokens is not None:
             check_at_least("--max_passage_tokens", self.passage_tokens, 1)
         check_at_least("--shots", self.shots.count, 1)
+        if (self.shots.similarity == "embeddings") != (self.shots.embedder is not None):
+            raise UserError(
+                f"--similarity: found {self.shots.similarity} and --embedder {self.shots.embedder}; "
+                "embeddings want --embedder DIR, and nothing else does"
+            )
         if self.windows.step > self.windows.size:
             raise UserError(f"--step: found {self.windows.step}; at most --window, {self.windows.size}, is wanted")
         if self.by_logits and self.answer_format.think:

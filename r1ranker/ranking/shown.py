@@ -9,10 +9,16 @@ from transformers import PreTrainedTokenizerBase
 
 from r1ranker.data.passages import cut_texts
 from r1ranker.ranking.lengths import longest_prompts
-from r1ranker.ranking.settings import RankerSettings
+from r1ranker.ranking.settings import RankerSettings, ShotSettings
 from r1ranker.tasks.example import RankingExample
 from r1ranker.thoughts.bank import read_bank
 from r1ranker.thoughts.retrieval import ThoughtIndex, show_thoughts
+
+
+def _index_of(shots: ShotSettings) -> ThoughtIndex | None:
+    if shots.bank is None:
+        return None
+    return ThoughtIndex(read_bank(shots.bank), shots.similarity, shots.embedder, shots.within)
 
 
 class Shown:
@@ -21,8 +27,7 @@ class Shown:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: RankerSettings, room: int | None) -> None:
         """`room`: tokens of a prompt at most (None: any number). Raises UserError for a bank that cannot be read."""
         self._tokenizer, self._settings, self._room = tokenizer, settings, room
-        how = settings.shots
-        self._index = None if how.bank is None else ThoughtIndex(read_bank(how.bank), how.similarity)
+        self._index = _index_of(settings.shots)
         self._cut = self._shots = self._without_room = self._examples = 0
 
     def __call__(self, example: RankingExample) -> RankingExample:
@@ -33,7 +38,7 @@ class Shown:
             self._cut += cut
         if self._index is None:
             return example
-        with_shots = show_thoughts(example, self._index.find(example, settings.shots.count))
+        with_shots = show_thoughts(example, self._index.find(example, settings.shots.count), settings.shots.content)
         found = len(with_shots.hints)
         while with_shots.hints and self._is_too_long(with_shots):
             with_shots = replace(with_shots, hints=with_shots.hints[:-1])

@@ -96,6 +96,14 @@ class RankingExample:
             return float(name == self.positive)
         return self.grades[self.candidates.index(name)]
 
+    @property
+    def best_text(self) -> str:
+        """The best candidate's text, its name where it has none; of equals the first's. Empty where none is known to be relevant."""
+        place = max(range(len(self.candidates)), key=lambda number: self.grade_of(self.candidates[number]))
+        if not self.grade_of(self.candidates[place]):
+            return ""
+        return (self.texts or self.candidates)[place]
+
     def with_pool(self, pool: tuple[str, ...]) -> RankingExample:
         """The same request with only the candidates of `pool`, in the order of `pool`, each with its own text.
 

@@ -25,6 +25,7 @@ SCHEMA = pa.schema(
         ("reward", pa.float64()),
         ("model", pa.string()),
         ("step", pa.int64()),
+        ("answer", pa.string()),
     ]
 )
 
@@ -44,6 +45,8 @@ class Thought:
     """who thought it"""
     step: int
     """of that model's training; 0 where it is not known"""
+    answer: str = ""
+    """the best candidate, by its text where it has one"""
 
 
 def form_of(request: str) -> str:

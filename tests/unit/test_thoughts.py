@@ -21,6 +21,7 @@ from r1ranker.ranking.lengths import longest_prompts
 from r1ranker.ranking.ranker import Ranker
 from r1ranker.ranking.settings import RankerSettings, ShotSettings
 from r1ranker.ranking.shown import Shown
+from r1ranker.tasks.catalog import Task, register_task
 from r1ranker.tasks.custom import request_of
 from r1ranker.tasks.example import RankingExample
 from r1ranker.tasks.prompts import AnswerFormat, render_problem
@@ -79,6 +80,30 @@ def test_the_most_similar_requests_of_the_task_are_found(similarity: Similarity)
     assert REQUESTS[0] not in [one.request for one in index.find(asked("Where do CATS hunt"), 5)]  # never itself
     assert index.find(asked("zebra"), 2) == BANK[:2]  # nothing in common: in the bank's order
     assert index.find(asked("cats", "Rec-Movie"), 2) == []
+
+
+def test_a_scenario_shares_its_requests_and_tasks_of_ones_own_share_none() -> None:
+    others = [replace(BANK[n], task=task) for n, task in enumerate(("Passage-5", "Router-Cost", "Mine", "Passage-7"))]
+    index = ThoughtIndex(others, within="scenario")
+    assert [one.task for one in index.find(asked("cats"), 5)] == ["Passage-5", "Passage-7"]
+    assert ThoughtIndex(others).find(asked("cats"), 5) == []
+    register_task(Task("Mine", "own", "thing", "things", "{{ query }}", "goal", (1,)))
+    register_task(Task("Yours", "own", "thing", "things", "{{ query }}", "goal", (1,)))
+    index = ThoughtIndex(others, within="scenario")
+    assert [one.task for one in index.find(asked("cats", "Mine"), 5)] == ["Mine"]
+    assert index.find(asked("cats", "Yours"), 5) == []
+
+
+def test_for_comparison_only_the_best_candidates_are_shown() -> None:
+    shown = show_thoughts(asked("x"), [replace(BANK[0], answer="a text </answer>")], "answers")
+    assert shown.hints == ("where do cats hunt: the best is a text ‹/answer›",)
+
+
+def test_embeddings_want_a_model_and_nothing_else_does() -> None:
+    for shots in (ShotSettings("bank", similarity="embeddings"), ShotSettings("bank", embedder="DIR")):
+        with pytest.raises(UserError, match=r"embeddings want --embedder DIR, and nothing else does"):
+            RankerSettings(shots=shots).check()
+    RankerSettings(shots=ShotSettings("bank", similarity="embeddings", embedder="DIR")).check()
 
 
 def test_similarity_is_the_cosine_that_scikit_learn_has() -> None:
@@ -175,7 +200,9 @@ def test_a_run_and_a_model_give_banks_that_rank_and_eval_show(
     assert set(found) <= set(wanted)
     assert len(found) > 10
     for key, one in found.items():
-        assert one == Thought(*key, len(every[wanted[key]].candidates), f"of {wanted[key]}", 1.0, actor, 2)
+        example = every[wanted[key]]
+        best = example.positive if not example.texts else example.texts[example.candidates.index(example.positive)]
+        assert one == Thought(*key, len(example.candidates), f"of {wanted[key]}", 1.0, actor, 2, best)
     bank = str(tmp_path / "run.parquet")
     task = held[0].task
     ask = ["eval", "--data", bench, "--dataset", task, "--model-path", actor, "--limit", "2", "--engine", "hf"]
@@ -184,6 +211,12 @@ def test_a_run_and_a_model_give_banks_that_rank_and_eval_show(
     assert "thoughts stand before 2 requests" in said
     (result,) = [file for file in (tmp_path / "out").glob("*.json") if "timing" not in file.name]
     assert "thoughts-2" in result.name
+    assert all(one.answer for one in read_bank(bank))
+    shots = ["--shots", "2", "--shots-show", "answers", "--shots-from", "scenario"]
+    code, printed, said = call(*ask, "--output-dir", str(tmp_path / "control"), "--thoughts", bank, *shots)
+    assert code == 0, said
+    (result,) = [file for file in (tmp_path / "control").glob("*.json") if "timing" not in file.name]
+    assert "thoughts-2_scenario_answers" in result.name
     code, printed, said = call(
         "thoughts", "show", bank, "--query", held[0].request + " again", "--task", task, "--shots", "1"
     )

@@ -38,6 +38,8 @@ MOST_TOKENS = 8192
 class QueryLikelihood(ScoringBaseline):
     """Candidates by log P(query | candidate), a sum over the query's tokens (arXiv 2204.07496; Ponte and Croft, 1998)."""
 
+    is_slow = True
+
     def __init__(self, model: str, name: str, gpu: int = 0, dtype: str = "auto") -> None:
         """Raises UserError for a model that cannot be had or is not computed here as transformers does."""
         self.name = name

@@ -19,12 +19,20 @@ OF_MODEL, OF_BASE, OF_PRETRAINED = (
 BY_MODEL = (OF_MODEL, OF_BASE)
 """baselines that are another one for another model"""
 
+Blocks = Sequence[Sequence[str]]
+"""candidates, best first; those of equal score together"""
+
 
 class ScoringBaseline(ABC):
     """Candidates by a score. Equal scores cannot be told apart, so metrics are the exact expectation over their orders."""
 
     name: str
     """as tables call it"""
+    is_slow = False
+    """whether a model is computed, so that progress is shown"""
+
+    def release(self) -> None:  # noqa: B027, most hold nothing
+        """Give back the memory of a model, if there is one."""
 
     @abstractmethod
     def scores(self, example: RankingExample) -> list[float]:
@@ -39,6 +47,9 @@ class ScoringBaseline(ABC):
 
     def __call__(self, example: RankingExample, cutoffs: Sequence[int]) -> dict[str, float]:
         """Metrics of one row: mrr, hit@k and ndcg@k."""
-        return expected_metrics(
-            [[example.grade_of(name) for name in block] for block in self.rank_with_ties(example)], cutoffs
-        )
+        return metrics_of_blocks(example, self.rank_with_ties(example), cutoffs)
+
+
+def metrics_of_blocks(example: RankingExample, blocks: Blocks, cutoffs: Sequence[int]) -> dict[str, float]:
+    """mrr, hit@k and ndcg@k, as the expectation over the orders of candidates that stand together."""
+    return expected_metrics([[example.grade_of(name) for name in block] for block in blocks], cutoffs)

@@ -14,6 +14,7 @@ from r1ranker.atomic import atomic_path
 from r1ranker.data.files.parquet import row_to_example
 from r1ranker.data.prompt_store import Prompt
 from r1ranker.tasks.custom import request_of
+from r1ranker.tasks.example import RankingExample
 from r1ranker.trainer.batch.trajectory import Trajectory
 from r1ranker.trainer.config.schema import Config
 from r1ranker.trainer.scoring.outcome import decode_response, describe_row
@@ -51,11 +52,11 @@ class RolloutLog:
         """
         if not self._prompts:
             return
-        asked: dict[int, str] = {}
+        asked: dict[int, RankingExample] = {}
         """of each group, whose responses are many"""
         for one in trajectories:
             if one.group_id not in asked and (self._prompts < 0 or one.group_id < self._prompts):
-                asked[one.group_id] = request_of(row_to_example(prompts[one.group_id].as_row()))
+                asked[one.group_id] = row_to_example(prompts[one.group_id].as_row())
         chosen = [
             self._row(step, prompts[one.group_id], asked[one.group_id], one, own)
             for one, own in zip(trajectories, parts, strict=True)
@@ -69,7 +70,7 @@ class RolloutLog:
         self._drop_oldest(step, file.stat().st_size)
 
     def _row(
-        self, step: int, prompt: Prompt, request: str, one: Trajectory, parts: Mapping[str, float]
+        self, step: int, prompt: Prompt, asked: RankingExample, one: Trajectory, parts: Mapping[str, float]
     ) -> dict[str, Any]:
         response = decode_response(self._tokenizer, one.response_ids, one.finish_reason == "stop")
         advantages = None if one.advantages is None else [float(value) for value in one.advantages]
@@ -77,7 +78,8 @@ class RolloutLog:
             "step": step,
             "row": describe_row(prompt),
             "task": prompt.task,
-            "request": request,
+            "request": request_of(asked),
+            "best": asked.best_text,
             "mode": prompt.mode,
             "answer_style": prompt.answer_format.answer_style,
             "think": prompt.answer_format.think,
