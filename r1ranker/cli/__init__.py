@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from r1ranker.cli.data import prepare
-from r1ranker.cli.evaluation import compare, evaluate, experiment, report
+from r1ranker.cli.evaluation import compare, evaluate, experiment, harness, report
 from r1ranker.cli.ranking import rank
 from r1ranker.cli.run import add_command, new_app, run_app
 from r1ranker.cli.thoughts import collect, show
@@ -24,7 +24,14 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
         "export": export,
         "replay": replay,
     },
-    "Rankings": {"rank": rank, "eval": evaluate, "compare": compare, "report": report, "experiment": experiment},
+    "Rankings": {
+        "rank": rank,
+        "eval": evaluate,
+        "compare": compare,
+        "report": report,
+        "experiment": experiment,
+        "harness": harness,
+    },
 }
 """heading in the help -> name -> what runs"""
 GROUPS: dict[str, dict[str, Callable[..., None]]] = {"thoughts": {"collect": collect, "show": show}}

@@ -155,6 +155,35 @@ def compare(
     print_comparison([first, second], metric, seed)
 
 
+def harness(
+    model: Annotated[list[str], typer.Argument(help="model directories; the others are compared with the first")],
+    tasks: Annotated[str, typer.Option(help="the harness's tasks, or one's own, with commas between them")],
+    include_path: Annotated[str | None, typer.Option(help="a directory with tasks of one's own")] = None,
+    limit: Annotated[int | None, typer.Option(help="questions a task")] = None,
+    output_dir: Annotated[str, typer.Option(help="where result files go")] = "eval/harness",
+) -> None:
+    """Measure what training did to other language tasks.
+
+    By lm-evaluation-harness, before and after, on the same questions.
+    """
+    from r1ranker.errors import check_at_least
+    from r1ranker.evaluation.harness import harness_table, run_harness
+    from r1ranker.evaluation.identity import short_names
+    from r1ranker.evaluation.table import wide_console
+    from r1ranker.pretrained import check_model_directory
+
+    if limit is not None:
+        check_at_least("--limit", limit, 1)
+    for one in model:
+        check_model_directory(one)
+    wanted = [task.strip() for task in tasks.split(",")]
+    scores = {
+        name: run_harness(path, wanted, Path(output_dir) / f"{name.replace('/', '_')}.json", include_path, limit)
+        for name, path in zip(*short_names([model]), model, strict=True)
+    }
+    wide_console().print(harness_table(scores))
+
+
 def report(
     inputs: Annotated[
         list[str],

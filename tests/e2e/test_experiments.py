@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import runpy
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -298,7 +301,42 @@ metric_list: [{{metric: acc}}]
                 logs = model(ids).logits.log_softmax(-1)[0, :-1].gather(-1, ids[0, 1:, None])[:, 0]
             sums.append(float(logs[start - 1 :].sum()))
         right += sums.index(max(sums)) == one["gold"]
-    assert scores == {"own_choice": {"acc": pytest.approx(right / 9)}}
-    assert json.loads((tmp_path / "scores.json").read_text())["scores"] == scores
+    score = scores["own_choice"]["acc"]
+    assert score.value == pytest.approx(right / 9)
+    assert (len(score.questions), sum(score.questions)) == (9, right)
+    kept = json.loads((tmp_path / "scores.json").read_text())["scores"]["own_choice"]["acc"]
+    assert kept == {"value": score.value, "questions": list(score.questions)}
     with pytest.raises(UserError, match="does not know own_choise"):
         run_harness(tiny_model, ["own_choise"], tmp_path / "scores.json", str(tmp_path))
+
+
+def test_one_command_compares_models_on_the_tasks_of_the_examples(
+    tiny_model: str, tmp_path: Path, call: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(Path(__file__).parents[2])  # the tasks name their rows from there
+    other = tmp_path / "other"
+    shutil.copytree(tiny_model, other)
+    ask = ["harness", tiny_model, str(other), "--include-path", "examples/out_of_domain", "--output-dir", str(tmp_path / "out")]
+    code, out, error = call(*ask, "--tasks", "arithmetic_choice,instructions", "--limit", "6")
+    assert code == 0, error
+    assert out.count("+0.0 (p = 1.0000)") == 2, out
+    found = [json.loads(file.read_text())["scores"] for file in (tmp_path / "out").glob("*.json")]
+    assert len(found) == 2
+    assert found[0] == found[1]
+    assert [len(found[0][task][metric]["questions"]) for task, metric in (("arithmetic_choice", "acc"), ("instructions", "followed"))] == [6, 6]
+    code, out, error = call(*ask, "--tasks", "none_such")
+    assert (code, "does not know none_such" in error) == (2, True)
+
+
+def test_an_instruction_is_followed_or_not() -> None:
+    follows = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "out_of_domain" / "instructions.py"))["follows"]
+    for rule, value, good, bad in (
+        ("capitals", "river", " RIVER\n", "River"),
+        ("words", "3", "Long, wide water.", "A long wide water"),
+        ("ends with", "DONE", "It flows. DONE.", "DONE it is"),
+        ("one of", "yes|no", "No.", "No, it is not"),
+        ("without", "the", "A river breathes.", "I like The river"),
+    ):
+        assert [follows({"rule": rule, "value": value}, [text]) for text in (good, bad, "")] == [
+            {"followed": 1.0}, {"followed": 0.0}, {"followed": 0.0},
+        ]  # fmt: skip

@@ -10,7 +10,7 @@ from rich.console import Console
 from r1ranker.data.files.card import print_tables
 from r1ranker.data.files.tally import Tally
 from r1ranker.evaluation import table
-from r1ranker.evaluation.harness import harness_table
+from r1ranker.evaluation.harness import Score, harness_table
 from r1ranker.trainer.config.load import load_config
 from r1ranker.trainer.monitoring.tracking import Tracking
 
@@ -32,5 +32,5 @@ def test_a_progress_bar_has_the_runs_name(name: str, tmp_path: Path) -> None:
 def test_tables_have_the_names_of_models_and_data(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     print_tables(name, Tally(), {})
     assert name in capsys.readouterr().out
-    table.wide_console().print(harness_table({name: {name: {"acc": 0.5}}}))
+    table.wide_console().print(harness_table({name: {name: {"acc": Score(0.5)}}}))
     assert capsys.readouterr().out.count(name) == 2
