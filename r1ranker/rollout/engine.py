@@ -95,8 +95,12 @@ class Session(Protocol):
         """Have a request completed; `key` is not open already. Raises UserError for one that is too long."""
         ...
 
-    def step(self) -> list[tuple[int, list[Completion]]]:
-        """Go on until a request is complete; (key, its completions) of those that are, none where none is open."""
+    def step(self, once: bool = False) -> list[tuple[int, list[Completion]]]:
+        """Go on until a request is complete, or `once`; (key, its completions) of those that are, none where none is open."""
+        ...
+
+    def cancel(self, key: int) -> None:
+        """Drop an open request; nothing comes of it any more."""
         ...
 
 
@@ -111,8 +115,12 @@ class Engine(Protocol):
         """Complete every request `params.n` times; raises UserError for one that is too long."""
         ...
 
-    def session(self) -> Session:
-        """A session; one at a time, and nothing else is asked of the engine while a request in it is open."""
+    def session(self, fair: bool = False) -> Session:
+        """A session; one at a time, and nothing else is asked of the engine while a request in it is open.
+
+        `fair`: requests are begun in the order in which they came, whatever their lengths and parameters, so that none waits for
+        all that come after it; else in the order in which a given set of them ends soonest.
+        """
         ...
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:

@@ -80,15 +80,15 @@ class HFEngine:
             completions.update(done)
         return [completions[key] for key in range(len(requests))]
 
-    def session(self) -> Session:
+    def session(self, fair: bool = False) -> Session:
         """A session. Requests with the same sampling parameters share a batch; others wait until it is done."""
         if not self._has_weights:
             raise RuntimeError("no weights were loaded: load_weights comes before the first generation")
-        return _Session(self)
+        return _Session(self, fair)
 
-    def batch(self, params: SamplingParams) -> ContinuousBatch:
+    def batch(self, params: SamplingParams, fair: bool = False) -> ContinuousBatch:
         """An empty batch of responses sampled with `params`."""
-        return ContinuousBatch(self.model, self._stop, self._token_text, self._max_num_seqs, params)
+        return ContinuousBatch(self.model, self._stop, self._token_text, self._max_num_seqs, params, fair)
 
     def sleep(self) -> None:
         """Give cached blocks back: generation and training allocate in different sizes."""
@@ -99,23 +99,33 @@ class HFEngine:
 
 
 class _Session:
-    def __init__(self, engine: HFEngine) -> None:
-        self._engine = engine
-        self._batches: dict[SamplingParams, ContinuousBatch] = {}
+    def __init__(self, engine: HFEngine, fair: bool) -> None:
+        self._engine, self._fair = engine, fair
+        self._batches: list[ContinuousBatch] = []
+        """the first one is run until nothing is left of it: two at once would hold twice the memory"""
 
     def add(self, key: int, request: Request, params: SamplingParams) -> None:
         check_length(len(request.token_ids), params.max_tokens, self._engine.max_model_len)
-        if params not in self._batches:
-            self._batches[params] = self._engine.batch(params)
-        self._batches[params].add(key, request)
+        # a fair one lets nobody into the batch that runs while another kind waits for its end
+        joins = self._batches[1:] if self._fair and len(self._batches) > 1 else self._batches
+        batch = next((one for one in joins if one.params == params), None)
+        if batch is None:
+            batch = self._engine.batch(params, self._fair)
+            self._batches.append(batch)
+        batch.add(key, request)
 
-    def step(self) -> list[tuple[int, list[Completion]]]:
-        # the batch begun first is run until nothing is left of it: two at once would hold twice the memory
+    def step(self, once: bool = False) -> list[tuple[int, list[Completion]]]:
         while self._batches:
-            params, batch = next(iter(self._batches.items()))
-            done = batch.step()
-            if batch.is_empty:
-                del self._batches[params]
-            if done:
+            done = self._batches[0].step()
+            self._drop_empty()
+            if done or once:
                 return done
         return []
+
+    def cancel(self, key: int) -> None:
+        for batch in self._batches:
+            batch.cancel(key)
+        self._drop_empty()
+
+    def _drop_empty(self) -> None:
+        self._batches = [batch for batch in self._batches if not batch.is_empty]

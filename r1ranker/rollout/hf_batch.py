@@ -93,8 +93,10 @@ class ContinuousBatch:
         token_text: Callable[[int], str],
         max_num_seqs: int,
         params: SamplingParams,
+        fair: bool = False,
     ) -> None:
-        self.params = params
+        """`fair`: what was added first begins first."""
+        self.params, self._fair = params, fair
         self._model, self._stop, self._token_text = model, stop, token_text
         self._capacity = max(max_num_seqs, params.n)  # the samples of a prompt begin together
         self._waiting: list[tuple[int, int, _Open]] = []
@@ -126,8 +128,20 @@ class ContinuousBatch:
         """
         self._added += 1
         opened = _Open(key, request, [None] * self.params.n)
-        first = key if self.params.choices else -len(request.token_ids)
+        first = self._added if self._fair else key if self.params.choices else -len(request.token_ids)
         heapq.heappush(self._waiting, (first, self._added, opened))
+
+    def cancel(self, key: int) -> None:
+        """Drop a request, with its responses under way."""
+        kept = [waiting for waiting in self._waiting if waiting[-1].key != key]
+        if len(kept) < len(self._waiting):
+            self._waiting = kept
+            heapq.heapify(kept)
+        ended = [place for place, row in enumerate(self._rows) if row.open.key == key]
+        for place in ended:
+            self._rows[place].group.live -= 1
+        if ended:
+            self._close_gaps(ended)
 
     @torch.inference_mode()
     def step(self) -> Done:
@@ -143,7 +157,9 @@ class ContinuousBatch:
             # nothing is decoded: more prompts than a pass takes would only wait for one another
             longest, budget = max(len(one.request.token_ids) for *_, one in self._waiting), 2 * PREFILL_TOKENS
         else:
-            longest, budget = -self._waiting[0][0], PROMPT_TOKENS
+            budget, longest = PROMPT_TOKENS, -self._waiting[0][0]
+            if self._fair:
+                longest = max(len(one.request.token_ids) for *_, one in self._waiting)
         longest = max(self._prompts.length, _round_up(longest))
         self._prompts.most = max(1, min(self._capacity // n, budget // longest))
         free = min((self._capacity - len(self._rows)) // n, self._prompts.most - len(self._groups))

@@ -47,8 +47,8 @@ class VLLMEngine:
         cached = output.num_cached_tokens or 0
         return [self._completion(request, one, cached) for one in sorted(output.outputs, key=lambda one: one.index)]
 
-    def session(self) -> Session:
-        """A session over vLLM's own queue."""
+    def session(self, fair: bool = False) -> Session:
+        """A session over vLLM's own queue, which begins requests in the order in which they came."""
         self._wake_to_generate()
         return _Session(self)
 
@@ -147,14 +147,22 @@ class _Session:
         (name,) = engine.llm.enqueue([prompt_of(request)], [engine.params_of(request, params)], use_tqdm=False)
         self._open[name.partition("-")[0]] = (key, request)
 
-    def step(self) -> list[tuple[int, list[Completion]]]:
+    def step(self, once: bool = False) -> list[tuple[int, list[Completion]]]:
         done: list[tuple[int, list[Completion]]] = []
         while self._open and not done:
             for output in self._engine.llm.llm_engine.step():
-                if output.finished:
+                if output.finished and output.request_id in self._open:
                     key, request = self._open.pop(output.request_id)
                     done.append((key, self._engine.completions(request, output)))
+            if once:
+                break
         return done
+
+    def cancel(self, key: int) -> None:
+        names = [name for name, (own, _) in self._open.items() if own == key]
+        for name in names:
+            del self._open[name]
+        self._engine.llm.llm_engine.abort_request(names)
 
 
 def prompt_of(request: Request) -> Any:

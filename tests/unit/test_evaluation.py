@@ -146,7 +146,7 @@ class Scripted:
         assert key not in self.open
         self.open[key] = (request, params)
 
-    def step(self) -> list[tuple[int, list[str]]]:
+    def step(self, once: bool = False) -> list[tuple[int, list[str]]]:
         chosen = self.rng.sample(sorted(self.open), min(len(self.open), self.rng.randint(1, 3)))
         done = []
         for key in chosen:
@@ -196,7 +196,7 @@ def test_a_query_goes_on_without_waiting_for_the_others() -> None:
     """A session that completes the first open request alone would, in waves, ask the first query again last."""
 
     class First(Scripted):
-        def step(self) -> list[tuple[int, list[str]]]:
+        def step(self, once: bool = False) -> list[tuple[int, list[str]]]:
             key = min(self.open, default=None)
             if key is None:
                 return []

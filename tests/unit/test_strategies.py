@@ -39,7 +39,7 @@ class Session:
         assert key not in self.open
         self.open[key] = request
 
-    def step(self) -> list[tuple[int, Any]]:
+    def step(self, once: bool = False) -> list[tuple[int, Any]]:
         done, self.open = list(self.open.items()), {}
         return done
 
