@@ -11,6 +11,7 @@ from r1ranker.cli.data import prepare
 from r1ranker.cli.evaluation import compare, evaluate, experiment, harness, report
 from r1ranker.cli.ranking import rank
 from r1ranker.cli.run import add_command, new_app, run_app
+from r1ranker.cli.serving import serve
 from r1ranker.cli.thoughts import collect, show
 from r1ranker.cli.training import export, fetch_model, init_model, replay, sft, train
 
@@ -26,6 +27,7 @@ COMMANDS: dict[str, dict[str, Callable[..., None]]] = {
     },
     "Rankings": {
         "rank": rank,
+        "serve": serve,
         "eval": evaluate,
         "compare": compare,
         "report": report,

@@ -13,6 +13,7 @@ def collect(
     source: Annotated[str, typer.Argument(help="a run's directory with rollouts/, or a trained model's directory")],
     data: Annotated[str, typer.Option(help="its data set in Ranking-bench's layout: test rows are left out")],
     output: Annotated[str, typer.Option(help="parquet file to write")],
+    dataset: Annotated[str, typer.Option(help="a task of the data, several with commas between them, or all")] = "all",
     limit: Annotated[int | None, typer.Option(help="of a model: training rows a task that it is asked about")] = None,
     strategy: Strategy = None,
     constrain: Constrain = None,
@@ -42,7 +43,7 @@ def collect(
         settings = Ranker.settings_of(
             source, strategy=strategy, constrain=constrain, answer_style=answer_style, max_tokens=max_tokens
         )
-    kept, counts = collect_thoughts(source, data, output, settings, engine, dtype, limit)
+    kept, counts = collect_thoughts(source, data, output, settings, engine, dtype, limit, dataset)
     typer.echo(f"{output}: {kept:,} thoughts")
     for reason, count in counts.items():
         typer.echo(f"left out: {count:,} {reason}")

@@ -11,6 +11,7 @@ from typing import Any
 
 from r1ranker.data.files.text_rows import json_rows
 from r1ranker.errors import UserError
+from r1ranker.evaluation.options import ALL
 from r1ranker.evaluation.runner import examples_by_task, resolve_tasks
 from r1ranker.pretrained import load_tokenizer, read_setting
 from r1ranker.progress import follow
@@ -25,14 +26,21 @@ from r1ranker.trainer.monitoring.rollouts import DIRECTORY
 
 
 def collect_thoughts(
-    source: str, data: str, output: str, settings: RankerSettings | None, engine: str, dtype: str, limit: int | None
+    source: str,
+    data: str,
+    output: str,
+    settings: RankerSettings | None,
+    engine: str,
+    dtype: str,
+    limit: int | None,
+    dataset: str = ALL,
 ) -> tuple[int, Counter[str]]:
     """Write a bank of thoughts on training rows to `output`; returns how many it holds, and what was left out, and why.
 
     `source`: the directory of a run with rollouts, or of a trained model (with `settings`), which is then asked about the first
-    `limit` training rows of each task of `data`. Requests of the test rows of `data` are left out.
+    `limit` training rows of each task of `data` that `dataset` names. Requests of the test rows of `data` are left out.
     """
-    tasks = resolve_tasks("all", data)
+    tasks = resolve_tasks(dataset, data)
     test = examples_by_task(data, tasks, "test")
     if settings is None:
         found: Iterator[Thought] = thoughts_of_run(source)

@@ -16,7 +16,7 @@ from r1ranker.pretrained import check_model_directory
 from r1ranker.ranking.branches import WEIGHED, WeighingRequest, branches_of, weighing_request
 from r1ranker.ranking.conversation import Conversation, Question, RankingResult, Reply, list_texts
 from r1ranker.ranking.lengths import check_pool, is_short, part_to_fit, trained_prompt_length
-from r1ranker.ranking.schedule import run_conversations
+from r1ranker.ranking.schedule import Asker, run_conversations
 from r1ranker.ranking.settings import MODES, RankerSettings, Strategy
 from r1ranker.ranking.shown import Shown
 from r1ranker.ranking.strategies import converse
@@ -172,7 +172,7 @@ class Ranker:
         `lockstep` holds the queries in step, for comparison.
         """
         self.settings.check()
-        conversations = map(self._converse, examples)
+        conversations = map(self.conversation, examples)
         return run_conversations(conversations, self.engine.session(), self._to_request, self._to_replies, lockstep)
 
     @property
@@ -185,7 +185,13 @@ class Ranker:
     def _shown(self) -> Shown:
         return Shown(self.tokenizer, self.settings, self._room)
 
-    def _converse(self, example: RankingExample) -> Conversation:
+    @property
+    def asker(self) -> Asker:
+        """How its questions are put to the engine."""
+        return Asker(self._to_request, self._to_replies)
+
+    def conversation(self, example: RankingExample) -> Conversation:
+        """The conversation that ranks an example; in windows where it is too long for the engine."""
         room, settings = self._room, self.settings
         example = self._shown(example)
         fitted = (

@@ -17,7 +17,7 @@ ROOMS = (
     "tasks", "rewards", "data/files", "data/sources", "data", "model", "rollout",
     "trainer/config", "trainer/batch", "trainer/algorithm", "trainer/learners", "trainer/checkpoint", "trainer/memory",
     "trainer/workers", "trainer/scoring", "trainer/monitoring", "trainer/experience", "trainer",
-    "thoughts", "ranking", "evaluation/baselines", "evaluation", "reranking", "report", "experiments", "cli", "quickstart.py", "__init__.py",
+    "thoughts", "ranking", "evaluation/baselines", "evaluation", "reranking", "serving", "report", "experiments", "cli", "quickstart.py", "__init__.py",
 )  # fmt: skip
 """from the ground up: a room may import those before it, which also keeps circles out"""
 

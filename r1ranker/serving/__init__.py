@@ -1,0 +1,1 @@
+"""A trained ranker behind the APIs of rerankers over HTTP (extra `serve`)."""

@@ -1,0 +1,89 @@
+"""A ranker that is served: bodies in, rankings out, whatever asks for them."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from r1ranker.errors import UserError
+from r1ranker.ranking.conversation import RankingResult
+from r1ranker.ranking.ranker import Ranker
+from r1ranker.serving.dialects import BadRequest, RerankCall, answer_rerank
+from r1ranker.serving.limits import Limits
+from r1ranker.serving.scheduler import EngineDead, Scheduler
+from r1ranker.tasks.example import RankingExample
+
+RETRY_AFTER_S = 1
+"""what a refused client is told to wait"""
+CLIENT_CLOSED = 499
+"""nobody reads it: the client hung up"""
+
+
+class Busy(BadRequest):
+    """Too much is asked for at once, or the service is ending: the same request may be served a little later."""
+
+
+@dataclass
+class Service:
+    """The ranker with its limits."""
+
+    ranker: Ranker
+    name: str
+    """of the model, as clients see it"""
+    task: str
+    """whose words requests are asked in"""
+    limits: Limits = field(default_factory=Limits)
+    keys: frozenset[str] = frozenset()
+    is_ending: bool = False
+    open_requests: int = 0
+    costs: dict[str, Callable[[float], None]] = field(default_factory=dict)
+    """name of a cost of RankingResult -> what counts it"""
+
+    def __post_init__(self) -> None:
+        self.scheduler = Scheduler(self.ranker)
+
+    async def rerank(self, call: RerankCall, gone: Awaitable[Any] | None = None) -> Any:
+        """The body of the answer to a rerank request."""
+        names = tuple(f"passage {place}" for place in range(len(call.documents)))
+        example = RankingExample(self.task, names, query=call.query, texts=call.documents)
+        result = await self.rank(example, gone)
+        return answer_rerank(call, result, names, self.name, f"rerank-{uuid.uuid4().hex}")
+
+    async def rank(self, example: RankingExample, gone: Awaitable[Any] | None = None) -> RankingResult:
+        """A ranking; `gone` ends when the client does, and with it the work.
+
+        Raises BadRequest for what does not fit the model, Busy where too much is asked for at once or it takes too long.
+        """
+        if self.scheduler.death is not None:
+            raise Busy("the engine has failed; the service is ending", 503, "service_unavailable")
+        if self.is_ending:
+            raise Busy("the service is ending", 503, "service_unavailable")
+        if self.open_requests >= self.limits.concurrency:
+            raise Busy(f"{self.open_requests:,} requests are being served; try again later", 429, "overloaded")
+        self.open_requests += 1
+        job = self.scheduler.submit(example)
+        ranked = asyncio.wrap_future(job.future)
+        waiting = {ranked} if gone is None else {ranked, asyncio.ensure_future(gone)}
+        try:
+            done, _ = await asyncio.wait(waiting, timeout=self.limits.timeout_s, return_when=asyncio.FIRST_COMPLETED)
+            if ranked in done:
+                result = ranked.result()
+                for cost, count in self.costs.items():
+                    count(getattr(result, cost))
+                return result
+            if done:
+                raise BadRequest("the client hung up", CLIENT_CLOSED)
+            raise Busy(f"it took more than {self.limits.timeout_s:g} s", 503, "timeout")
+        except UserError as error:
+            raise BadRequest(" ".join(str(error).split())) from error
+        except EngineDead as error:
+            raise Busy("the engine has failed; the service is ending", 503, "service_unavailable") from error
+        finally:
+            self.open_requests -= 1
+            if not ranked.done():
+                self.scheduler.cancel(job)
+            for task in waiting - {ranked}:
+                task.cancel()
