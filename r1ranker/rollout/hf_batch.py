@@ -131,6 +131,7 @@ class ContinuousBatch:
         first = self._added if self._fair else key if self.params.choices else -len(request.token_ids)
         heapq.heappush(self._waiting, (first, self._added, opened))
 
+    @torch.inference_mode()
     def cancel(self, key: int) -> None:
         """Drop a request, with its responses under way."""
         kept = [waiting for waiting in self._waiting if waiting[-1].key != key]

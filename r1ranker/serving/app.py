@@ -7,6 +7,7 @@ import re
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -79,7 +80,7 @@ def create_app(service: Service) -> FastAPI:
             request.state.dialect = dialect
             call = parse_rerank(body, prefix)
             check_size(call, service.limits)
-            return JSONResponse(await service.rerank(call, _hung_up(request)))
+            return JSONResponse(await service.rerank(call, partial(_hung_up, request)))
         except BadRequest as error:
             return refuse(error, dialect)
 

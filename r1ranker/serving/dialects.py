@@ -55,7 +55,7 @@ def parse_rerank(body: Any, prefix: str = "") -> RerankCall:
     Raises BadRequest naming the field.
     """
     if not isinstance(body, dict):
-        raise BadRequest(f"the body is a {_kind(body)}; an object with query and documents is wanted")
+        raise BadRequest(f"the body is {_kind(body)}; an object with query and documents is wanted")
     dialect = dialect_of(body, prefix)
     query = body.get("query")
     if not isinstance(query, str):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +16,7 @@ from r1ranker.serving.limits import Limits
 from r1ranker.serving.scheduler import EngineDead, Scheduler
 from r1ranker.tasks.example import RankingExample
 
+Gone = Callable[[], Coroutine[Any, Any, None]]
 RETRY_AFTER_S = 1
 """what a refused client is told to wait"""
 CLIENT_CLOSED = 499
@@ -45,15 +46,15 @@ class Service:
     def __post_init__(self) -> None:
         self.scheduler = Scheduler(self.ranker)
 
-    async def rerank(self, call: RerankCall, gone: Awaitable[Any] | None = None) -> Any:
+    async def rerank(self, call: RerankCall, gone: Gone | None = None) -> Any:
         """The body of the answer to a rerank request."""
         names = tuple(f"passage {place}" for place in range(len(call.documents)))
         example = RankingExample(self.task, names, query=call.query, texts=call.documents)
         result = await self.rank(example, gone)
         return answer_rerank(call, result, names, self.name, f"rerank-{uuid.uuid4().hex}")
 
-    async def rank(self, example: RankingExample, gone: Awaitable[Any] | None = None) -> RankingResult:
-        """A ranking; `gone` ends when the client does, and with it the work.
+    async def rank(self, example: RankingExample, gone: Gone | None = None) -> RankingResult:
+        """A ranking; `gone` waits until the client is, and with it the work.
 
         Raises BadRequest for what does not fit the model, Busy where too much is asked for at once or it takes too long.
         """
@@ -66,7 +67,9 @@ class Service:
         self.open_requests += 1
         job = self.scheduler.submit(example)
         ranked = asyncio.wrap_future(job.future)
-        waiting = {ranked} if gone is None else {ranked, asyncio.ensure_future(gone)}
+        waiting: set[asyncio.Future[Any]] = {ranked}
+        if gone is not None:
+            waiting.add(asyncio.ensure_future(gone()))
         try:
             done, _ = await asyncio.wait(waiting, timeout=self.limits.timeout_s, return_when=asyncio.FIRST_COMPLETED)
             if ranked in done:

@@ -31,13 +31,14 @@ from r1ranker.ranking.ranker import Ranker
 from r1ranker.ranking.settings import EliminationSettings
 
 ROOT = Path(__file__).resolve().parents[2]
-SCRIPTS = [ROOT / "eval" / "eval.py", *sorted((ROOT / "examples").rglob("*.py"))]
+SCRIPTS = [ROOT / "eval" / "eval.py", *sorted((ROOT / "examples" / "data_preprocess").rglob("*.py"))]
 GROUP: Any = get_command(app)
 FUNCTIONS = {name: function for group in COMMANDS.values() for name, function in group.items()}
 EVAL = {
     "dataset", "model-path", "data", "strategy", "constrain", "think", "no-think", "answer-style", "engine", "limit", "seed", "gpu-id",
     "output-dir", "dtype", "top-k", "eliminate", "votes", "max-tokens", "max-model-len", "baselines", "interactions", "router-data", "trec-dir",
     "mode", "window", "step", "passes", "inside", "max-passage-tokens", "thoughts", "shots", "similarity",
+    "embedder", "shots-from", "shots-show", "baseline-model",
 }  # fmt: skip
 TASKS = {"passage": {"task": "Passage-5"}, "recommendation": {"task": "Rec-Movie"}, "routing": {"task": "Router-Cost"}}
 """values that nothing else may stand for"""

@@ -163,6 +163,50 @@ def test_a_session_lets_late_requests_in_and_hands_each_out_as_it_ends() -> None
     assert session.step() == []
 
 
+@pytest.mark.parametrize("fair", [False, True])
+def test_what_is_cancelled_leaves_the_others_as_they_are(fair: bool) -> None:
+    model, asked, stop = model_of(), requests(12), tuple(range(12))
+    params = SamplingParams(n=2, max_tokens=30)
+    expected = tokens_of(engine_of(model, stop=stop).generate(asked, params))
+    session = engine_of(model, 8, stop).session(fair)
+    for key, request in enumerate(asked):
+        session.add(key, request, params)
+    found = dict(session.step(once=True))
+    under_way = [row.open.key for row in session._batches[0]._rows]  # type: ignore[attr-defined]
+    gone = {under_way[0], next(key for key in range(12) if key not in found and key not in under_way)}
+    for key in gone:
+        session.cancel(key)
+    while done := session.step():
+        found.update(done)
+    assert not gone & set(found)
+    assert {key: [one.token_ids for one in samples] for key, samples in found.items()} == {
+        key: expected[key] for key in range(12) if key not in gone
+    }
+    session.add(0, asked[0], params)
+    session.cancel(0)
+    assert session.step() == []
+
+
+def test_a_fair_session_begins_what_came_first_and_lets_nothing_pass_another_kind() -> None:
+    model, asked = model_of(), sorted(requests(8), key=lambda one: len(one.token_ids))
+    long, short = SamplingParams(max_tokens=6), SamplingParams(temperature=0, max_tokens=2)
+    session = engine_of(model, 2).session(fair=True)
+    for key in range(4):
+        session.add(key, asked[key], long)
+    session.step(once=True)
+    session.add(4, asked[4], short)
+    for key in (5, 6):
+        session.add(key, asked[key], long)
+    session.add(7, asked[7], short)
+    order = []
+    while done := session.step():
+        order += [key for key, _ in done]
+    assert sorted(order) == list(range(8))
+    assert set(order[:4]) == {0, 1, 2, 3}  # as they came, not the longest first
+    assert set(order[4:6]) == {4, 7}
+    assert set(order[6:]) == {5, 6}
+
+
 def test_a_session_takes_requests_with_different_sampling() -> None:
     model, asked = model_of(), requests(4)
     kinds = [SamplingParams(temperature=0, max_tokens=4), SamplingParams(n=2, max_tokens=6)]
