@@ -190,8 +190,11 @@ class Ranker:
         """How its questions are put to the engine."""
         return Asker(self._to_request, self._to_replies)
 
-    def conversation(self, example: RankingExample) -> Conversation:
-        """The conversation that ranks an example; in windows where it is too long for the engine."""
+    def conversation(self, example: RankingExample, progress: RankingResult | None = None) -> Conversation:
+        """The conversation that ranks an example; in windows where it is too long for the engine.
+
+        `progress` is filled on the way where the pool is ranked in one part.
+        """
         room, settings = self._room, self.settings
         example = self._shown(example)
         fitted = (
@@ -199,7 +202,7 @@ class Ranker:
         )
         if fitted.parts_pools:
             check_pool(self.tokenizer, fitted, example)
-        result = yield from converse(example, fitted)
+        result = yield from converse(example, fitted, progress)
         if fitted is not settings:
             result.parted = fitted.windows.size
         return result

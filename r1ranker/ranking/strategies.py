@@ -17,30 +17,35 @@ from r1ranker.tasks.example import RankingExample
 from r1ranker.tasks.pools import Elimination
 
 
-def converse(example: RankingExample, settings: RankerSettings) -> Conversation:
-    """The conversation that ranks an example as `settings` have it."""
+def converse(example: RankingExample, settings: RankerSettings, progress: RankingResult | None = None) -> Conversation:
+    """The conversation that ranks an example as `settings` have it.
+
+    `progress`: where an elimination, and whatever ranks a pool in one part, writes down what it comes to on the way.
+    """
+    result = RankingResult() if progress is None else progress
     if settings.strategy == "windows":
         return rank_by_windows(example, settings.windows, lambda pool: _inside(pool, settings))
     if settings.strategy == "tournament":
         size, top_k = settings.windows.size, settings.elimination.top_k
         return rank_by_tournament(example, size, top_k, lambda pool: _inside(pool, settings))
     if settings.strategy == "logits":
-        return _by_logits(example, settings)
-    return _by_answer(example, settings)
+        return _by_logits(example, settings, result)
+    return _by_answer(example, settings, result)
 
 
 def _inside(example: RankingExample, settings: RankerSettings) -> Conversation:
     """The ranking of a part of a pool."""
-    return _by_logits(example, settings) if settings.windows.inside == "logits" else _by_answer(example, settings)
+    by_part = _by_logits if settings.windows.inside == "logits" else _by_answer
+    return by_part(example, settings, RankingResult())
 
 
-def _by_answer(example: RankingExample, settings: RankerSettings) -> Conversation:
-    return _direct(example, settings) if settings.mode == "direct" else _iterative(example, settings)
+def _by_answer(example: RankingExample, settings: RankerSettings, result: RankingResult) -> Conversation:
+    by_kind = _direct if settings.mode == "direct" else _iterative
+    return by_kind(example, settings, result)
 
 
-def _by_logits(example: RankingExample, settings: RankerSettings) -> Conversation:
+def _by_logits(example: RankingExample, settings: RankerSettings, result: RankingResult) -> Conversation:
     """The order of the probabilities to be named first; to be named as the worst, the least likely first."""
-    result = RankingResult()
     logprobs = yield from weigh(example, settings.mode, result)
     worst = settings.mode == "iterative"
     places = sorted(range(len(logprobs)), key=lambda place: logprobs[place] if worst else -logprobs[place])
@@ -52,13 +57,13 @@ def _by_logits(example: RankingExample, settings: RankerSettings) -> Conversatio
     return result
 
 
-def _iterative(example: RankingExample, settings: RankerSettings) -> Conversation:
+def _iterative(example: RankingExample, settings: RankerSettings, result: RankingResult) -> Conversation:
     """Rounds until one candidate (or top_k) is left.
 
     Where no answer names a candidate, the one closest to it in spelling goes out, the last shown of equals.
     """
     how = settings.elimination
-    state, result = Elimination(example.candidates), RankingResult()
+    state = Elimination(example.candidates)
     least, rounds = max(1, how.top_k if settings.strategy == "iterative" else 0), 0
     exact = settings.weighs and how.eliminate > 1 and how.votes == 1
     while len(state.pool) > least:
@@ -83,9 +88,8 @@ def _iterative(example: RankingExample, settings: RankerSettings) -> Conversatio
     return result
 
 
-def _direct(example: RankingExample, settings: RankerSettings) -> Conversation:
+def _direct(example: RankingExample, settings: RankerSettings, result: RankingResult) -> Conversation:
     """One answer; candidates that it does not name follow in the order shown."""
-    result = RankingResult()
     parsed = yield from ask(Question(example, "direct"), settings.answer_format, result)
     best = max(parsed, key=lambda answer: (answer.is_valid("direct", len(example.candidates)), len(answer.named)))
     result.fallbacks += not best.is_valid("direct", len(example.candidates))

@@ -11,13 +11,15 @@ from functools import partial
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 
 from r1ranker.serving.dialects import BadRequest, Dialect, dialect_of, error_body, parse_rerank
 from r1ranker.serving.limits import check_key, check_size, read_body
 from r1ranker.serving.measures import Measures
-from r1ranker.serving.schemas import RERANK_BODY
+from r1ranker.serving.rank_calls import answer_rank, parse_rank
+from r1ranker.serving.schemas import RANK_BODY, RERANK_BODY
 from r1ranker.serving.service import CLIENT_CLOSED, RETRY_AFTER_S, Busy, Service
+from r1ranker.serving.streaming import stream_ranking
 
 OPEN_PATHS = ("/health", "/ping", "/metrics")
 """without a key"""
@@ -79,10 +81,25 @@ def create_app(service: Service) -> FastAPI:
                 dialect = dialect_of(body, prefix)
             request.state.dialect = dialect
             call = parse_rerank(body, prefix)
-            check_size(call, service.limits)
+            check_size([call.query], call.documents, service.limits)
             return JSONResponse(await service.rerank(call, partial(_hung_up, request)))
         except BadRequest as error:
             return refuse(error, dialect)
+
+    @app.post("/v1/rank", openapi_extra=RANK_BODY, summary="Rank candidates for a query or a history")
+    async def rank(request: Request) -> Response:
+        request.state.dialect = "own"
+        try:
+            body = await read_body(request.stream(), request.headers, service.limits)
+            call = parse_rank(body, service.task)
+            example = call.example
+            check_size([example.query, *example.history, *example.texts], example.candidates, service.limits)
+            if call.stream:
+                return StreamingResponse(stream_ranking(service, call), media_type="text/event-stream")
+            result = await service.rank(example, partial(_hung_up, request), call.strategy)
+            return JSONResponse(answer_rank(call, result, service.name))
+        except BadRequest as error:
+            return refuse(error, "common")
 
     @app.get("/health", summary="200 as long as rankings can be had")
     @app.get("/ping", include_in_schema=False)

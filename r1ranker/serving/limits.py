@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hmac
 import json
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from r1ranker.serving.dialects import BadRequest, RerankCall
+from r1ranker.serving.dialects import BadRequest
 
 _OPENING, _CLOSING, _QUOTE, _ESCAPE = b"[{", b"]}", ord('"'), ord("\\")
 
@@ -73,11 +73,11 @@ def measure_nesting(body: bytes, most: int) -> int:
     return deepest
 
 
-def check_size(call: RerankCall, limits: Limits) -> None:
+def check_size(request: Sequence[str], documents: Sequence[str], limits: Limits) -> None:
     """Raise BadRequest for more documents or characters than are served."""
-    if len(call.documents) > limits.documents:
-        raise BadRequest(f"found {len(call.documents):,} documents; at most {limits.documents:,} are served", 413)
-    characters = len(call.query) + sum(map(len, call.documents))
+    if len(documents) > limits.documents:
+        raise BadRequest(f"found {len(documents):,} documents; at most {limits.documents:,} are served", 413)
+    characters = sum(map(len, request)) + sum(map(len, documents))
     if characters > limits.characters:
         raise BadRequest(f"found texts of {characters:,} characters; at most {limits.characters:,} are served", 413)
 

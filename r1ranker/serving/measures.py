@@ -12,7 +12,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, G
 if TYPE_CHECKING:
     from r1ranker.serving.service import Service
 
-PATHS = ("/rerank", "/v1/models", "/info", "/health", "/ping", "/metrics", "/docs", "/openapi.json")
+PATHS = ("/rerank", "/v1/rank", "/v1/models", "/info", "/health", "/ping", "/metrics", "/docs", "/openapi.json")
 """others are counted together, so that nobody can make series"""
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 

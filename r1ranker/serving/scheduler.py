@@ -31,7 +31,12 @@ class Job:
     example: RankingExample
     ranker: Ranker
     """the same engine's as the scheduler's; it may have other settings"""
+    on_progress: Callable[[RankingResult], None] | None = None
+    """called in the scheduler's thread whenever candidates have gone out"""
     future: Future[RankingResult] = field(default_factory=Future)
+    progress: RankingResult = field(default_factory=RankingResult)
+    told: int = 0
+    """candidates that have gone out when `on_progress` was called last"""
     is_cancelled: bool = False
 
 
@@ -53,9 +58,14 @@ class Scheduler:
         """Begin to take work."""
         self._thread.start()
 
-    def submit(self, example: RankingExample, ranker: Ranker | None = None) -> Job:
+    def submit(
+        self,
+        example: RankingExample,
+        ranker: Ranker | None = None,
+        on_progress: Callable[[RankingResult], None] | None = None,
+    ) -> Job:
         """Have an example ranked; its result, or what ended it, comes into the job's future."""
-        job = Job(example, ranker or self._ranker)
+        job = Job(example, ranker or self._ranker, on_progress)
         self._new.put(job)
         if self.death is not None:  # it may have died between the two lines, and then nobody takes the job
             self._refuse()
@@ -81,7 +91,10 @@ class Scheduler:
                 for place in [place for place, job in self._jobs.items() if job.is_cancelled]:
                     underway.cancel(place)
                     self._jobs.pop(place).future.cancel()
-                for place, outcome in underway.step(once=True):
+                ended = underway.step(once=True)
+                for job in self._jobs.values():
+                    self._tell(job)
+                for place, outcome in ended:
                     self._end(place, outcome)
         except Exception as error:  # whatever an engine raises, everybody who waits has to hear of it
             self.death = f"{type(error).__name__}: {first_line(error, 300)}"
@@ -104,12 +117,18 @@ class Scheduler:
             place, self._places = self._places, self._places + 1
             self._jobs[place] = job
             try:
-                result = underway.begin(place, job.ranker.conversation(job.example), job.ranker.asker)
+                result = underway.begin(place, job.ranker.conversation(job.example, job.progress), job.ranker.asker)
             except UserError as error:
                 self._end(place, error)
             else:
                 if result is not None:
                     self._end(place, result)
+
+    def _tell(self, job: Job) -> None:
+        out = len(job.progress.out_in_round)
+        if job.on_progress is not None and out > job.told:
+            job.told = out
+            job.on_progress(job.progress)
 
     def _end(self, place: int, outcome: RankingResult | Exception) -> None:
         future = self._jobs.pop(place).future

@@ -38,3 +38,36 @@ RERANK_BODY: dict[str, Any] = {
         },
     }
 }
+RANK_BODY: dict[str, Any] = {
+    "requestBody": {
+        "required": True,
+        "content": {
+            "application/json": {
+                "schema": {
+                    "type": "object",
+                    "required": ["candidates"],
+                    "properties": {
+                        "query": {"type": "string"},
+                        "history": {"type": "array", "items": {"type": "string"}, "description": "recommendation"},
+                        "candidates": {
+                            "type": "array",
+                            "items": {
+                                "oneOf": [
+                                    {"type": "string"},
+                                    {
+                                        "type": "object",
+                                        "properties": {"name": {"type": "string"}, "text": {"type": "string"}},
+                                    },
+                                ]
+                            },
+                        },
+                        "task": {"type": "string", "description": "such as Rec-Movie"},
+                        "strategy": {"type": "string", "description": "another one than the service has"},
+                        "stream": {"type": "boolean", "description": "server-sent events: round, then ranking"},
+                    },
+                },
+                "example": {"task": "Rec-Movie", "history": ["Alien"], "candidates": ["Aliens", "Heidi"]},
+            }
+        },
+    }
+}

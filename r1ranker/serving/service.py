@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Callable, Coroutine
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from r1ranker.errors import UserError
 from r1ranker.ranking.conversation import RankingResult
 from r1ranker.ranking.ranker import Ranker
+from r1ranker.ranking.settings import MODES, Strategy
 from r1ranker.serving.dialects import BadRequest, RerankCall, answer_rerank
 from r1ranker.serving.limits import Limits
 from r1ranker.serving.scheduler import EngineDead, Scheduler
@@ -53,8 +54,14 @@ class Service:
         result = await self.rank(example, gone)
         return answer_rerank(call, result, names, self.name, f"rerank-{uuid.uuid4().hex}")
 
-    async def rank(self, example: RankingExample, gone: Gone | None = None) -> RankingResult:
-        """A ranking; `gone` waits until the client is, and with it the work.
+    async def rank(
+        self,
+        example: RankingExample,
+        gone: Gone | None = None,
+        strategy: Strategy | None = None,
+        on_progress: Callable[[RankingResult], None] | None = None,
+    ) -> RankingResult:
+        """A ranking; `gone` ends when the client does, and with it the work. `on_progress` is called in another thread.
 
         Raises BadRequest for what does not fit the model, Busy where too much is asked for at once or it takes too long.
         """
@@ -64,8 +71,9 @@ class Service:
             raise Busy("the service is ending", 503, "service_unavailable")
         if self.open_requests >= self.limits.concurrency:
             raise Busy(f"{self.open_requests:,} requests are being served; try again later", 429, "overloaded")
+        ranker = self._ranker_of(strategy)
         self.open_requests += 1
-        job = self.scheduler.submit(example)
+        job = self.scheduler.submit(example, ranker, on_progress)
         ranked = asyncio.wrap_future(job.future)
         waiting: set[asyncio.Future[Any]] = {ranked}
         if gone is not None:
@@ -90,3 +98,17 @@ class Service:
                 self.scheduler.cancel(job)
             for task in waiting - {ranked}:
                 task.cancel()
+
+    def _ranker_of(self, strategy: Strategy | None) -> Ranker:
+        """The ranker that ranks by a strategy, over the same engine; raises BadRequest for one that does not go with its settings."""
+        if strategy is None:
+            return self.ranker
+        own = self.ranker.settings
+        settings = replace(own, strategy=strategy, trained=strategy if strategy in MODES else own.trained)
+        try:
+            settings.check()
+        except UserError as error:
+            raise BadRequest(f"strategy: {error}") from error
+        if settings.is_constrained and not own.is_constrained:
+            raise BadRequest(f"strategy: {strategy} wants a service that was started with --constrain candidates")
+        return Ranker(self.ranker.engine, self.ranker.tokenizer, settings)

@@ -24,6 +24,7 @@ from r1ranker.ranking.ranker import Ranker
 from r1ranker.serving.app import create_app
 from r1ranker.serving.dialects import BadRequest, answer_rerank, parse_rerank, relevance_scores
 from r1ranker.serving.limits import Limits, check_key, measure_nesting, read_body
+from r1ranker.serving.rank_calls import parse_rank
 from r1ranker.serving.scheduler import EngineDead, Scheduler
 from r1ranker.serving.server import read_keys
 from r1ranker.serving.service import Service
@@ -261,6 +262,47 @@ def test_a_prompt_that_the_model_does_not_hold_is_the_clients_to_mend(serve: Cal
     assert "Traceback" not in refused.text
 
 
+def test_our_own_requests_are_ranked_and_told_round_by_round(serve: Callable[..., TestClient], ranker: Ranker) -> None:
+    client = serve()
+    body = {"task": "Rec-Movie", "history": ["Alien", "Blade"], "candidates": ["Aliens", "Heidi", {"name": "Up", "text": "a balloon"}]}
+    whole = client.post("/v1/rank", json=body).json()
+    assert sorted(whole["ranking"]) == ["Aliens", "Heidi", "Up"]
+    assert [["Aliens", "Heidi", "Up"][place] for place in whole["indices"]] == whole["ranking"]
+    assert whole["cost"]["calls"] >= 2
+    said = client.post("/v1/rank", json=body | {"stream": True})
+    assert said.headers["content-type"].startswith("text/event-stream")
+    events = [line.split("\n") for line in said.text.strip().split("\n\n")]
+    assert [name for name, _ in events] == ["event: round"] * 2 + ["event: ranking"]
+    told = [json.loads(data.removeprefix("data: ")) for _, data in events]
+    out = [one for event in told[:-1] for one in event["out"]]
+    assert [one["name"] for one in out] == whole["ranking"][:0:-1]
+    assert [one["round"] for one in out] == [1, 2]
+    assert told[-1] == whole
+    weighed = client.post("/v1/rank", json=body | {"strategy": "logits"}).json()
+    assert len(weighed["scores"]) == 3
+    for changed, message in (
+        ({"task": "Rec-Movies"}, "task: found 'Rec-Movies'"),
+        ({"task": ["x"]}, "task: found"),
+        ({"query": "q"}, "Rec-Movie wants history, a list of texts, and nothing else"),
+        ({"candidates": ["a", "a"]}, "holds 'a' twice"),
+        ({"candidates": [1]}, "candidates[0]: a name, or an object"),
+        ({"strategy": "best"}, "strategy: found 'best'"),
+        ({"steam": True}, "steam: no such field"),
+    ):
+        refused = client.post("/v1/rank", json=body | changed)
+        assert (refused.status_code, message in refused.json()["detail"]) == (400, True), refused.text
+
+
+@given(st.dictionaries(st.sampled_from(("query", "history", "candidates", "task", "strategy", "stream")), json_values))
+def test_any_body_of_ours_is_ranked_or_refused(body: Any) -> None:
+    refused: BadRequest | None = None
+    try:
+        assert parse_rank(body, "Passage-9").example.candidates
+    except BadRequest as error:
+        refused = error
+    assert refused is None or (refused.status == 400 and "\n" not in str(refused))
+
+
 class Stuck:
     """An engine whose requests end when they are let, or which fails."""
 
@@ -295,7 +337,7 @@ class StuckRanker:
     def __init__(self) -> None:
         self.engine = Stuck()
 
-    def conversation(self, example: RankingExample) -> Any:
+    def conversation(self, example: RankingExample, progress: RankingResult) -> Any:
         yield [example]
         return RankingResult(example.candidates)
 
@@ -348,17 +390,30 @@ def test_a_dead_engine_is_heard_of_by_all_who_wait_and_all_who_come() -> None:
         scheduler.submit(EXAMPLE).future.result(5)
 
 
-def test_more_than_are_served_at_once_are_told_to_come_again_and_slow_ones_are_given_up() -> None:
+BODY = {"query": "q", "documents": ["a", "b"]}
+
+
+def test_more_than_are_served_at_once_are_told_to_come_again() -> None:
     ranker: Any = StuckRanker()
-    service = Service(ranker, "stuck", "Passage-9", Limits(concurrency=1, timeout_s=0.5))
-    body = {"query": "q", "documents": ["a", "b"]}
+    service = Service(ranker, "stuck", "Passage-9", Limits(concurrency=1))
     with TestClient(create_app(service)) as client, ThreadPoolExecutor(1) as pool:
-        slow = pool.submit(client.post, "/rerank", json=body)
+        first = pool.submit(client.post, "/rerank", json=BODY)
         wait_for(lambda: ranker.engine.open)
-        busy = client.post("/rerank", json=body)
+        busy = client.post("/rerank", json=BODY)
         assert (busy.status_code, busy.headers["retry-after"]) == (429, "1")
-        assert slow.result().status_code == 503
+        ranker.engine.go.set()
+        assert first.result().status_code == 200
+        assert client.post("/rerank", json=BODY).status_code == 200
+
+
+def test_what_takes_too_long_is_given_up_and_a_dead_engine_serves_nobody() -> None:
+    ranker: Any = StuckRanker()
+    service = Service(ranker, "stuck", "Passage-9", Limits(timeout_s=0.5))
+    with TestClient(create_app(service)) as client:
+        assert client.post("/rerank", json=BODY).status_code == 503
         wait_for(lambda: ranker.engine.cancelled)
+        assert client.get("/health").status_code == 200
         ranker.engine.fails = True
-        assert client.post("/rerank", json=body).status_code == 503
+        for _ in range(2):
+            assert client.post("/rerank", json=BODY).status_code == 503
         assert client.get("/health").status_code == 503
