@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -21,7 +22,16 @@ from r1ranker.serving.schemas import RANK_BODY, RERANK_BODY
 from r1ranker.serving.service import CLIENT_CLOSED, RETRY_AFTER_S, Busy, Service
 from r1ranker.serving.streaming import stream_ranking
 
-OPEN_PATHS = ("/health", "/ping", "/metrics")
+PAGE = Path(__file__).parent / "page"
+PAGE_FILES = {
+    "/": ("index.html", "text/html"),
+    "/page.css": ("page.css", "text/css"),
+    "/page.js": ("page.js", "text/javascript"),
+}
+PAGE_POLICY = (
+    "default-src 'none'; style-src 'self'; script-src 'self'; connect-src 'self'; base-uri 'none'; form-action 'none'"
+)
+OPEN_PATHS = ("/health", "/ping", "/metrics", *PAGE_FILES)
 """without a key"""
 _PREFIX = re.compile(r"/(tei|voyage|infinity)(?=/|$)")
 _RERANK = re.compile(r"(/v1)?(/v[12])?/rerank")
@@ -105,6 +115,14 @@ def create_app(service: Service) -> FastAPI:
     @app.get("/ping", include_in_schema=False)
     async def health() -> Response:
         return Response(status_code=200 if service.scheduler.death is None and not service.is_ending else 503)
+
+    @app.get("/", include_in_schema=False)
+    @app.get("/page.css", include_in_schema=False)
+    @app.get("/page.js", include_in_schema=False)
+    async def page(request: Request) -> Response:
+        name, kind = PAGE_FILES[request.url.path]
+        headers = {"Content-Security-Policy": PAGE_POLICY, "X-Content-Type-Options": "nosniff"}
+        return Response((PAGE / name).read_bytes(), media_type=kind, headers=headers)
 
     @app.get("/info", summary="The model, as TEI's clients ask for it")
     async def info() -> dict[str, Any]:

@@ -316,20 +316,33 @@ def test_one_command_compares_models_on_the_tasks_of_the_examples(
     monkeypatch.chdir(Path(__file__).parents[2])  # the tasks name their rows from there
     other = tmp_path / "other"
     shutil.copytree(tiny_model, other)
-    ask = ["harness", tiny_model, str(other), "--include-path", "examples/out_of_domain", "--output-dir", str(tmp_path / "out")]
+    ask = [
+        "harness",
+        tiny_model,
+        str(other),
+        "--include-path",
+        "examples/out_of_domain",
+        "--output-dir",
+        str(tmp_path / "out"),
+    ]
     code, out, error = call(*ask, "--tasks", "arithmetic_choice,instructions", "--limit", "6")
     assert code == 0, error
     assert out.count("+0.0 (p = 1.0000)") == 2, out
     found = [json.loads(file.read_text())["scores"] for file in (tmp_path / "out").glob("*.json")]
     assert len(found) == 2
     assert found[0] == found[1]
-    assert [len(found[0][task][metric]["questions"]) for task, metric in (("arithmetic_choice", "acc"), ("instructions", "followed"))] == [6, 6]
+    assert [
+        len(found[0][task][metric]["questions"])
+        for task, metric in (("arithmetic_choice", "acc"), ("instructions", "followed"))
+    ] == [6, 6]
     code, out, error = call(*ask, "--tasks", "none_such")
     assert (code, "does not know none_such" in error) == (2, True)
 
 
 def test_an_instruction_is_followed_or_not() -> None:
-    follows = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "out_of_domain" / "instructions.py"))["follows"]
+    follows = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "out_of_domain" / "instructions.py"))[
+        "follows"
+    ]
     for rule, value, good, bad in (
         ("capitals", "river", " RIVER\n", "River"),
         ("words", "3", "Long, wide water.", "A long wide water"),

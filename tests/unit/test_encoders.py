@@ -133,7 +133,9 @@ def test_a_classifier_learns_which_llm_is_best_for_a_word(encoders: dict[str, st
         return RankingExample("Router-Cost", names, positive, query=query)
 
     rows = [
-        asked(f"what is a {colour} {word}", best) for colour, best in kinds.items() for word in ("thing", "cat", "moon", "night")
+        asked(f"what is a {colour} {word}", best)
+        for colour, best in kinds.items()
+        for word in ("thing", "cat", "moon", "night")
     ]
     settings = ClassifierSettings(epochs=30, batch_size=3, lr=1e-3)
     path = encoders["usual"]

@@ -40,7 +40,14 @@ def answered(body: dict[str, Any], prefix: str = "", result: RankingResult = RAN
 
 
 def test_cohere_jina_and_vllm_read_one_answer() -> None:
-    body = {"model": "any", "query": "q", "documents": DOCUMENTS, "top_n": 2, "return_documents": True, "priority": None}
+    body = {
+        "model": "any",
+        "query": "q",
+        "documents": DOCUMENTS,
+        "top_n": 2,
+        "return_documents": True,
+        "priority": None,
+    }
     assert answered(body) == {
         "id": "id-1",
         "model": "m",
@@ -60,7 +67,9 @@ def test_cohere_jina_and_vllm_read_one_answer() -> None:
 
 
 def test_voyage_infinity_tei_and_weaviate_have_their_own() -> None:
-    voyage = answered({"query": "q", "documents": DOCUMENTS, "top_k": 1, "truncation": True, "return_documents": "true"})
+    voyage = answered(
+        {"query": "q", "documents": DOCUMENTS, "top_k": 1, "truncation": True, "return_documents": "true"}
+    )
     assert voyage == {
         "object": "list", "data": [{"index": 2, "relevance_score": 1.0, "document": "three"}], "model": "m",
         "usage": {"prompt_tokens": 50, "total_tokens": 57},
@@ -111,7 +120,17 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=8,
 )
-FIELDS = ("query", "documents", "texts", "top_n", "top_k", "return_documents", "truncation", "property", "return_thoughts")
+FIELDS = (
+    "query",
+    "documents",
+    "texts",
+    "top_n",
+    "top_k",
+    "return_documents",
+    "truncation",
+    "property",
+    "return_thoughts",
+)
 
 
 @given(st.dictionaries(st.sampled_from(FIELDS), json_values | st.lists(st.text(), max_size=4)) | json_values)
@@ -178,7 +197,9 @@ def test_keys_are_wanted_where_there_are_any(tmp_path: Any) -> None:
 
 @pytest.fixture(scope="module")
 def ranker(tiny_model: str) -> Ranker:
-    return Ranker.from_pretrained(tiny_model, "iterative", "candidates", think=False, answer_style="label", max_tokens=8)
+    return Ranker.from_pretrained(
+        tiny_model, "iterative", "candidates", think=False, answer_style="label", max_tokens=8
+    )
 
 
 @pytest.fixture
@@ -264,7 +285,11 @@ def test_a_prompt_that_the_model_does_not_hold_is_the_clients_to_mend(serve: Cal
 
 def test_our_own_requests_are_ranked_and_told_round_by_round(serve: Callable[..., TestClient], ranker: Ranker) -> None:
     client = serve()
-    body = {"task": "Rec-Movie", "history": ["Alien", "Blade"], "candidates": ["Aliens", "Heidi", {"name": "Up", "text": "a balloon"}]}
+    body = {
+        "task": "Rec-Movie",
+        "history": ["Alien", "Blade"],
+        "candidates": ["Aliens", "Heidi", {"name": "Up", "text": "a balloon"}],
+    }
     whole = client.post("/v1/rank", json=body).json()
     assert sorted(whole["ranking"]) == ["Aliens", "Heidi", "Up"]
     assert [["Aliens", "Heidi", "Up"][place] for place in whole["indices"]] == whole["ranking"]
