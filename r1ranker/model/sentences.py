@@ -19,13 +19,15 @@ def load_embedder(path: str, gpu: int = 0) -> SentenceTransformer:
     Raises UserError where it cannot be had.
     """
     from_library = _library()
-    return _load(path, lambda: from_library.SentenceTransformer(path, device=str(pick_device(gpu))))
+    return _load(
+        path, lambda: from_library.SentenceTransformer(path, device=str(pick_device(gpu)), trust_remote_code=False)
+    )
 
 
 def load_cross_encoder(path: str, gpu: int = 0) -> CrossEncoder:
     """A model that scores a query and a text together; raises UserError where it cannot be had."""
     from_library = _library()
-    return _load(path, lambda: from_library.CrossEncoder(path, device=str(pick_device(gpu))))
+    return _load(path, lambda: from_library.CrossEncoder(path, device=str(pick_device(gpu)), trust_remote_code=False))
 
 
 def _library() -> Any:

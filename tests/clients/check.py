@@ -28,7 +28,9 @@ def check(function: Callable[[str], Order]) -> Callable[[str], Order]:
 def plain(address: str, path: str, body: dict[str, Any]) -> Any:
     """What the service answers to a body, without any client."""
     request = urllib.request.Request(
-        f"{address}{path}", json.dumps(body).encode(), {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+        f"{address}{path}",
+        json.dumps(body).encode(),
+        {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"},
     )
     with urllib.request.urlopen(request, timeout=60) as answer:
         return json.loads(answer.read())
@@ -52,7 +54,9 @@ def cohere_v1(address: str) -> Order:
     import cohere
 
     client = cohere.Client(api_key=KEY, base_url=address)
-    found = client.rerank(model="any", query=QUERY, documents=[{"text": text} for text in DOCUMENTS], return_documents=True)
+    found = client.rerank(
+        model="any", query=QUERY, documents=[{"text": text} for text in DOCUMENTS], return_documents=True
+    )
     return places([one.document.text for one in found.results])
 
 

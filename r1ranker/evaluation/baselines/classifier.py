@@ -74,9 +74,9 @@ class RouterClassifier(ScoringBaseline):
         silence_transformers()
         torch.manual_seed(settings.seed)  # of the new head
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(self._path)
+            self._tokenizer = AutoTokenizer.from_pretrained(self._path, trust_remote_code=False)
             self._model = AutoModelForSequenceClassification.from_pretrained(
-                self._path, num_labels=len(self._names), dtype=torch.float32
+                self._path, num_labels=len(self._names), dtype=torch.float32, trust_remote_code=False
             ).to(pick_device(self._device))
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"{self._path}: cannot be loaded as a classifier ({first_line(error, 200)})") from error

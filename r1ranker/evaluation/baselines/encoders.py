@@ -104,8 +104,12 @@ class MonoT5(EncoderBaseline):
 
         silence_transformers()
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(self._path)
-            self._model = AutoModelForSeq2SeqLM.from_pretrained(self._path).to(pick_device(self._gpu)).eval()
+            self._tokenizer = AutoTokenizer.from_pretrained(self._path, trust_remote_code=False)
+            self._model = (
+                AutoModelForSeq2SeqLM.from_pretrained(self._path, trust_remote_code=False)
+                .to(pick_device(self._gpu))
+                .eval()
+            )
         except (OSError, ValueError, KeyError) as error:
             raise UserError(f"{self._path}: cannot be loaded as MonoT5 ({first_line(error, 200)})") from error
         words = [self._tokenizer.encode(word, add_special_tokens=False) for word in ("true", "false")]
