@@ -91,8 +91,9 @@ async def load(address: str, bodies: list[dict[str, Any]], concurrency: int, sec
                 try:
                     answer = await client.post("/rerank", json=bodies[query])
                     order = tuple(one["index"] for one in answer.json()["results"])
-                except (httpx.HTTPError, KeyError, ValueError):
+                except (httpx.HTTPError, KeyError, ValueError) as error:
                     outcome.lost += 1
+                    print(f"lost after {time.perf_counter() - began:.1f} s: {error!r}", file=sys.stderr)
                 else:
                     outcome.orders.append((query, order))
                     outcome.seconds.append(time.perf_counter() - began)

@@ -14,6 +14,8 @@ from r1ranker.errors import RunError, UserError
 from r1ranker.serving.app import create_app
 from r1ranker.serving.service import Service
 
+KEEP_ALIVE_S = 75
+"""how long an idle connection stays open: longer than proxies and clients keep theirs, so that none is closed as it is used again"""
 LOGS = {
     "version": 1,
     "disable_existing_loggers": False,
@@ -56,6 +58,7 @@ def run_service(service: Service, host: str, port: int, origins: Sequence[str] =
             log_config=LOGS,
             access_log=False,
             server_header=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
             timeout_graceful_shutdown=max(1, int(service.limits.timeout_s)),
         )
     )
