@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
+import random
 import re
 import signal
 import subprocess
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,6 +37,7 @@ def served(tiny_model: str, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[s
     lines = iter(process.stderr.readline, "")
     found = next(match for match in (re.search(r"is served at (\S+)", line) for line in lines) if match)
     assert next(lines).startswith(f"curl {found[1]}/rerank -H 'Authorization: Bearer KEY'")
+    threading.Thread(target=process.stderr.read, daemon=True).start()  # its log would fill the pipe, and it would wait
     yield process, found[1]
     process.kill()
     process.wait()
@@ -42,12 +47,7 @@ def test_it_answers_and_finishes_what_is_in_flight(served: tuple[subprocess.Pope
     process, address = served
     key = {"Authorization": "Bearer secret"}
     with httpx.Client(base_url=address, timeout=60) as client:
-        for _ in range(600):
-            try:
-                if client.get("/health").status_code == 200:
-                    break
-            except httpx.TransportError:
-                threading.Event().wait(0.1)
+        wait_for(client)
         body = {"query": "how does bread rise", "documents": [f"text {n}" for n in range(12)]}
         assert client.post("/v1/rerank", json=body).status_code == 401
         found = client.post("/v1/rerank", json=body, headers=key)
@@ -65,6 +65,45 @@ def test_it_answers_and_finishes_what_is_in_flight(served: tuple[subprocess.Pope
         asking.join(60)
     assert answers == [200]
     assert process.wait(60) in (0, 128 + signal.SIGTERM, -signal.SIGTERM)
+
+
+@pytest.mark.parametrize("count", [300, pytest.param(10_000, marks=pytest.mark.long)])
+def test_broken_bodies_are_refused_and_the_process_lives(served: tuple[subprocess.Popen[str], str], count: int) -> None:
+    process, address = served
+    rng = random.Random(count)
+    whole = [
+        json.dumps({"query": "q", "documents": ["a", {"text": "b"}], "top_n": 1, "return_documents": True}).encode(),
+        json.dumps({"query": "q", "texts": ["a", "b"], "truncate": None}).encode(),
+        json.dumps({"task": "Rec-Movie", "history": ["a"], "candidates": ["b", {"name": "c", "text": "d"}]}).encode(),
+    ]
+    found: Counter[int] = Counter()
+    with httpx.Client(base_url=address, timeout=60, headers={"Authorization": "Bearer secret"}) as client:
+        wait_for(client)
+        for _ in range(count):
+            body = bytearray(rng.choice(whole))
+            for _ in range(rng.randint(1, 6)):
+                place, piece = (
+                    rng.randrange(len(body) + 1),
+                    rng.choice((b"[", b"{", b'"', b"null", b"\\ud800", b"9e999", b"\xff", b"-", b",")),
+                )
+                body[place : place + rng.randint(0, 4)] = piece
+            status = client.post(rng.choice(("/rerank", "/tei/rerank", "/v1/rank")), content=bytes(body)).status_code
+            assert status < 500, bytes(body)
+            found[status] += 1
+        assert client.get("/health").status_code == 200
+    assert process.poll() is None
+    assert found[400] > count / 2
+
+
+def wait_for(client: Any) -> None:
+    """Until the service answers."""
+    for _ in range(600):
+        try:
+            if client.get("/health").status_code == 200:
+                return
+        except httpx.TransportError:
+            threading.Event().wait(0.1)
+    raise AssertionError("it does not answer")
 
 
 def test_what_cannot_be_served_is_said_before_anything_loads(call: Call, tiny_model: str, tmp_path: Path) -> None:
