@@ -26,7 +26,7 @@ from r1ranker.data.sources.toy import REMARKS, SOURCES, TOPICS
 from r1ranker.evaluation.table import wide_console
 from r1ranker.ranking.ranker import Ranker
 from r1ranker.reranking.requests import PASSAGES
-from r1ranker.tasks.example import RankingExample
+from r1ranker.tasks.example import RankingExample, number_passages
 
 
 @dataclass
@@ -109,7 +109,7 @@ def rank_alone(
     ranker = Ranker.from_pretrained(model, strategy, "candidates", think=False, engine=engine)
     orders, began, per_second = [], time.perf_counter(), 0.0
     for number, body in enumerate(bodies, 1):
-        names = tuple(f"passage {place}" for place in range(len(body["documents"])))
+        names = number_passages(len(body["documents"]))
         example = RankingExample(PASSAGES, names, query=body["query"], texts=tuple(body["documents"]))
         (result,) = ranker.rank_many([example])
         orders.append(tuple(names.index(name) for name in result.ranking))

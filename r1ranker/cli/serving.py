@@ -11,6 +11,7 @@ from r1ranker.cli.options import (
     AskedFor,
     Constrain,
     Dtype,
+    Embedder,
     EngineName,
     GpuId,
     Inside,
@@ -57,6 +58,7 @@ def serve(
     thoughts: Thoughts = None,
     shots: Shots = 3,
     similarity: Similar = "tfidf",
+    embedder: Embedder = None,
     max_tokens: MaxTokens = None,
     max_model_len: MaxModelLen = None,
 ) -> None:
@@ -92,7 +94,7 @@ def serve(
         windows=WindowSettings(size=window, step=step, inside=inside),
         max_tokens=max_tokens,
         passage_tokens=max_passage_tokens,
-        shots=ShotSettings(thoughts, shots, similarity),
+        shots=ShotSettings(thoughts, shots, similarity, embedder),
     )
     settings.check()
     ranker = Ranker.from_pretrained(

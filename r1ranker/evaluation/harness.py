@@ -46,7 +46,7 @@ def run_harness(
     manager = TaskManager(include_path=include_path)
     unknown = [task for task in tasks if task not in manager.all_tasks]
     if unknown:
-        raise UserError(f"--tasks: lm-evaluation-harness does not know {', '.join(unknown)}")
+        raise UserError(f"tasks: lm-evaluation-harness does not know {', '.join(unknown)}")
     found: Any = simple_evaluate(
         model="hf",
         model_args={"pretrained": model},

@@ -105,8 +105,8 @@ class OpenConversations:
                 questions = one.conversation.send([one.replies[number] for number in range(len(one.asked))])
             else:
                 questions = next(one.conversation)
-            one.asked, one.replies, one.handed = [], {}, 0
             one.asked = [(question, *one.asker.to_request(question)) for question in questions]
+            one.replies, one.handed = {}, 0
             self._hand_over(one)
         except StopIteration as end:
             del self._open[one.place]

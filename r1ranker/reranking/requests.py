@@ -12,7 +12,7 @@ from r1ranker.data.sources.user_files import read_requests
 from r1ranker.errors import UserError, note
 from r1ranker.tasks.catalog import TASKS
 from r1ranker.tasks.custom import default_task, ensure_registered
-from r1ranker.tasks.example import RankingExample
+from r1ranker.tasks.example import RankingExample, number_passages
 
 PASSAGES = "Passage-9"
 """whose words ask for passages, where no other task is named"""
@@ -76,7 +76,7 @@ def requests_of_run(files: RunFiles, task: str | None, depth: int) -> list[RankR
         kept = set(known)
         example = RankingExample(
             name,
-            tuple(f"passage {place}" for place in range(len(known))),
+            number_passages(len(known)),
             query=queries.get(query, ""),
             texts=tuple(texts[document] for document in known),
         )

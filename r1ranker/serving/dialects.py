@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -66,9 +66,7 @@ def parse_rerank(body: Any, prefix: str = "") -> RerankCall:
         found = "an empty list" if documents == [] else _kind(documents)
         raise BadRequest(f"{field}: found {found}; a list of texts is wanted")
     texts = tuple(_text_of(document, f"{field}[{place}]") for place, document in enumerate(documents))
-    for text in (query, *texts):
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise BadRequest("a text holds half a surrogate pair, which is no character; Unicode is wanted")
+    check_characters((query, *texts))
     top = _number(body, "top_k" if dialect == "voyage" else "top_n")
     asked = any(_flag(body, name) for name in ("return_documents", "return_text"))
     return RerankCall(
@@ -131,6 +129,13 @@ def error_body(dialect: Dialect, message: str, kind: str, status: int) -> dict[s
     if dialect == "tei":
         return {"error": message, "error_type": kind}
     return {"message": message, "detail": message, "error": {"message": message, "type": kind, "code": status}}
+
+
+def check_characters(texts: Iterable[str]) -> None:
+    """Raise BadRequest for half a surrogate pair, which JSON can escape and no tokenizer takes."""
+    for text in texts:
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise BadRequest("a text holds half a surrogate pair, which is no character; Unicode is wanted")
 
 
 def _text_of(document: Any, where: str) -> str:

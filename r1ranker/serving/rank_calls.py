@@ -9,7 +9,7 @@ from typing import Any, get_args
 from r1ranker.errors import UserError
 from r1ranker.ranking.conversation import RankingResult
 from r1ranker.ranking.settings import Strategy
-from r1ranker.serving.dialects import BadRequest
+from r1ranker.serving.dialects import BadRequest, check_characters
 from r1ranker.tasks.catalog import TASKS
 from r1ranker.tasks.example import RankingExample
 
@@ -59,9 +59,7 @@ def parse_rank(body: Any, task: str) -> RankCall:
         example.validate("candidates")
     except UserError as error:
         raise BadRequest(str(error)) from error
-    for text in (query, *history, *example.candidates, *texts):
-        if any("\ud800" <= character <= "\udfff" for character in text):
-            raise BadRequest("a text holds half a surrogate pair, which is no character; Unicode is wanted")
+    check_characters((query, *history, *example.candidates, *texts))
     return RankCall(example, strategy, body.get("stream") is True)
 
 

@@ -18,6 +18,8 @@ MOST_ASKED = 16
 """questions of one request that the engine holds at a time, so that a large one does not fill it"""
 IDLE_S = 0.5
 """how long the thread waits for work before it looks whether it is to end"""
+OnProgress = Callable[[RankingResult, int], None]
+"""called in the scheduler's thread whenever candidates have gone out, with how many had at the last call"""
 
 
 class EngineDead(Exception):
@@ -31,12 +33,11 @@ class Job:
     example: RankingExample
     ranker: Ranker
     """the same engine's as the scheduler's; it may have other settings"""
-    on_progress: Callable[[RankingResult], None] | None = None
-    """called in the scheduler's thread whenever candidates have gone out"""
+    on_progress: OnProgress | None = None
     future: Future[RankingResult] = field(default_factory=Future)
     progress: RankingResult = field(default_factory=RankingResult)
     told: int = 0
-    """candidates that have gone out when `on_progress` was called last"""
+    """candidates that `on_progress` has been called with"""
     is_cancelled: bool = False
 
 
@@ -62,7 +63,7 @@ class Scheduler:
         self,
         example: RankingExample,
         ranker: Ranker | None = None,
-        on_progress: Callable[[RankingResult], None] | None = None,
+        on_progress: OnProgress | None = None,
     ) -> Job:
         """Have an example ranked; its result, or what ended it, comes into the job's future."""
         job = Job(example, ranker or self._ranker, on_progress)
@@ -127,8 +128,8 @@ class Scheduler:
     def _tell(self, job: Job) -> None:
         out = len(job.progress.out_in_round)
         if job.on_progress is not None and out > job.told:
+            job.on_progress(job.progress, job.told)
             job.told = out
-            job.on_progress(job.progress)
 
     def _end(self, place: int, outcome: RankingResult | Exception) -> None:
         future = self._jobs.pop(place).future

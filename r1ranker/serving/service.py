@@ -14,8 +14,8 @@ from r1ranker.ranking.ranker import Ranker
 from r1ranker.ranking.settings import MODES, Strategy
 from r1ranker.serving.dialects import BadRequest, RerankCall, answer_rerank
 from r1ranker.serving.limits import Limits
-from r1ranker.serving.scheduler import EngineDead, Scheduler
-from r1ranker.tasks.example import RankingExample
+from r1ranker.serving.scheduler import EngineDead, OnProgress, Scheduler
+from r1ranker.tasks.example import RankingExample, number_passages
 
 Gone = Callable[[], Coroutine[Any, Any, None]]
 RETRY_AFTER_S = 1
@@ -41,15 +41,15 @@ class Service:
     keys: frozenset[str] = frozenset()
     is_ending: bool = False
     open_requests: int = 0
-    costs: dict[str, Callable[[float], None]] = field(default_factory=dict)
-    """name of a cost of RankingResult -> what counts it"""
+    on_ranked: Callable[[RankingResult], None] = lambda result: None
+    """called with every ranking that is answered"""
 
     def __post_init__(self) -> None:
         self.scheduler = Scheduler(self.ranker)
 
     async def rerank(self, call: RerankCall, gone: Gone | None = None) -> Any:
         """The body of the answer to a rerank request."""
-        names = tuple(f"passage {place}" for place in range(len(call.documents)))
+        names = number_passages(len(call.documents))
         example = RankingExample(self.task, names, query=call.query, texts=call.documents)
         result = await self.rank(example, gone)
         return answer_rerank(call, result, names, self.name, f"rerank-{uuid.uuid4().hex}")
@@ -59,7 +59,7 @@ class Service:
         example: RankingExample,
         gone: Gone | None = None,
         strategy: Strategy | None = None,
-        on_progress: Callable[[RankingResult], None] | None = None,
+        on_progress: OnProgress | None = None,
     ) -> RankingResult:
         """A ranking; `gone` ends when the client does, and with it the work. `on_progress` is called in another thread.
 
@@ -82,8 +82,7 @@ class Service:
             done, _ = await asyncio.wait(waiting, timeout=self.limits.timeout_s, return_when=asyncio.FIRST_COMPLETED)
             if ranked in done:
                 result = ranked.result()
-                for cost, count in self.costs.items():
-                    count(getattr(result, cost))
+                self.on_ranked(result)
                 return result
             if done:
                 raise BadRequest("the client hung up", CLIENT_CLOSED)

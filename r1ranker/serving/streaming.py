@@ -16,13 +16,9 @@ from r1ranker.serving.service import Service
 async def stream_ranking(service: Service, call: RankCall) -> AsyncIterator[str]:
     """Events `round`, with who went out, and at the end `ranking` or `error`; closing it drops the work."""
     loop, events = asyncio.get_running_loop(), asyncio.Queue[dict[str, Any]]()
-    told = 0
 
-    def tell(progress: RankingResult) -> None:
-        nonlocal told
-        event = round_event(progress, told)
-        told += len(event["out"])
-        loop.call_soon_threadsafe(events.put_nowait, event)
+    def tell(progress: RankingResult, told: int) -> None:
+        loop.call_soon_threadsafe(events.put_nowait, round_event(progress, told))
 
     ranking = asyncio.ensure_future(service.rank(call.example, None, call.strategy, tell))
     try:

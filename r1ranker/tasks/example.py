@@ -122,6 +122,11 @@ class RankingExample:
         )
 
 
+def number_passages(count: int) -> tuple[str, ...]:
+    """Names that only count, for candidates that their texts alone tell apart."""
+    return tuple(f"passage {place}" for place in range(count))
+
+
 def names_are_numbers(names: Iterable[str]) -> bool:
     """Whether candidates are called 'passage 0', 'passage 1' and so on."""
     return all(map(_NUMBER_FOR_NAME.fullmatch, names))

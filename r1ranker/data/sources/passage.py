@@ -13,7 +13,7 @@ from r1ranker.data.files.tally import Tally
 from r1ranker.data.sources.source_example import SPLITS, Split
 from r1ranker.errors import UserError, check_at_least
 from r1ranker.tasks.answers import normalise
-from r1ranker.tasks.example import RankingExample
+from r1ranker.tasks.example import RankingExample, number_passages
 
 SIZES = {"Passage-5": 5, "Passage-7": 7, "Passage-9": 9}
 MAX_ROWS = 10_000
@@ -84,7 +84,7 @@ def _example(task: str, row: _Row, seed: int) -> RankingExample:
     order = list(range(len(row.texts)))
     # neither the retriever's order nor the file's may tell which one was selected
     random.Random(f"{seed} {row.query} {row.number}").shuffle(order)
-    names = tuple(f"passage {place}" for place in range(len(order)))
+    names = number_passages(len(order))
     texts = tuple(row.texts[place] for place in order)
     return RankingExample(task, names, names[order.index(row.selected)], query=row.query, texts=texts)
 

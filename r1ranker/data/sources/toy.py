@@ -18,7 +18,7 @@ from r1ranker.data.files.dataset_writer import DataSetInfo, DataSetWriter
 from r1ranker.data.sources.ranking_bench import CONFIGS, bench_schema, example_to_bench_row
 from r1ranker.data.sources.source_example import SPLITS, Split
 from r1ranker.tasks.catalog import TASK_NAMES, get_task
-from r1ranker.tasks.example import RankingExample
+from r1ranker.tasks.example import RankingExample, number_passages
 from r1ranker.tasks.pools import sample_sub_pools
 from r1ranker.tasks.prompts import Mode
 
@@ -113,7 +113,7 @@ class World:
         """Passages on a topic; the positive comes from the most reliable source among them."""
         topic = rng.choice(TOPICS)
         sources = rng.sample(SOURCES, int(task.rpartition("-")[2]))
-        pool = tuple(f"passage {place}" for place in range(len(sources)))
+        pool = number_passages(len(sources))
         texts = tuple(f"{source} on {topic}: {rng.choice(REMARKS)}" for source in sources)
         best = max(range(len(sources)), key=lambda place: self.reliability[sources[place]])
         return RankingExample(task, pool, pool[best], query=f"{topic}, question {number}", texts=texts)

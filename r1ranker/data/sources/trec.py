@@ -11,7 +11,7 @@ from r1ranker.data.sources.source_example import SourceExample
 from r1ranker.data.sources.trec_columns import PAIRS, QRELS, RUN, IdColumn, check_common
 from r1ranker.data.sources.trec_files import read_pairs, read_qrels, read_run, read_texts
 from r1ranker.tasks.answers import normalise
-from r1ranker.tasks.example import RankingExample
+from r1ranker.tasks.example import RankingExample, number_passages
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def read_trec(
         order = list(range(len(pool)))
         if shuffle:
             random.Random(f"{seed} {query}").shuffle(order)
-        names = tuple(f"passage {place}" for place in range(len(pool)))
+        names = number_passages(len(pool))
         graded = tuple(relevance[place] for place in order)
         yield SourceExample(
             queries[query],
