@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,8 +12,8 @@ import pytest
 pytest.importorskip("fastapi", reason="FastAPI is not installed; '.[serve]' brings it")
 
 import uvicorn
-from selenium.webdriver import Chrome, ChromeOptions
-from selenium.webdriver.chrome.service import Service as Driver
+from chromium import NEEDS_CHROMIUM, start_chromium
+from selenium.webdriver import Chrome
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.ui import Select, WebDriverWait
@@ -22,12 +22,7 @@ from r1ranker.ranking.ranker import Ranker
 from r1ranker.serving.app import create_app
 from r1ranker.serving.service import Service
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (Debian: chromium, chromium-driver)")
-FLAGS = (
-    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-)
+pytestmark = NEEDS_CHROMIUM
 HOSTILE = "<img src=x onerror=document.title='run'>"
 
 
@@ -49,15 +44,9 @@ def address(tiny_model: str) -> Iterator[str]:
 
 
 @pytest.fixture(params=[(1280, "light"), (390, "dark")], ids=["wide, light", "narrow, dark"])
-def browser(request: pytest.FixtureRequest, address: str) -> Iterator[Chrome]:
+def browser(request: pytest.FixtureRequest, address: str, tmp_path: Path) -> Iterator[Chrome]:
     width, theme = request.param
-    options = ChromeOptions()
-    assert CHROMIUM is not None
-    options.binary_location = CHROMIUM
-    for flag in FLAGS.split():
-        options.add_argument(flag)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    with Chrome(options=options, service=Driver(shutil.which("chromedriver"))) as driver:
+    with start_chromium(tmp_path) as driver:
         driver.execute_cdp_cmd(
             "Emulation.setDeviceMetricsOverride",
             {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": False},
