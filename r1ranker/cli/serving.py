@@ -10,6 +10,7 @@ from r1ranker.cli.options import (
     AnswerStyle,
     AskedFor,
     Constrain,
+    Content,
     Dtype,
     Embedder,
     EngineName,
@@ -25,6 +26,7 @@ from r1ranker.cli.options import (
     Think,
     Thoughts,
     Window,
+    Within,
 )
 
 BOUNDS = "What is served at most"
@@ -37,6 +39,9 @@ def serve(
     api_key_file: Annotated[str | None, typer.Option(help="keys, one a line; without it everybody may ask")] = None,
     cors: Annotated[list[str] | None, typer.Option(help="origin of pages that may ask, such as https://a.org")] = None,
     task: Annotated[str | None, typer.Option(help="whose words requests are asked in (passages)")] = None,
+    replicas: Annotated[
+        int, typer.Option(min=1, help="processes by Ray Serve, each with the model, behind one port")
+    ] = 1,
     max_concurrency: Annotated[int, typer.Option(min=1, help="requests at once", rich_help_panel=BOUNDS)] = 256,
     max_documents: Annotated[int, typer.Option(min=1, help="of a request", rich_help_panel=BOUNDS)] = 1000,
     max_body_bytes: Annotated[int, typer.Option(min=1, help="of a request", rich_help_panel=BOUNDS)] = 8 * 2**20,
@@ -59,6 +64,8 @@ def serve(
     shots: Shots = 3,
     similarity: Similar = "tfidf",
     embedder: Embedder = None,
+    shots_from: Within = "task",
+    shots_show: Content = "thoughts",
     max_tokens: MaxTokens = None,
     max_model_len: MaxModelLen = None,
 ) -> None:
@@ -78,6 +85,13 @@ def serve(
         from r1ranker.serving.server import read_keys, run_service
     except ImportError as error:
         raise UserError(f"{error.name} is not installed; pip install 'r1ranker[serve]' brings it") from error
+    if replicas > 1:
+        try:
+            from r1ranker.serving.replicas import run_replicas
+        except ImportError as error:
+            raise UserError(
+                f"--replicas: {error.name} is not installed; pip install 'r1ranker[replicas]' brings it"
+            ) from error
     from r1ranker.serving.limits import Limits
     from r1ranker.serving.service import Service
 
@@ -94,14 +108,23 @@ def serve(
         windows=WindowSettings(size=window, step=step, inside=inside),
         max_tokens=max_tokens,
         passage_tokens=max_passage_tokens,
-        shots=ShotSettings(thoughts, shots, similarity, embedder),
+        shots=ShotSettings(thoughts, shots, similarity, embedder, shots_from, shots_show),
     )
     settings.check()
-    ranker = Ranker.from_pretrained(
-        model, settings=settings, engine=engine, gpu=gpu_id, max_model_len=max_model_len, dtype=dtype
-    )
     limits = Limits(max_body_bytes, max_documents, concurrency=max_concurrency, timeout_s=timeout)
+
+    def load() -> Service:
+        ranker = Ranker.from_pretrained(
+            model, settings=settings, engine=engine, gpu=gpu_id, max_model_len=max_model_len, dtype=dtype
+        )
+        return Service(ranker, name, words, limits, keys)
+
+    name = Path(model).name
+    if replicas > 1:
+        run_replicas(load, name, host, port, replicas, bool(keys), cors or ())
+        return
+    service = load()
     try:
-        run_service(Service(ranker, Path(model).name, words, limits, keys), host, port, cors or ())
+        run_service(service, host, port, cors or ())
     finally:
-        ranker.engine.close()
+        service.ranker.engine.close()

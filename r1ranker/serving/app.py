@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from r1ranker.serving.dialects import BadRequest, Dialect, dialect_of, error_body, parse_rerank
@@ -56,8 +57,8 @@ class TidyPaths:
         await self._app(scope, receive, send)
 
 
-def create_app(service: Service) -> FastAPI:
-    """The application; the service's scheduler lives as long as it does."""
+def create_app(service: Service, origins: Sequence[str] = ()) -> FastAPI:
+    """The application, whose scheduler lives as long as it does; pages of `origins` may ask it."""
 
     @asynccontextmanager
     async def live(_: FastAPI) -> AsyncIterator[None]:
@@ -144,6 +145,8 @@ def create_app(service: Service) -> FastAPI:
         return measures.response()
 
     app.add_middleware(TidyPaths)
+    if origins:
+        app.add_middleware(CORSMiddleware, allow_origins=list(origins), allow_methods=["*"], allow_headers=["*"])
     return app
 
 

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import uvicorn
-from fastapi.middleware.cors import CORSMiddleware
 
 from r1ranker.errors import RunError, UserError
 from r1ranker.serving.app import create_app
@@ -47,11 +46,9 @@ def run_service(service: Service, host: str, port: int, origins: Sequence[str] =
 
     Raises UserError where nothing can listen at `host` and `port`, RunError where the engine fails.
     """
-    app = create_app(service)
-    if origins:
-        app.add_middleware(CORSMiddleware, allow_origins=list(origins), allow_methods=["*"], allow_headers=["*"])
-    listening = _listen(host, port)
-    address = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
+    app = create_app(service, origins)
+    listening = listen_at(host, port)
+    address = url_of(host, listening.getsockname()[1])
     server = uvicorn.Server(
         uvicorn.Config(
             app,
@@ -68,14 +65,15 @@ def run_service(service: Service, host: str, port: int, origins: Sequence[str] =
 
     service.scheduler.on_death = end
     print(f"{service.name} is served at {address}  (API: {address}/docs)", file=sys.stderr)
-    print(_curl(address, bool(service.keys)), file=sys.stderr, flush=True)
+    print(example_curl(address, bool(service.keys)), file=sys.stderr, flush=True)
     with listening:
         server.run(sockets=[listening])
     if service.scheduler.death is not None:
         raise RunError(f"the engine failed: {service.scheduler.death}")
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def listen_at(host: str, port: int) -> socket.socket:
+    """A socket that listens there; at any free port for 0. Raises UserError where it cannot."""
     try:
         (family, kind, protocol, _, address), *_ = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
         listening = socket.socket(family, kind, protocol)
@@ -87,7 +85,13 @@ def _listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-def _curl(address: str, has_key: bool) -> str:
+def url_of(host: str, port: int) -> str:
+    """The address that clients take as their base."""
+    return f"http://{f'[{host}]' if ':' in host else host}:{port}"
+
+
+def example_curl(address: str, has_key: bool) -> str:
+    """A command that asks the service at `address`, to be copied."""
     key = " -H 'Authorization: Bearer KEY'" if has_key else ""
     body = '{"query": "how does bread rise?", "documents": ["Cats hunt at night.", "Yeast makes bread rise."]}'
     return f"curl {address}/rerank{key} -H 'Content-Type: application/json' -d '{body}'"
