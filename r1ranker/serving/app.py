@@ -15,12 +15,12 @@ from fastapi import FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, StreamingResponse
 
-from r1ranker.serving.dialects import BadRequest, Dialect, dialect_of, error_body, parse_rerank
+from r1ranker.serving.dialects import CLIENT_CLOSED, BadRequest, Dialect, dialect_of, error_body, parse_rerank
 from r1ranker.serving.limits import check_key, check_size, read_body
 from r1ranker.serving.measures import Measures
 from r1ranker.serving.rank_calls import answer_rank, parse_rank
 from r1ranker.serving.schemas import RANK_BODY, RERANK_BODY
-from r1ranker.serving.service import CLIENT_CLOSED, RETRY_AFTER_S, Busy, Service
+from r1ranker.serving.service import RETRY_AFTER_S, Busy, Service
 from r1ranker.serving.streaming import stream_ranking
 
 PAGE = Path(__file__).parent / "page"

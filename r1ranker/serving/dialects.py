@@ -16,6 +16,10 @@ AS_PERCENTILE = (
 )
 
 
+CLIENT_CLOSED = 499
+"""nobody reads it: the client hung up"""
+
+
 class BadRequest(Exception):
     """A request that cannot be served: a status below 500, and one line on what was found and what is wanted."""
 

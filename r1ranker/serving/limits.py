@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from r1ranker.serving.dialects import BadRequest
+from starlette.requests import ClientDisconnect
+
+from r1ranker.serving.dialects import CLIENT_CLOSED, BadRequest
 
 _OPENING, _CLOSING, _QUOTE, _ESCAPE = b"[{", b"]}", ord('"'), ord("\\")
 
@@ -25,28 +28,41 @@ class Limits:
     concurrency: int = 256
     """requests that are being ranked or wait for it; more are refused with 429"""
     timeout_s: float = 300.0
+    body_s: float = 30.0
+    """that a client has to send its body"""
 
 
 async def read_body(stream: AsyncIterator[bytes], headers: Mapping[str, str], limits: Limits) -> Any:
     """The JSON of a body that comes in pieces.
 
-    Raises BadRequest for one that is too long, too deep or no JSON, as soon as that is known.
+    Raises BadRequest for one that is too long, too deep or no JSON, as soon as that is known; for one that takes too long
+    to come (408), and for one that breaks off.
     """
     announced = headers.get("content-length", "")
     if announced.isdecimal() and int(announced[:20]) > limits.body_bytes:
         raise _too_large(f"a body of {int(announced[:20]):,} bytes", limits)
-    body = bytearray()
-    async for piece in stream:
-        body += piece
-        if len(body) > limits.body_bytes:
-            raise _too_large(f"a body of more than {limits.body_bytes:,} bytes", limits)
-    depth = measure_nesting(bytes(body), limits.nesting)
+    try:
+        body = await asyncio.wait_for(_collect(stream, limits), limits.body_s)
+    except asyncio.TimeoutError:
+        raise BadRequest(f"the body has not come whole in {limits.body_s:g} s", 408, "timeout") from None
+    except ClientDisconnect:
+        raise BadRequest("the body broke off", CLIENT_CLOSED) from None
+    depth = measure_nesting(body, limits.nesting)
     if depth > limits.nesting:
         raise BadRequest(f"the body is nested more than {limits.nesting} deep; a flat object is wanted")
     try:
         return json.loads(body, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise BadRequest(f"the body is no JSON ({str(error)[:100]})") from error
+
+
+async def _collect(stream: AsyncIterator[bytes], limits: Limits) -> bytes:
+    body = bytearray()
+    async for piece in stream:
+        body += piece
+        if len(body) > limits.body_bytes:
+            raise _too_large(f"a body of more than {limits.body_bytes:,} bytes", limits)
+    return bytes(body)
 
 
 def measure_nesting(body: bytes, most: int) -> int:

@@ -12,7 +12,7 @@ from r1ranker.errors import UserError
 from r1ranker.ranking.conversation import RankingResult
 from r1ranker.ranking.ranker import Ranker
 from r1ranker.ranking.settings import MODES, Strategy
-from r1ranker.serving.dialects import BadRequest, RerankCall, answer_rerank
+from r1ranker.serving.dialects import CLIENT_CLOSED, BadRequest, RerankCall, answer_rerank
 from r1ranker.serving.limits import Limits
 from r1ranker.serving.scheduler import EngineDead, OnProgress, Scheduler
 from r1ranker.tasks.example import RankingExample, number_passages
@@ -20,8 +20,6 @@ from r1ranker.tasks.example import RankingExample, number_passages
 Gone = Callable[[], Coroutine[Any, Any, None]]
 RETRY_AFTER_S = 1
 """what a refused client is told to wait"""
-CLIENT_CLOSED = 499
-"""nobody reads it: the client hung up"""
 
 
 class Busy(BadRequest):

@@ -7,6 +7,7 @@ import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -93,6 +94,79 @@ def test_broken_bodies_are_refused_and_the_process_lives(served: tuple[subproces
         assert client.get("/health").status_code == 200
     assert process.poll() is None
     assert found[400] > count / 2
+
+
+def test_bodies_that_break_off_or_do_not_come_hinder_nobody(served: tuple[subprocess.Popen[str], str]) -> None:
+    process, address = served
+    head = b"POST /rerank HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer secret\r\nContent-Length: 500\r\n\r\n"
+    host, port = address.removeprefix("http://").split(":")
+    with httpx.Client(base_url=address, timeout=60, headers={"Authorization": "Bearer secret"}) as client:
+        wait_for(client)
+        waiting = [socket.create_connection((host, int(port))) for _ in range(50)]
+        for one in waiting:
+            one.sendall(head + b'{"query": ')
+        for one in waiting[:25]:
+            one.close()
+        body = {"query": "q", "documents": ["a", "b"]}
+        assert [client.post("/rerank", json=body).status_code for _ in range(5)] == [200] * 5
+        found = client.get("/metrics").text
+        while 'status="499"' not in found:
+            found = client.get("/metrics").text
+        assert 'status="500"' not in found
+        for one in waiting[25:]:
+            one.close()
+    assert process.poll() is None
+
+
+DYING = """
+import sys
+from r1ranker.rollout.hf import HFEngine
+from r1ranker.cli import main
+
+session = HFEngine.session
+
+def dying(self, fair=False):
+    found = session(self, fair)
+    step, steps = found.step, []
+
+    def fail(once=False):
+        done = step(once)
+        steps.extend(done)
+        if len(steps) > 3:
+            raise RuntimeError("CUDA error: device-side assert triggered")
+        return done
+
+    found.step = fail
+    return found
+
+HFEngine.session = dying
+sys.argv = ["r1ranker", *sys.argv[1:]]
+main()
+"""
+
+
+def test_a_process_whose_engine_dies_says_so_and_ends(tiny_model: str) -> None:
+    process = subprocess.Popen(
+        [
+            sys.executable, "-c", DYING, "serve", tiny_model, "--port", "0", "--engine", "hf", "--strategy", "iterative",
+            "--no-think", "--constrain", "candidates", "--max-tokens", "8",
+        ],
+        stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert process.stderr is not None
+    address = next(match for line in process.stderr if (match := re.search(r"is served at (\S+)", line)))[1]
+    rest: list[str] = []
+    reading = threading.Thread(target=lambda: rest.extend(process.stderr or ()))
+    reading.start()
+    with httpx.Client(base_url=address, timeout=60) as client:
+        wait_for(client)
+        found = client.post("/rerank", json={"query": "q", "documents": [f"text {n}" for n in range(12)]})
+    assert (found.status_code, found.headers["retry-after"]) == (503, "1")
+    assert found.json()["message"] == "the engine has failed; the service is ending"
+    assert process.wait(60) == 1
+    reading.join(60)
+    assert rest[-1] == "error: the engine failed: RuntimeError: CUDA error: device-side assert triggered\n"
+    assert not any("Traceback" in line for line in rest)
 
 
 def wait_for(client: Any) -> None:

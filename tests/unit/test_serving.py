@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 pytest.importorskip("fastapi", reason="FastAPI is not installed; '.[serve]' brings it")
 
 from fastapi.testclient import TestClient
+from starlette.requests import ClientDisconnect
 
 from r1ranker.errors import UserError
 from r1ranker.ranking.conversation import RankingResult
@@ -173,6 +174,21 @@ def test_a_body_costs_nothing_before_its_bounds_are_known() -> None:
     ):
         with pytest.raises(BadRequest, match=said) as caught:
             read(list(pieces), limits, headers)
+        assert caught.value.status == status
+
+
+def test_a_body_that_does_not_come_or_breaks_off_is_given_up() -> None:
+    async def slow() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.Event().wait()
+
+    async def cut() -> AsyncIterator[bytes]:
+        yield b"{"
+        raise ClientDisconnect
+
+    for stream, said, status in ((slow(), "has not come whole in 0.05 s", 408), (cut(), "broke off", 499)):
+        with pytest.raises(BadRequest, match=said) as caught:
+            asyncio.run(read_body(stream, {}, Limits(body_s=0.05)))
         assert caught.value.status == status
 
 
