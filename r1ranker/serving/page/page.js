@@ -93,7 +93,7 @@ function showRanking(names, found) {
   );
   const cost = found.cost;
   at("cost").textContent =
-    `${cost.calls} calls, ${cost.prompt_tokens} prompt tokens (${cost.cached_tokens} cached), ${cost.response_tokens} response tokens`;
+    `${cost.calls} ${cost.calls === 1 ? "call" : "calls"}, ${cost.prompt_tokens} prompt tokens (${cost.cached_tokens} cached), ${cost.response_tokens} response tokens`;
   at("thoughts-box").hidden = !found.thoughts.length;
   at("thoughts").replaceChildren(...found.thoughts.map((thought) => item(thought, "", false)));
 }
