@@ -45,7 +45,7 @@ def follow(
                 progress.update(bar, advance=1, paces=paces())
                 yield item
         return
-    with report_progress(name, total, "queries", _say_on_stderr, clock, predict=True, more=paces) as count:
+    with report_progress(name, total, "queries", say_on_stderr, clock, predict=True, more=paces) as count:
         for item in items:
             found.update(pace(item) if pace else {})
             count()
@@ -90,7 +90,8 @@ def report_progress(
         thread.join()
 
 
-def _say_on_stderr(line: str) -> None:
+def say_on_stderr(line: str) -> None:
+    """A line that others can read while they wait."""
     print(line, file=sys.stderr, flush=True)
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,7 @@ from r1ranker.model.fsdp import gather_parameters
 from r1ranker.model.init import save_hf
 from r1ranker.model.loading import load_causal_lm
 from r1ranker.pretrained import load_tokenizer
+from r1ranker.progress import report_progress, say_on_stderr
 from r1ranker.rollout.agreement import check_architecture
 from r1ranker.rollout.context import check_fits
 from r1ranker.trainer.algorithm.estimation import assign_loss_weights
@@ -100,10 +102,7 @@ def fine_tune(
     losses: list[float] = []
     order = np.random.default_rng(settings.seed)
     waiting: list[int] = []
-    with Progress(
-        *Progress.get_default_columns(), TextColumn("loss {task.fields[loss]:.3f}"), console=Console()
-    ) as progress:
-        bar = progress.add_task("supervised cold start", total=settings.steps, loss=float("nan"))
+    with _shown_progress(settings.steps, losses) as advance:
         for _ in range(settings.steps):
             while len(waiting) < settings.batch_size:
                 waiting += order.permutation(len(examples)).tolist()
@@ -113,7 +112,7 @@ def fine_tune(
             if len(losses) >= MAX_IN_A_ROW and not np.isfinite(losses[-MAX_IN_A_ROW:]).any():
                 raise RunError(f"step {len(losses)}: the loss of {MAX_IN_A_ROW} steps in a row was not finite")
             optimisation.schedule.step()
-            progress.update(bar, advance=1, loss=losses[-1])
+            advance()
     model = load_causal_lm(model_path, dtype=compute_dtype(torch.device("cpu")), attention="eager")
     own = dict(model.named_parameters())
     with torch.no_grad():
@@ -121,6 +120,24 @@ def fine_tune(
             own[name].copy_(weight)
     save_hf(output_dir, model, tokenizer)
     return losses
+
+
+@contextmanager
+def _shown_progress(steps: int, losses: Sequence[float]) -> Iterator[Callable[[], None]]:
+    """A function to be called after each step: a bar on a terminal, else a line every half a minute, with the last loss."""
+    console, name = Console(stderr=True), "supervised cold start"
+    if not console.is_interactive:
+
+        def last_loss() -> str:
+            return f"loss {losses[-1]:.3f}" if losses else ""
+
+        with report_progress(name, steps, "steps", say_on_stderr, predict=True, more=last_loss) as advance:
+            yield advance
+        return
+    columns = (*Progress.get_default_columns(), TextColumn("loss {task.fields[loss]:.3f}"))
+    with Progress(*columns, console=console) as progress:
+        bar = progress.add_task(name, total=steps, loss=float("nan"))
+        yield lambda: progress.update(bar, advance=1, loss=losses[-1])
 
 
 def _step(policy: Policy, optimisation: Optimisation, examples: Sequence[Trajectory], max_tokens: int) -> float:
