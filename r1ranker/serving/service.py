@@ -15,6 +15,7 @@ from r1ranker.ranking.settings import MODES, Strategy
 from r1ranker.serving.dialects import CLIENT_CLOSED, BadRequest, RerankCall, answer_rerank
 from r1ranker.serving.limits import Limits
 from r1ranker.serving.scheduler import EngineDead, OnProgress, Scheduler
+from r1ranker.tasks.catalog import get_task
 from r1ranker.tasks.example import RankingExample, number_passages
 
 Gone = Callable[[], Coroutine[Any, Any, None]]
@@ -49,6 +50,9 @@ class Service:
         """The body of the answer to a rerank request."""
         names = number_passages(len(call.documents))
         example = RankingExample(self.task, names, query=call.query, texts=call.documents)
+        if get_task(self.task).scenario == "recommendation":  # which asks with a history: the lines of the query
+            history = tuple(line for line in map(str.strip, call.query.splitlines()) if line)
+            example = replace(example, query="", history=history)
         result = await self.rank(example, gone)
         return answer_rerank(call, result, names, self.name, f"rerank-{uuid.uuid4().hex}")
 

@@ -16,4 +16,6 @@ def test_real_clients_rank_unchanged(tiny_model: str) -> None:
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
     found = [line.partition(": ") for line in done.stdout.splitlines()]
     assert {said for _, _, said in found} == {"ok"}, done.stdout
-    assert {"cohere_v1", "cohere_v2", "litellm_cohere", "litellm_tei", "llama_index_tei"} <= {name for name, _, _ in found}
+    assert {"cohere_v1", "cohere_v2", "litellm_cohere", "litellm_tei", "llama_index_tei"} <= {
+        name for name, _, _ in found
+    }

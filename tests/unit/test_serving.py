@@ -256,6 +256,22 @@ def test_many_at_once_get_what_each_gets_alone(serve: Callable[..., TestClient],
     assert "r1ranker_open_requests 0.0" in said
 
 
+def test_a_query_is_the_history_where_a_task_asks_with_one(ranker: Ranker) -> None:
+    asked: list[RankingExample] = []
+
+    class Noting(Service):
+        async def rank(self, example: RankingExample, *_: Any, **__: Any) -> RankingResult:
+            asked.append(example)
+            return RankingResult(example.candidates)
+
+    call = parse_rerank({"query": "Alien\n\n Blade Runner ", "documents": ["Aliens", "Heidi"]}, "")
+    for task in ("Rec-Movie", "Router-Cost"):
+        asyncio.run(Noting(ranker, "tiny", task).rerank(call))
+    films, llms = asked
+    assert (films.query, films.history, films.texts) == ("", ("Alien", "Blade Runner"), ("Aliens", "Heidi"))
+    assert (llms.query, llms.history) == (call.query, ())
+
+
 def test_paths_as_clients_join_them(serve: Callable[..., TestClient]) -> None:
     client, (body,) = serve(), bodies(1)
     for path in ("/rerank", "/v1/rerank", "/v2/rerank", "/v1/v2/rerank", "//v1//rerank/", "/infinity/rerank"):
