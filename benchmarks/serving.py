@@ -49,11 +49,11 @@ def make_queries(count: int, documents: int, seed: int = 0) -> list[dict[str, An
     ]
 
 
-def start(model: str, engine: str, strategy: str, concurrency: int) -> tuple[subprocess.Popen[str], str]:
-    """A service's process and its address, once it answers."""
+def start(model: str, engine: str, strategy: str, concurrency: int, *options: str) -> tuple[subprocess.Popen[str], str]:
+    """A service's process and its address, once it answers; `options` are further ones of `r1ranker serve`."""
     command = [
         sys.executable, "-m", "r1ranker.cli", "serve", model, "--port", "0", "--engine", engine, "--strategy", strategy, "--no-think",
-        "--constrain", "candidates", "--max-concurrency", str(2 * concurrency),
+        "--constrain", "candidates", "--max-concurrency", str(2 * concurrency), *options,
     ]  # fmt: skip
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
