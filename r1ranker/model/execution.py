@@ -41,6 +41,8 @@ class ExecutionOptions:
     compiled: bool = False
     dtype: str = "auto"
     """of what is computed, as compute_dtype takes it"""
+    sums_on_device: bool = False
+    """gradients of a mini-batch's micro-batches are summed whole on the device, and sharded and offloaded once"""
     frozen: bool = False
     """never updated: weights rest in the type they are computed with, where learning ones rest in float32"""
 

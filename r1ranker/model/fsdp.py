@@ -39,6 +39,12 @@ def reshard(model: nn.Module) -> None:
     model.reshard()
 
 
+def reduce_gradients(model: nn.Module, now: bool) -> None:
+    """Whether the next backward pass shards and offloads gradients, or adds them up whole, in float32, where they are computed."""
+    assert isinstance(model, FSDPModule)
+    model.set_requires_gradient_sync(now)
+
+
 def gather_parameters(
     model: nn.Module, device: torch.device, dtype: torch.dtype | None = None
 ) -> Iterator[tuple[str, Tensor]]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import ray
 import runs
 
 from r1ranker.errors import UserError
@@ -13,8 +15,9 @@ from r1ranker.trainer.algorithm.estimation import assign_loss_weights, drop_with
 from r1ranker.trainer.batch.balance import Budget, arrange_micro_batches
 from r1ranker.trainer.batch.trajectory import Trajectory
 from r1ranker.trainer.config.schema import Config
-from r1ranker.trainer.workers.cluster import Cluster, call_all, start_cluster
+from r1ranker.trainer.workers.cluster import Cluster, RayWorkers, call_all, start_cluster
 from r1ranker.trainer.workers.dispatch import fill, update
+from r1ranker.trainer.workers.worker import Worker
 
 
 def config_of(model: str, *overrides: str) -> Config:
@@ -144,6 +147,26 @@ def test_processes_make_no_difference(
     config = config_of(tiny_model, "trainer.executor=ray", f"trainer.n_gpus_per_node={processes}")
     with start_cluster(config, 10) as cluster:
         assert cluster.size == processes
+        assert_same(run(cluster, budget), alone)
+
+
+def sum_whole(worker: Worker) -> None:
+    """As where GPUs have room for the gradients of models that rest in host memory."""
+    for learner in (worker.policy, worker.critic):
+        assert learner is not None
+        learner._execution = replace(learner._execution, sums_on_device=True)
+
+
+@pytest.mark.usefixtures("one_ray")
+@pytest.mark.parametrize(("processes", "budget"), [(1, Budget(10_000, 1)), (2, Budget(10_000, 1)), (2, Budget(60))])
+def test_gradients_that_are_summed_whole_are_the_same(
+    tiny_model: str, alone: dict[str, np.ndarray], processes: int, budget: Budget
+) -> None:
+    offload = [f"{role}.fsdp_config.param_offload=true" for role in ("actor_rollout_ref.actor", "critic.model")]
+    config = config_of(tiny_model, "trainer.executor=ray", f"trainer.n_gpus_per_node={processes}", *offload)
+    with start_cluster(config, 10) as cluster:
+        assert isinstance(cluster, RayWorkers)
+        ray.get([actor.__ray_call__.remote(sum_whole) for actor in cluster._actors])
         assert_same(run(cluster, budget), alone)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from r1ranker.model.value import ValueModel
 from r1ranker.trainer.batch.trajectory import Trajectory, pack
 from r1ranker.trainer.config.load import load_config
 from r1ranker.trainer.config.schema import Config
-from r1ranker.trainer.memory.estimate import MemoryModel, total_bytes
+from r1ranker.trainer.memory.estimate import SUMMING_SHARE, MemoryModel, total_bytes
 from r1ranker.trainer.memory.out_of_memory import Shortage, count_row_tokens, explain_generation, explain_pass
 from r1ranker.trainer.memory.shape import (
     ModelShape,
@@ -173,6 +174,22 @@ def test_the_budget_that_is_proposed_is_the_largest_that_fits(tiny_model: str) -
         <= needed - 2**26
         < total_bytes(model.updating_actor(proposed + 256))
     )
+
+
+def test_offloaded_gradients_are_summed_on_a_gpu_that_has_room(tiny_model: str) -> None:
+    offload = "actor_rollout_ref.actor.fsdp_config.param_offload=true"
+    update = "update of the actor"
+    roomy = MemoryModel.of(config_of(tiny_model, offload), True, 2**40)
+    assert roomy.sums_on_gpu(update)
+    whole = roomy.moments()[update]["actor: gradients"]
+    assert whole == 4 * roomy.actor.parameters
+    least = int(total_bytes(roomy.moments()[update]) / SUMMING_SHARE)
+    assert replace(roomy, device_bytes=least + 2).sums_on_gpu(update)
+    tight = replace(roomy, device_bytes=least - 2)
+    assert not tight.sums_on_gpu(update)
+    assert total_bytes(roomy.moments()[update]) - total_bytes(tight.moments()[update]) == whole
+    for config, on_gpu in ((config_of(tiny_model), True), (config_of(tiny_model, offload), False)):
+        assert not MemoryModel.of(config, on_gpu, 2**40).sums_on_gpu(update)
 
 
 def test_where_no_budget_fits_other_cures_are_named(tiny_model: str) -> None:

@@ -30,6 +30,8 @@ SAMPLING_BYTES = 16
 GATHERED_COPIES = (2.5, 3.0)
 """arrays of what is outside the blocks, in float32 and in the type computed with, that gathering and reducing among processes
 on the CPU hold beside FSDP2's own for each model that learns: gloo's, and freed ones that the next does not fit (measured)"""
+SUMMING_SHARE = 0.8
+"""of a GPU that an update may fill for its gradients to be summed there rather than in host memory"""
 HEAP_HOLES = 0.35
 """of what comes and goes in a pass on the CPU, held beyond it by the C library's heap, whose free blocks do not fit (measured)"""
 
@@ -169,6 +171,12 @@ class MemoryModel:
 
     def updating_actor(self, tokens: int, checkpointing: bool | None = None) -> Parts:
         """The update of the actor with micro-batches of `tokens` tokens, from its second micro-batch on."""
+        parts = self._updating_actor(tokens, checkpointing)
+        return parts | self._sums(
+            "actor", self.actor.parameters, self.config.actor_rollout_ref.actor.fsdp_config, parts
+        )
+
+    def _updating_actor(self, tokens: int, checkpointing: bool | None) -> Parts:
         role = self.config.actor_rollout_ref
         if checkpointing is None:
             checkpointing = role.model.enable_gradient_checkpointing
@@ -187,7 +195,20 @@ class MemoryModel:
             checkpointing = model.enable_gradient_checkpointing
         shards = value_parameters(self.critic)
         parts = self._updating("critic", self.critic, shards, tokens, checkpointing, model.fsdp_config)
-        return self.resident() | self._with_holes(parts)
+        parts = self.resident() | self._with_holes(parts)
+        return parts | self._sums("critic", shards, model.fsdp_config, parts)
+
+    def _sums(self, name: str, parameters: int, fsdp: FSDPConfig, update: Parts) -> Parts:
+        """Whole gradients of a model that rests in host memory, where a GPU has room for them beside its update."""
+        whole = MASTER * parameters
+        fits = total_bytes(update) + whole <= SUMMING_SHARE * self.device_bytes
+        return {f"{name}: gradients": whole} if self.away(fsdp) and fits else {}
+
+    def sums_on_gpu(self, update: str) -> bool:
+        """Whether that moment (`update of the actor`, `update of the critic`) has offloaded gradients summed on the GPU."""
+        learner = update.rpartition(" ")[2]
+        fsdp = (self.config.critic.model if learner == "critic" else self.config.actor_rollout_ref.actor).fsdp_config
+        return self.away(fsdp) and f"{learner}: gradients" in self.moments()[update]
 
     def stepping(self) -> Parts:
         """AdamW's step: the gradients; the fused step has no intermediate results, and their norm is taken in small chunks."""

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
+from torch import distributed
 
 from r1ranker.atomic import atomic_path
-from r1ranker.device import compute_dtype, peak_memory_gib
+from r1ranker.device import compute_dtype, device_memory, peak_memory_gib
 from r1ranker.model.buckets import fill_buckets
 from r1ranker.model.execution import ExecutionOptions
 from r1ranker.model.export import write_model
@@ -22,6 +24,7 @@ from r1ranker.trainer.config.schema import FSDPConfig
 from r1ranker.trainer.learners.critic import Critic
 from r1ranker.trainer.learners.optimisation import Optimisation
 from r1ranker.trainer.learners.policy import Bins, Policy, PolicyLoss
+from r1ranker.trainer.memory.estimate import MemoryModel
 from r1ranker.trainer.memory.out_of_memory import explain_out_of_memory
 from r1ranker.trainer.workers.process import Process
 
@@ -46,6 +49,7 @@ class Worker(Process):
             model.share_prompts,
             model.use_torch_compile,
             model.dtype,
+            self._sums_on_gpu("update of the actor"),
         )
         self.policy = Policy(path, self.device, rollout.temperature, execution)
         self.policy_optimisation = Optimisation(self.policy.module, actor.optim, total_steps, actor.grad_clip)
@@ -62,12 +66,24 @@ class Worker(Process):
                 execution,
                 offload=_offload(critic.model.fsdp_config),
                 checkpointing=critic.model.enable_gradient_checkpointing,
+                sums_on_device=self._sums_on_gpu("update of the critic"),
             )
             self.critic = Critic(str(critic.model.path), self.device, critic.cliprange_value, own)
             self.critic_optimisation = Optimisation(self.critic.module, critic.optim, total_steps, critic.grad_clip)
         if rollout.placement == "colocated":
             self.start_engine()
             self.sync_weights()  # it starts without
+
+    def _sums_on_gpu(self, update: str) -> bool:
+        """Whether offloaded gradients are summed on the GPUs: where the smallest of them has room, all do it. Collective.
+
+        Each process would else take its own decision, and those that reduce would wait for those that do not.
+        """
+        if self.device.type == "cpu":
+            return False
+        size = torch.tensor(device_memory(self.device)[1])
+        distributed.all_reduce(size, distributed.ReduceOp.MIN)
+        return MemoryModel.of(self.config, True, int(size)).sums_on_gpu(update)
 
     @explain_out_of_memory
     def logprobs(self, bins: Bins, of: Literal["policy", "reference"]) -> list[list[np.ndarray]]:
