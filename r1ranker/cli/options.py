@@ -54,6 +54,14 @@ AnswerStyle = Annotated[
     labels.AnswerStyle | None,
     typer.Option(help="how an answer names a candidate", rich_help_panel=AS_TRAINED),
 ]
+Rounds = Annotated[
+    settings.Rounds | None,
+    typer.Option(
+        "--rounds",
+        help="eliminations: each asked anew, or all of them turns of one conversation that shows the pool once",
+        rich_help_panel=AS_TRAINED,
+    ),
+]
 MaxPassageTokens = Annotated[
     int | None, typer.Option(help="tokens of a candidate's text at most; longer ones are cut between words")
 ]

@@ -9,7 +9,14 @@ from typing import Any
 from r1ranker.device import is_usual_dtype
 from r1ranker.errors import check_at_least
 from r1ranker.ranking.ranker import check_lengths
-from r1ranker.ranking.settings import EliminationSettings, RankerSettings, ShotSettings, Strategy, WindowSettings
+from r1ranker.ranking.settings import (
+    EliminationSettings,
+    RankerSettings,
+    Rounds,
+    ShotSettings,
+    Strategy,
+    WindowSettings,
+)
 from r1ranker.tasks.catalog import HUB_ID
 from r1ranker.tasks.labels import AnswerStyle
 from r1ranker.tasks.prompts import Mode
@@ -66,6 +73,8 @@ class EvaluationOptions:
     """router_data.csv[.gz] that the routing rows were made from: quality and cost of the LLMs that come first"""
     baseline_models: Mapping[str, str] = field(default_factory=dict)
     """kind -> directory or hub id, of baselines whose weights come from elsewhere"""
+    rounds: Rounds | None = None
+    """whether each elimination is asked anew, or all are turns of one conversation"""
 
     @property
     def computes_otherwise(self) -> bool:
@@ -107,6 +116,8 @@ def name_parts(
         value = getattr(getattr(settings, group), key)
         if value != getattr(getattr(usual, group), key):
             parts.append(f"{name}-{value}")
+    if settings.rounds != own.rounds:
+        parts.append(settings.rounds)
     if settings.max_tokens != own.max_tokens:
         parts.append(f"tokens-{settings.max_tokens}")
     if settings.passage_tokens is not None:

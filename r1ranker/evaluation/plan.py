@@ -125,6 +125,7 @@ def settings_of(model: str, options: EvaluationOptions) -> RankerSettings:
         constrain=options.constrain,
         think=options.think,
         answer_style=options.answer_style,
+        rounds=options.rounds,
         seed=options.seed,
         elimination=options.elimination,
         windows=options.windows,

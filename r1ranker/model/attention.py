@@ -8,7 +8,7 @@ Values narrower than keys are filled up for the kernels; a cap on scores, which 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -101,37 +101,48 @@ def check_full_attention(
 
 def segmented_attention(query: Tensor, key: Tensor, value: Tensor, layout: RowLayout, scale: float | None) -> Tensor:
     """The same [1, H, T, D] by torch's public attention alone, with a copy of a prompt's keys for each of its segments."""
-
-    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        own, every = query.shape[2], key.shape[2]
-        return scaled_dot_product_attention(
-            query,
-            key,
-            value,
-            attn_mask=causal_lower_right(own, every) if own < every else None,
-            is_causal=own == every,
-            scale=scale,
-            enable_gqa=query.shape[1] != key.shape[1],
-        )
-
-    return _by_segment(attend, query, key, value, layout)
+    return _by_segment(partial(_attend_plainly, scale=scale), query, key, value, layout)
 
 
 def capped_attention(
     query: Tensor, key: Tensor, value: Tensor, layout: RowLayout, scale: float | None, softcap: float
 ) -> Tensor:
     """Attention [1, H, T, E] whose scores are capped; the softmax is in float32, as transformers' own is."""
+    return _by_segment(partial(_attend_capped, scale=scale, softcap=softcap), query, key, value, layout)
 
-    def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        (heads, own), (groups, every) = query.shape[1:3], key.shape[1:3]
-        grouped = query.unflatten(1, (groups, heads // groups))
-        scores = grouped @ key[:, :, None].transpose(3, 4) * (query.shape[3] ** -0.5 if scale is None else scale)
-        scores = softcap * torch.tanh(scores / softcap)
-        later = torch.ones(own, every, dtype=torch.bool, device=query.device).triu(every - own + 1)
-        weights = scores.masked_fill(later, -torch.inf).softmax(dim=-1, dtype=torch.float32).to(value.dtype)
-        return (weights @ value[:, :, None]).flatten(1, 2)
 
-    return _by_segment(attend, query, key, value, layout)
+def attend_at_end(
+    query: Tensor, key: Tensor, value: Tensor, scale: float | None, softcap: float | None = None
+) -> Tensor:
+    """Causal attention [B, H, T, E] of the last T of S tokens, query [B, H, T, D] over key [B, G, S, D] and value [B, G, S, E <= D]."""
+    if softcap:
+        return _attend_capped(query, key, value, scale, softcap)
+    width = value.shape[3]
+    out = _attend_plainly(query, key, pad(value, (0, key.shape[3] - width)), scale)
+    return out[..., :width]
+
+
+def _attend_plainly(query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+    own, every = query.shape[2], key.shape[2]
+    return scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=causal_lower_right(own, every) if own < every else None,
+        is_causal=own == every,
+        scale=scale,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+
+
+def _attend_capped(query: Tensor, key: Tensor, value: Tensor, scale: float | None, softcap: float) -> Tensor:
+    (heads, own), (groups, every) = query.shape[1:3], key.shape[1:3]
+    grouped = query.unflatten(1, (groups, heads // groups))
+    scores = grouped @ key[:, :, None].transpose(3, 4) * (query.shape[3] ** -0.5 if scale is None else scale)
+    scores = softcap * torch.tanh(scores / softcap)
+    later = torch.ones(own, every, dtype=torch.bool, device=query.device).triu(every - own + 1)
+    weights = scores.masked_fill(later, -torch.inf).softmax(dim=-1, dtype=torch.float32).to(value.dtype)
+    return (weights @ value[:, :, None]).flatten(1, 2)
 
 
 def _by_segment(

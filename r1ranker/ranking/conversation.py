@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from r1ranker.errors import UserError
 from r1ranker.tasks.answers import ParsedAnswer, parse_answer
@@ -23,6 +23,14 @@ class Question:
     """the first answer was of no use: another seed is wanted"""
     begun: tuple[int, ...] | None = None
     """token ids that the answer begins with: how likely each way to go on is wanted, instead of an answer"""
+    so_far: tuple[int, ...] = ()
+    """token ids of a conversation that this question goes on with, its last answer among them"""
+    out: tuple[int, ...] = ()
+    """places of the candidates that went out in it, the last one last"""
+
+    def is_answered(self, answer: ParsedAnswer) -> bool:
+        """Whether the answer can be used as it is: it names those who are asked about."""
+        return answer.is_valid(self.mode, len(self.example.candidates)) and not set(answer.named) & set(self.out)
 
 
 @dataclass(frozen=True)
@@ -49,6 +57,8 @@ class Reply:
     """of the prompt's: those that the engine had computed before"""
     branches: tuple[Branch, ...] = ()
     """where these were wanted"""
+    token_ids: tuple[int, ...] = ()
+    """of the prompt and the answer"""
 
 
 _ADDED = ("calls", "answers", "valid_answers", "fallbacks", "prompt_tokens", "cached_tokens", "response_tokens")
@@ -105,21 +115,21 @@ Conversation = Generator[Sequence[Question], Sequence[Sequence[Reply]], RankingR
 
 def ask(
     question: Question, answer_format: AnswerFormat, result: RankingResult
-) -> Generator[Sequence[Question], Sequence[Sequence[Reply]], list[ParsedAnswer]]:
-    """The parsed answers to a question, and to its second try where none of them is of use."""
-    answers: list[ParsedAnswer] = []
+) -> Generator[Sequence[Question], Sequence[Sequence[Reply]], list[tuple[ParsedAnswer, Reply]]]:
+    """The answers to a question, parsed, and to its second try where none of them is of use."""
+    answers: list[tuple[ParsedAnswer, Reply]] = []
     names = question.example.candidates
     for again in (False, True):
-        (replies,) = yield [Question(question.example, question.mode, 1 if again else question.samples, again)]
+        (replies,) = yield [replace(question, samples=1, is_retry=True) if again else question]
         result.calls += 1
         result.depth += 1
         for reply in replies:
             parsed = parse_answer(reply.text, names, question.mode, answer_format)
-            answers.append(parsed)
+            answers.append((parsed, reply))
             result.thoughts.append(parsed.thought)
             result.add_reply(reply)
-            result.valid_answers += parsed.is_valid(question.mode, len(names))
-        if any(answer.is_valid(question.mode, len(names)) for answer in answers):
+            result.valid_answers += question.is_answered(parsed)
+        if any(question.is_answered(answer) for answer, _ in answers):
             break
     return answers
 

@@ -11,13 +11,14 @@ from typing import Any, Literal
 from transformers import PreTrainedTokenizerBase
 
 from r1ranker.data.tokenise import encode_chat
+from r1ranker.data.turns import encode_next_turn
 from r1ranker.errors import UserError, check_at_least, note
 from r1ranker.pretrained import check_model_directory
 from r1ranker.ranking.branches import WEIGHED, WeighingRequest, branches_of, weighing_request
 from r1ranker.ranking.conversation import Conversation, Question, RankingResult, Reply, list_texts
 from r1ranker.ranking.lengths import check_pool, is_short, part_to_fit, trained_prompt_length
 from r1ranker.ranking.schedule import Asker, run_conversations
-from r1ranker.ranking.settings import MODES, RankerSettings, Strategy
+from r1ranker.ranking.settings import MODES, RankerSettings, Rounds, Strategy
 from r1ranker.ranking.shown import Shown
 from r1ranker.ranking.strategies import converse
 from r1ranker.rollout.constraint import build_constraint
@@ -34,7 +35,7 @@ from r1ranker.rollout.start import find_engine, start_engine
 from r1ranker.tasks.catalog import get_task
 from r1ranker.tasks.example import RankingExample
 from r1ranker.tasks.labels import AnswerStyle
-from r1ranker.tasks.prompts import AnswerFormat, Mode, chat_messages, render_problem
+from r1ranker.tasks.prompts import AnswerFormat, Mode, chat_messages, next_round, render_problem
 
 
 def check_lengths(max_tokens: int | None, max_model_len: int | None) -> None:
@@ -62,6 +63,7 @@ class Ranker:
         answer_style: AnswerStyle | None = None,
         max_tokens: int | None = None,
         trained: Mode | None = None,
+        rounds: Rounds | None = None,
         **changes: Any,
     ) -> RankerSettings:
         """The settings saved with a model, with what is not None in their place; `changes` are fields of RankerSettings."""
@@ -69,7 +71,11 @@ class Ranker:
         asked = settings.answer_format
         style = asked.answer_style if answer_style is None else answer_style
         changes["answer_format"] = AnswerFormat(style, asked.think if think is None else think)
-        given = {"strategy": strategy, "constrain": constrain, "max_tokens": max_tokens, "trained": trained}
+        given = {
+            "strategy": strategy, "constrain": constrain, "max_tokens": max_tokens, "trained": trained, "rounds": rounds
+        }  # fmt: skip
+        if rounds is not None and rounds != settings.rounds:
+            note(f"{directory}: trained with {settings.rounds} rounds, and asked with --rounds {rounds}")
         if strategy in MODES:
             given["trained"] = strategy
         changes |= {name: value for name, value in given.items() if value is not None}
@@ -202,7 +208,7 @@ class Ranker:
         )
         if fitted.parts_pools:
             check_pool(self.tokenizer, fitted, example)
-        result = yield from converse(example, fitted, progress)
+        result = yield from converse(example, fitted, progress, room)
         if fitted is not settings:
             result.parted = fitted.windows.size
         return result
@@ -210,12 +216,20 @@ class Ranker:
     def _to_request(self, question: Question) -> tuple[Request, SamplingParams]:
         settings, example = self.settings, question.example
         problem = render_problem(example, question.mode, settings.answer_format.answer_style)
-        token_ids = encode_chat(self.tokenizer, chat_messages(problem, settings.answer_format, question.mode))
+        messages = chat_messages(problem, settings.answer_format, question.mode)
+        if question.so_far:
+            said = next_round(example, question.out[-1], settings.answer_format.answer_style)
+            roles, begun = tuple(message["role"] for message in messages), messages[-1]["content"]
+            token_ids = encode_next_turn(self.tokenizer, roles, question.so_far, said, begun)
+            problem = f"{problem} {question.out}"
+        else:
+            token_ids = encode_chat(self.tokenizer, messages)
         if question.begun is not None:
             return weighing_request(self.tokenizer, token_ids, question, settings.answer_format), WEIGHED
         constraint = None
         if settings.constrain == "candidates":
             constraint = build_constraint(self.tokenizer, example.candidates, question.mode, settings.answer_format)
+            constraint = constraint.without(question.out)
         # the same question draws the same stream, wherever it stands in the run
         seed = zlib.crc32(problem.encode("utf-8", "surrogatepass"), settings.seed + question.is_retry)
         several = question.samples > 1 or question.is_retry
@@ -224,7 +238,7 @@ class Ranker:
         params = SamplingParams(
             question.samples, temperature, settings.top_p, max_tokens=settings.max_tokens, end_loops=free
         )
-        return Request(token_ids, seed, constraint), params
+        return Request(token_ids, seed, constraint, question.mode == "iterative"), params
 
     def _to_replies(self, question: Question, request: Request, completions: Sequence[Completion]) -> list[Reply]:
         if isinstance(request, WeighingRequest):
@@ -241,6 +255,7 @@ class Ranker:
                     len(request.token_ids) * first,
                     len(completion.token_ids),
                     completion.cached_tokens * first,
+                    token_ids=(*request.token_ids, *completion.token_ids) if question.mode == "iterative" else (),
                 )
             )
         return replies

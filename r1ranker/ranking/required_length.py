@@ -11,6 +11,7 @@ from r1ranker.errors import UserError, note
 from r1ranker.ranking.lengths import check_pool, longest_prompts, part_to_fit
 from r1ranker.ranking.settings import RankerSettings
 from r1ranker.ranking.shown import Shown
+from r1ranker.ranking.strategies import AROUND_TURN
 from r1ranker.rollout.context import find_limit, load_context_length
 from r1ranker.rollout.start import find_engine
 from r1ranker.tasks.example import RankingExample
@@ -38,7 +39,7 @@ def required_length(
         raise UserError(f"--max_model_len: found {max_model_len:,}; {path} holds {holds:,}, so at most that is wanted")
     limit = max_model_len or find_limit(path, by_vllm=find_engine(engine) == "vllm")[0]
     room = None if limit is None else limit - settings.max_tokens
-    longest, parted, smallest = 0, 0, 0
+    longest, parted, smallest, turns = 0, 0, 0, 0
     shown = Shown(tokenizer, settings, room)
     left = map(shown, examples)
     while some := list(islice(left, AT_ONCE)):
@@ -49,6 +50,8 @@ def required_length(
                 parted, smallest = parted + 1, min(smallest or size, size)
             check_pool(tokenizer, settings, example)
             longest = max(longest, tokens)
+            if settings.rounds == "conversation":
+                turns = max(turns, len(example.candidates) - 2)
     for line in shown.say():
         note(line)
     if parted:
@@ -56,4 +59,9 @@ def required_length(
             f"{parted:,} requests have prompts that are too long for the {limit:,} tokens that are held with an answer of up to "
             f"{settings.max_tokens:,}; they are ranked in parts of {smallest:,} candidates or more"
         )
-    return max_model_len or -(-(longest + settings.max_tokens) // STEP) * STEP
+    if max_model_len is not None:
+        return max_model_len
+    needed = longest + settings.max_tokens
+    whole = needed + turns * AROUND_TURN  # where a conversation does not fit it is begun anew
+    needed = max(needed, whole if limit is None else min(whole, limit))
+    return -(-needed // STEP) * STEP

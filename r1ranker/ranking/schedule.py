@@ -105,17 +105,24 @@ class OpenConversations:
                 questions = one.conversation.send([one.replies[number] for number in range(len(one.asked))])
             else:
                 questions = next(one.conversation)
+            self._let_go(one, range(len(questions), one.handed))
             one.asked = [(question, *one.asker.to_request(question)) for question in questions]
             one.replies, one.handed = {}, 0
             self._hand_over(one)
         except StopIteration as end:
             del self._open[one.place]
+            self._let_go(one, range(one.handed))
             result: RankingResult = end.value
             return result
         except BaseException:
             self.cancel(one.place)
             raise
         return None
+
+    def _let_go(self, one: _Open, numbers: Iterable[int]) -> None:
+        """Nobody goes on with what the session keeps of these of the last questions."""
+        for number in numbers:
+            self._session.cancel(one.place * MOST_ASKED + number)
 
     def _hand_over(self, one: _Open) -> None:
         """Give the session what was asked, as far as it may hold of it."""

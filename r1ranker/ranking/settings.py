@@ -14,6 +14,7 @@ from r1ranker.thoughts.similarity import ShotContent, Similarity, Within
 
 Strategy = Literal["iterative", "direct", "logits", "windows", "tournament"]
 Inside = Literal["answer", "logits"]
+Rounds = Literal["separate", "conversation"]
 MODES: tuple[Mode, ...] = get_args(Mode)
 
 _SAVED: dict[str, Any] = {
@@ -92,6 +93,8 @@ class RankerSettings:
     passage_tokens: int | None = None
     """of a candidate's text at most, cut between words; None: texts are shown whole"""
     shots: ShotSettings = field(default_factory=ShotSettings)
+    rounds: Rounds = "separate"
+    """whether each elimination is asked anew, or all are turns of one conversation"""
 
     @property
     def mode(self) -> Mode:
@@ -137,6 +140,7 @@ class RankerSettings:
                 constrain=saved["constrain"],
                 max_tokens=saved["max_response_length"],
                 trained=saved["strategy"],
+                rounds=_rounds_of(saved),
             )
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise UserError(f"{file}: not the settings of a ranker ({type(error).__name__}: {error})") from error
@@ -158,7 +162,22 @@ class RankerSettings:
                 f"--similarity: found {self.shots.similarity} and --embedder {self.shots.embedder}; "
                 "embeddings want --embedder DIR, and nothing else does"
             )
+        if self.rounds == "conversation" and (
+            self.mode != "iterative" or self.elimination.samples > 1 or self.by_logits
+        ):
+            raise UserError(
+                "--rounds: a conversation asks for the worst candidate, one answer a round; it goes with the strategies iterative and "
+                "tournament of an iterative ranker, without --eliminate and --votes"
+            )
         if self.windows.step > self.windows.size:
             raise UserError(f"--step: found {self.windows.step}; at most --window, {self.windows.size}, is wanted")
         if self.by_logits and self.answer_format.think:
             raise UserError("--strategy: probabilities of answers want --no-think; found thoughts before answers")
+
+
+def _rounds_of(saved: dict[str, Any]) -> Rounds:
+    """Rankers from before there was a choice ask each round anew."""
+    rounds: Rounds = saved.get("rounds", "separate")
+    if rounds not in get_args(Rounds):
+        raise ValueError(f"rounds is {rounds!r}")
+    return rounds

@@ -16,32 +16,46 @@ from r1ranker.tasks.answers import normalise
 from r1ranker.tasks.example import RankingExample
 from r1ranker.tasks.pools import Elimination
 
+AROUND_TURN = 64
+"""tokens that a turn may take beside the name in it"""
 
-def converse(example: RankingExample, settings: RankerSettings, progress: RankingResult | None = None) -> Conversation:
-    """The conversation that ranks an example as `settings` have it.
+
+def converse(
+    example: RankingExample,
+    settings: RankerSettings,
+    progress: RankingResult | None = None,
+    room: int | None = None,
+) -> Conversation:
+    """The conversation that ranks an example as `settings` have it, by prompts of at most `room` tokens (None: any number).
 
     `progress`: where an elimination, and whatever ranks a pool in one part, writes down what it comes to on the way.
     """
     result = RankingResult() if progress is None else progress
     if settings.strategy == "windows":
-        return rank_by_windows(example, settings.windows, lambda pool: _inside(pool, settings))
+        return rank_by_windows(example, settings.windows, lambda pool: _inside(pool, settings, room))
     if settings.strategy == "tournament":
         size, top_k = settings.windows.size, settings.elimination.top_k
-        return rank_by_tournament(example, size, top_k, lambda pool: _inside(pool, settings))
+        return rank_by_tournament(example, size, top_k, lambda pool: _inside(pool, settings, room))
     if settings.strategy == "logits":
         return _by_logits(example, settings, result)
-    return _by_answer(example, settings, result)
+    return _by_answer(example, settings, result, room)
 
 
-def _inside(example: RankingExample, settings: RankerSettings) -> Conversation:
+def _inside(example: RankingExample, settings: RankerSettings, room: int | None) -> Conversation:
     """The ranking of a part of a pool."""
-    by_part = _by_logits if settings.windows.inside == "logits" else _by_answer
-    return by_part(example, settings, RankingResult())
+    if settings.windows.inside == "logits":
+        return _by_logits(example, settings, RankingResult())
+    return _by_answer(example, settings, RankingResult(), room)
 
 
-def _by_answer(example: RankingExample, settings: RankerSettings, result: RankingResult) -> Conversation:
-    by_kind = _direct if settings.mode == "direct" else _iterative
-    return by_kind(example, settings, result)
+def _by_answer(
+    example: RankingExample, settings: RankerSettings, result: RankingResult, room: int | None
+) -> Conversation:
+    if settings.mode == "direct":
+        return _direct(example, settings, result)
+    if settings.rounds == "conversation":
+        return _in_turns(example, settings, result, room)
+    return _iterative(example, settings, result)
 
 
 def _by_logits(example: RankingExample, settings: RankerSettings, result: RankingResult) -> Conversation:
@@ -73,7 +87,8 @@ def _iterative(example: RankingExample, settings: RankerSettings, result: Rankin
             logprobs = yield from weigh(shown, "iterative", result)
             out = sorted(range(len(logprobs)), key=lambda place: (logprobs[place], place), reverse=True)
         else:
-            parsed = yield from ask(Question(shown, "iterative", how.samples), settings.answer_format, result)
+            answers = yield from ask(Question(shown, "iterative", how.samples), settings.answer_format, result)
+            parsed = [answer for answer, _ in answers]
             named = Counter(answer.named[0] for answer in parsed if answer.is_valid("iterative", len(state.pool)))
             if not named:
                 result.fallbacks += 1
@@ -88,10 +103,49 @@ def _iterative(example: RankingExample, settings: RankerSettings, result: Rankin
     return result
 
 
+def _in_turns(
+    example: RankingExample, settings: RankerSettings, result: RankingResult, room: int | None
+) -> Conversation:
+    """Rounds as the turns of one conversation, in which the pool is shown once.
+
+    Where no answer names one who is still in, the closest in spelling of these goes out. What does not fit the engine any more
+    is begun anew with the pool that is left.
+    """
+    state = Elimination(example.candidates)
+    least, rounds = max(1, settings.elimination.top_k if settings.strategy == "iterative" else 0), 0
+    shown = example
+    so_far: tuple[int, ...] = ()
+    out: tuple[int, ...] = ()
+    while len(state.pool) > least:
+        rounds += 1
+        question = Question(shown, "iterative", so_far=so_far, out=out)
+        answers = yield from ask(question, settings.answer_format, result)
+        usable = [(answer.named[0], reply) for answer, reply in answers if question.is_answered(answer)]
+        if usable:
+            place, reply = usable[0]
+        else:
+            result.fallbacks += 1
+            answer, reply = answers[0]
+            left = [place for place in range(len(shown.candidates)) if place not in out]
+            place = left[closest(answer.answer or "", [shown.candidates[one] for one in left])]
+        name = shown.candidates[place]
+        state.eliminate(name)
+        result.out_in_round[name] = rounds
+        so_far, out = reply.token_ids, (*out, place)
+        if room is not None and len(so_far) + len(name.encode("utf-8", "surrogatepass")) + AROUND_TURN > room:
+            shown, so_far, out = example.with_pool(state.pool), (), ()
+    result.ranking = state.ranking()
+    result.unordered = len(state.pool) if len(state.pool) > 1 else 0
+    return result
+
+
 def _direct(example: RankingExample, settings: RankerSettings, result: RankingResult) -> Conversation:
     """One answer; candidates that it does not name follow in the order shown."""
-    parsed = yield from ask(Question(example, "direct"), settings.answer_format, result)
-    best = max(parsed, key=lambda answer: (answer.is_valid("direct", len(example.candidates)), len(answer.named)))
+    answers = yield from ask(Question(example, "direct"), settings.answer_format, result)
+    best = max(
+        (answer for answer, _ in answers),
+        key=lambda answer: (answer.is_valid("direct", len(example.candidates)), len(answer.named)),
+    )
     result.fallbacks += not best.is_valid("direct", len(example.candidates))
     named = [example.candidates[place] for place in best.named]
     result.ranking = (*named, *(name for name in example.candidates if name not in set(named)))

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,14 @@ class PoolConstraint:
     """the prompt has already opened the answer block"""
     first_ids: tuple[tuple[int, ...], ...] = ()
     """separated_ids of the name that comes first, directly behind the tag; empty where they are the same"""
+
+    def without(self, places: Collection[int]) -> PoolConstraint:
+        """The same without some of the candidates, of answers that are one name."""
+        if not places:
+            return self
+        assert not self.separated_ids
+        left = tuple(ids for place, ids in enumerate(self.final_ids) if place not in places)
+        return replace(self, final_ids=left)
 
     @property
     def opening_ids(self) -> tuple[tuple[int, ...], ...]:

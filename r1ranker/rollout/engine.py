@@ -42,6 +42,8 @@ class Request:
     """of this prompt; sample i of it draws from the stream (seed, i), whatever else is in the batch"""
     constraint: PoolConstraint | None = None
     """None: anything may be sampled"""
+    is_continued: bool = False
+    """the next request of this key in the session begins as this one with its response, or at least as this one"""
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ class Session(Protocol):
         ...
 
     def cancel(self, key: int) -> None:
-        """Drop an open request; nothing comes of it any more."""
+        """Drop an open request, of which nothing comes any more, or what was kept of one that is to be continued."""
         ...
 
 

@@ -22,6 +22,7 @@ from r1ranker.rollout.context import context_length, smaller_of, steady_position
 from r1ranker.rollout.engine import Completion, EngineSettings, Request, SamplingParams, Session, check_length
 from r1ranker.rollout.hf_batch import ContinuousBatch
 from r1ranker.rollout.hf_cache import GROUPED, register_grouped
+from r1ranker.rollout.hf_kept import KeptSequences
 
 
 class HFEngine:
@@ -86,9 +87,9 @@ class HFEngine:
             raise RuntimeError("no weights were loaded: load_weights comes before the first generation")
         return _Session(self, fair)
 
-    def batch(self, params: SamplingParams, fair: bool = False) -> ContinuousBatch:
-        """An empty batch of responses sampled with `params`."""
-        return ContinuousBatch(self.model, self._stop, self._token_text, self._max_num_seqs, params, fair)
+    def batch(self, params: SamplingParams, kept: KeptSequences | None = None, fair: bool = False) -> ContinuousBatch:
+        """An empty batch of responses sampled with `params`, which goes on with what is `kept`."""
+        return ContinuousBatch(self.model, self._stop, self._token_text, self._max_num_seqs, params, kept, fair)
 
     def sleep(self) -> None:
         """Give cached blocks back: generation and training allocate in different sizes."""
@@ -100,7 +101,7 @@ class HFEngine:
 
 class _Session:
     def __init__(self, engine: HFEngine, fair: bool) -> None:
-        self._engine, self._fair = engine, fair
+        self._engine, self._fair, self._kept = engine, fair, KeptSequences()
         self._batches: list[ContinuousBatch] = []
         """the first one is run until nothing is left of it: two at once would hold twice the memory"""
 
@@ -110,7 +111,7 @@ class _Session:
         joins = self._batches[1:] if self._fair and len(self._batches) > 1 else self._batches
         batch = next((one for one in joins if one.params == params), None)
         if batch is None:
-            batch = self._engine.batch(params, self._fair)
+            batch = self._engine.batch(params, self._kept, self._fair)
             self._batches.append(batch)
         batch.add(key, request)
 
@@ -123,6 +124,7 @@ class _Session:
         return []
 
     def cancel(self, key: int) -> None:
+        self._kept.take(key)
         for batch in self._batches:
             batch.cancel(key)
         self._drop_empty()

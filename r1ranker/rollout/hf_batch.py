@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -15,6 +14,8 @@ from r1ranker.model.layout import RowLayout
 from r1ranker.rollout.constraint import ConstraintState
 from r1ranker.rollout.engine import Completion, Request, SamplingParams
 from r1ranker.rollout.hf_cache import Attend, Decode, KVCache, Prefill
+from r1ranker.rollout.hf_kept import Extend, Kept, KeptSequences, copy_sequence
+from r1ranker.rollout.hf_rows import DecodeLayout, Group, OpenRequest, Row
 from r1ranker.rollout.loops import ends_in_loop
 from r1ranker.rollout.sampling import sample_tokens, uniform_stream, weigh_tokens
 
@@ -30,56 +31,6 @@ _RESPONSE_TOKENS = 128
 Done = list[tuple[int, list[Completion]]]
 
 
-@dataclass
-class _Open:
-    """A request, and its completions as they come."""
-
-    key: int
-    request: Request
-    completions: list[Completion | None]
-
-
-@dataclass
-class _Group:
-    """A prompt and how many of its responses are under way."""
-
-    slot: int
-    length: int
-    live: int
-
-
-@dataclass
-class _Row:
-    """One response under way."""
-
-    open: _Open
-    sample: int
-    group: _Group
-    born: int
-    """the step that sampled its first token"""
-    state: ConstraintState | None
-    allowed: list[list[int]] = field(default_factory=list)
-    choices: list[float] = field(default_factory=list)
-    """log-probabilities of allowed[0], where they are wanted"""
-    ids: list[int] = field(default_factory=list)
-    """what was sampled, where loops are looked for"""
-    rest: int = 0
-    """tokens at its end that the constraint left no choice about, put down without a step"""
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """What of a decode step stays the same until a response joins or leaves."""
-
-    members: Tensor
-    places: Tensor
-    prompt_bias: Tensor
-    oldest: int
-    """the first step of the response that is the longest so far"""
-    reach: int
-    """tokens of the longest sequence, less the step"""
-
-
 class ContinuousBatch:
     """Responses under way and requests that wait, all with the same sampling parameters.
 
@@ -93,18 +44,19 @@ class ContinuousBatch:
         token_text: Callable[[int], str],
         max_num_seqs: int,
         params: SamplingParams,
+        kept: KeptSequences | None = None,
         fair: bool = False,
     ) -> None:
-        """`fair`: what was added first begins first."""
-        self.params, self._fair = params, fair
+        """`kept`: what requests go on with, and leave for others; `fair`: what was added first begins first."""
+        self.params, self._fair, self._kept = params, fair, KeptSequences() if kept is None else kept
         self._model, self._stop, self._token_text = model, stop, token_text
         self._capacity = max(max_num_seqs, params.n)  # the samples of a prompt begin together
-        self._waiting: list[tuple[int, int, _Open]] = []
+        self._waiting: list[tuple[int, int, OpenRequest]] = []
         self._added = 0
         self._step = 0
-        self._rows: list[_Row] = []
-        self._groups: list[_Group] = []
-        self._layout: _Layout | None = None
+        self._rows: list[Row] = []
+        self._groups: list[Group] = []
+        self._layout: DecodeLayout | None = None
         self._prompts, self._responses = KVCache(self._capacity // params.n), KVCache(self._capacity)
         self._room = min(params.max_tokens, _RESPONSE_TOKENS)
         shape, device = (self._capacity, params.max_tokens), model.device
@@ -127,7 +79,7 @@ class ContinuousBatch:
         Where nothing is decoded there is no end to wait for: the lowest keys go first, so that what was begun is done early.
         """
         self._added += 1
-        opened = _Open(key, request, [None] * self.params.n)
+        opened = OpenRequest(key, request, [None] * self.params.n)
         first = self._added if self._fair else key if self.params.choices else -len(request.token_ids)
         heapq.heappush(self._waiting, (first, self._added, opened))
 
@@ -167,17 +119,21 @@ class ContinuousBatch:
         # several at a time where more wait: a forward pass over one short prompt costs more than a row idle for a while
         if free < min(len(self._waiting), max(1, self._prompts.most // 8)):
             return []
-        prompts: dict[tuple[int, ...], list[_Open]] = {}
+        prompts: dict[tuple[int, ...], list[OpenRequest]] = {}
         for _ in range(min(len(self._waiting), free)):
             opened = heapq.heappop(self._waiting)[-1]
             prompts.setdefault(tuple(opened.request.token_ids), []).append(opened)
         first_row, first_group = len(self._rows), len(self._groups)
+        begun: list[Kept | None] = []
         for ids, alike in prompts.items():
-            group = _Group(len(self._groups), len(ids), live=n * len(alike))
+            before = [found for one in alike if (found := self._kept.take(one.key))]
+            begun.append(max(before, key=lambda one: one.shared_with(ids), default=None))
+            cached = begun[-1].shared_with(ids) if begun[-1] else 0
+            group = Group(len(self._groups), len(ids), live=n * len(alike), cached=cached)
             self._groups.append(group)
             for opened in alike:
                 self._rows += [
-                    _Row(opened, sample, group, self._step, self._state(opened.request)) for sample in range(n)
+                    Row(opened, sample, group, self._step, self._state(opened.request)) for sample in range(n)
                 ]
         self._layout = None
         self._responses.reserve(len(self._rows), self._room)
@@ -186,7 +142,7 @@ class ContinuousBatch:
         self._uniforms[new] = torch.from_numpy(np.stack(streams))
         self._starts[new] = torch.tensor([row.group.length for row in rows])
         self._born[new] = self._step
-        logits = self._prefill(list(prompts), first_group)
+        logits = self._prefill(list(prompts), first_group, begun)
         allowed = self._allowed(first_row)
         of_rows = torch.tensor([row.group.slot - first_group for row in rows], device=logits.device)
         if self.params.choices:
@@ -197,18 +153,28 @@ class ContinuousBatch:
     def _state(self, request: Request) -> ConstraintState | None:
         return ConstraintState(request.constraint, self._token_text) if request.constraint else None
 
-    def _prefill(self, prompts: Sequence[tuple[int, ...]], first_slot: int) -> Tensor:
-        """Logits after each prompt [G, V]; the prompts' keys and values go into the slots from `first_slot` on."""
+    def _prefill(self, prompts: Sequence[tuple[int, ...]], first_slot: int, begun: Sequence[Kept | None]) -> Tensor:
+        """Logits after each prompt [G, V]; the prompts' keys and values go into the slots from `first_slot` on.
+
+        What a prompt shares with the sequence it has in `begun` is copied from there.
+        """
         longest = max(len(prompt) for prompt in prompts)
         self._prompts.reserve(len(self._groups), _round_up(longest))
+        cached = [group.cached for group in self._groups[first_slot:]]
+        for slot, (sequence, shared) in enumerate(zip(begun, cached, strict=True), first_slot):
+            if sequence is not None:
+                self._prompts.fill(slot, sequence.layers, shared)
         logits: list[Tensor] = []
-        for start, end in _chunks([len(prompt) for prompt in prompts]):
-            lengths = [len(prompt) for prompt in prompts[start:end]]
-            layout = RowLayout.from_lengths(lengths).to(self._model.device)
+        for start, end in _chunks([len(prompt) - shared for prompt, shared in zip(prompts, cached, strict=True)]):
+            starts, some = cached[start:end], prompts[start:end]
+            layout = RowLayout.from_lengths([len(one) - shared for one, shared in zip(some, starts, strict=True)])
+            layout = layout.to(self._model.device)
             slots = range(first_slot + start, first_slot + end)
-            ids = torch.tensor([token for prompt in prompts[start:end] for token in prompt])
-            positions = torch.cat([torch.arange(length) for length in lengths])
-            attend = Prefill(self._prompts, slots, layout)
+            ids = torch.tensor([token for one, shared in zip(some, starts, strict=True) for token in one[shared:]])
+            positions = torch.cat([torch.arange(shared, len(one)) for one, shared in zip(some, starts, strict=True)])
+            attend: Attend = Prefill(self._prompts, slots, layout)
+            if any(starts):
+                attend = Extend(self._prompts, slots, starts, layout)
             logits.append(self._forward(ids, positions, attend, layout.cu_seqlens_q[1:].long() - 1))
         return torch.cat(logits)
 
@@ -266,7 +232,7 @@ class ContinuousBatch:
         """The ids that may come next, of the rows from `first` on; empty: any."""
         return [row.state.allowed_token_ids() if row.state else [] for row in self._rows[first:]]
 
-    def _arranged(self) -> _Layout:
+    def _arranged(self) -> DecodeLayout:
         members: list[list[int]] = [[] for _ in self._groups]
         inside = []
         for place, row in enumerate(self._rows):
@@ -276,7 +242,7 @@ class ContinuousBatch:
         places = [row.group.slot * most + place for row, place in zip(self._rows, inside, strict=True)]
         lengths = torch.tensor([group.length for group in self._groups])
         device = self._model.device
-        return _Layout(
+        return DecodeLayout(
             members=torch.tensor([of_group + [0] * (most - len(of_group)) for of_group in members], device=device),
             places=torch.tensor(places, device=device),
             prompt_bias=_bias(lengths, int(lengths.max())).to(device),
@@ -316,7 +282,7 @@ class ContinuousBatch:
             if ends_in_loop(row.ids):
                 yield place
 
-    def _finished(self, place: int, row: _Row, rest: tuple[int, ...] | None) -> bool:
+    def _finished(self, place: int, row: Row, rest: tuple[int, ...] | None) -> bool:
         """Put down the rest of a response where it is certain: no forward pass says more about it."""
         if rest is None:
             return False
@@ -342,7 +308,14 @@ class ContinuousBatch:
                 finish_reason="stop" if ids[-1] in self._stop else "length",
                 allowed=row.allowed,
                 choices=row.choices,
+                cached_tokens=row.group.cached,
             )
+            if row.open.request.is_continued:
+                computed = (*row.open.request.token_ids, *ids[: self._step - row.born])
+                self._kept.put(
+                    row.open.key,
+                    copy_sequence(computed, self._prompts, row.group.slot, row.group.length, self._responses, place),
+                )
             complete = [one for one in row.open.completions if one is not None]
             if len(complete) == self.params.n:
                 done.append((row.open.key, complete))

@@ -6,7 +6,7 @@ are brought together by the logarithms of their softmax's denominators.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -28,7 +28,8 @@ class KVCache:
         self.length = 0
         """T"""
         self._count = 0
-        self._layers: dict[int, tuple[Tensor, Tensor]] = {}
+        self.layers: dict[int, tuple[Tensor, Tensor]] = {}
+        """of each layer: keys and values; none before the first pass"""
 
     def reserve(self, count: int, length: int) -> None:
         """Have room for `count` slots of `length` tokens; what is in the slots stays."""
@@ -37,8 +38,8 @@ class KVCache:
         # doubled, so that requests that come one by one do not each have everything copied
         self._count = self._count if count <= self._count else max(count, min(2 * self._count, self.most))
         self.length = max(length, self.length)
-        for layer, (keys, values) in self._layers.items():
-            self._layers[layer] = (self._widened(keys), self._widened(values))
+        for layer, (keys, values) in self.layers.items():
+            self.layers[layer] = (self._widened(keys), self._widened(values))
 
     def _widened(self, old: Tensor) -> Tensor:
         new = old.new_zeros(self._count, old.shape[1], self.length, old.shape[3])
@@ -47,17 +48,24 @@ class KVCache:
 
     def get_layer(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of a layer, made like `key` and `value` [1, H, _, D or E] where they are not there yet."""
-        if layer not in self._layers:
+        if layer not in self.layers:
             # zeros: what is masked is multiplied by a weight of 0, which only finite values turn into 0
             keys, values = (
                 tensor.new_zeros(self._count, tensor.shape[1], self.length, tensor.shape[3]) for tensor in (key, value)
             )
-            self._layers[layer] = (keys, values)
-        return self._layers[layer]
+            self.layers[layer] = (keys, values)
+        return self.layers[layer]
+
+    def fill(self, slot: int, layers: Mapping[int, tuple[Tensor, Tensor]], length: int) -> None:
+        """Put the first `length` tokens of a sequence's keys and values [H, T, D or E] into a slot."""
+        for layer, pair in layers.items():
+            own = self.get_layer(layer, pair[0][None], pair[1][None])
+            for stored, new in zip(own, pair, strict=True):
+                stored[slot, :, :length] = new[:, :length]
 
     def move(self, sources: Sequence[int], targets: Sequence[int], length: int) -> None:
         """Copy the first `length` tokens of some slots into others."""
-        for pair in self._layers.values():
+        for pair in self.layers.values():
             for tensor in pair:
                 tensor[targets, :, :length] = tensor[sources, :, :length]
 
@@ -93,7 +101,7 @@ class Prefill:
     def __call__(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float, softcap: float | None
     ) -> Tensor:
-        for stored, new in zip(self.prompts.get_layer(_layer(module), key, value), (key, value), strict=True):
+        for stored, new in zip(self.prompts.get_layer(layer_of(module), key, value), (key, value), strict=True):
             for slot, (start, end) in zip(self.slots, self.layout.spans, strict=True):
                 stored[slot, :, : end - start] = new[0, :, start:end]
         return packed_attention(module, query, key, value, None, layout=self.layout, scaling=scaling, softcap=softcap)[
@@ -125,7 +133,7 @@ class Decode:
         (count, longest), (groups, longest_prompt) = self.response_bias.shape, self.prompt_bias.shape
         heads, kv_heads, width = query.shape[1], key.shape[1], query.shape[3]
         rows = torch.arange(count, device=query.device)
-        own = self.responses.get_layer(_layer(module), key, value)
+        own = self.responses.get_layer(layer_of(module), key, value)
         for stored, new in zip(own, (key, value), strict=True):
             stored[rows, :, self.written] = new[0].transpose(0, 1)
         # the query heads that share keys are rows of one product, and so are all responses to a prompt
@@ -138,7 +146,7 @@ class Decode:
             return by_prompt.reshape(-1, kv_heads, shape[3], tensor.shape[-1])[self.places]
 
         keys, values = (
-            stored[:groups, :, :longest_prompt] for stored in self.prompts.get_layer(_layer(module), key, value)
+            stored[:groups, :, :longest_prompt] for stored in self.prompts.get_layer(layer_of(module), key, value)
         )
         of_prompt, mass_of_prompt = (
             ungrouped(part) for part in _part(grouped, keys, values, self.prompt_bias, softcap)
@@ -166,7 +174,8 @@ def _part(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, softcap: fl
     return summed / total, highest + total.log()
 
 
-def _layer(module: nn.Module) -> int:
+def layer_of(module: nn.Module) -> int:
+    """The number of the block that an attention module is in."""
     layer: Any = module.layer_idx
     return int(layer)
 

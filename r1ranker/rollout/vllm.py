@@ -162,6 +162,8 @@ class _Session:
         names = [name for name, (own, _) in self._open.items() if own == key]
         for name in names:
             del self._open[name]
+        if not names:  # what vLLM keeps of others it drops by itself
+            return
         self._engine.llm.llm_engine.abort_request(names)
 
 

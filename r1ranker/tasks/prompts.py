@@ -114,6 +114,12 @@ def user_message(problem: str, answer_format: AnswerFormat, mode: Mode) -> dict[
     return {"role": "user", "content": f"{problem}\n\n{answer_instruction(mode, answer_format)}"}
 
 
+def next_round(example: RankingExample, out: int, answer_style: AnswerStyle) -> str:
+    """The user's turn after the candidate at the place `out` was named: the pool is not shown again."""
+    named = sanitise(example.candidates[out]) if answer_style == "name" else write_label(answer_style, out)
+    return f"{named} is out. Which one is the worst of the rest?"
+
+
 def user_problem(messages: Sequence[dict[str, str]], answer_format: AnswerFormat, mode: Mode) -> str:
     """The problem that `chat_messages` was given."""
     user = next(message["content"] for message in messages if message["role"] == "user")

@@ -37,7 +37,7 @@ FUNCTIONS = {name: function for group in COMMANDS.values() for name, function in
 EVAL = {
     "dataset", "model-path", "data", "strategy", "constrain", "think", "no-think", "answer-style", "engine", "limit", "seed", "gpu-id",
     "output-dir", "dtype", "top-k", "eliminate", "votes", "max-tokens", "max-model-len", "baselines", "interactions", "router-data", "trec-dir",
-    "mode", "window", "step", "passes", "inside", "max-passage-tokens", "thoughts", "shots", "similarity",
+    "mode", "window", "step", "passes", "inside", "max-passage-tokens", "rounds", "thoughts", "shots", "similarity",
     "embedder", "shots-from", "shots-show", "baseline-model",
 }  # fmt: skip
 TASKS = {"passage": {"task": "Passage-5"}, "recommendation": {"task": "Rec-Movie"}, "routing": {"task": "Router-Cost"}}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from itertools import takewhile
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,9 @@ import torch
 from transformers import PreTrainedModel, Qwen2Config, Qwen2ForCausalLM
 
 from r1ranker.errors import UserError
-from r1ranker.rollout import hf_batch
+from r1ranker.model.attention import attend_at_end, packed_attention
+from r1ranker.model.layout import RowLayout
+from r1ranker.rollout import hf_batch, hf_kept
 from r1ranker.rollout.constraint import PoolConstraint
 from r1ranker.rollout.engine import Completion, Request, SamplingParams
 from r1ranker.rollout.hf import HFEngine
@@ -111,7 +114,7 @@ def test_no_more_prompts_are_kept_than_there_is_room_for(n: int, monkeypatch: py
     while not batch.is_empty:
         found.update(batch.step())
         assert len(batch._groups) <= 2
-    (keys, _), *_ = batch._prompts._layers.values()
+    (keys, _), *_ = batch._prompts.layers.values()
     assert keys.shape[0] == 2
     for place, samples in enumerate(everything):
         assert [one.token_ids for one in found[place]] == [one.token_ids for one in samples]
@@ -302,3 +305,83 @@ def test_a_sequence_beyond_a_sliding_window_is_refused() -> None:
         engine_of(model, stop=()).generate(asked, SamplingParams(max_tokens=10))
     with pytest.raises(UserError, match="window of 20 tokens"):
         engine_of(model).generate([Request([5] * 30)], SamplingParams(max_tokens=1))
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+@pytest.mark.parametrize("max_num_seqs", [4, 256])
+def test_what_a_request_goes_on_with_is_not_computed_again(samples: int, max_num_seqs: int) -> None:
+    model = model_of()
+    engine = engine_of(model, max_num_seqs)
+    params = SamplingParams(samples, max_tokens=7)
+    asked = [replace(one, is_continued=True) for one in requests(9)]
+    session = engine.session()
+    shared = [0] * len(asked)
+    for turn in range(4):
+        for key, request in enumerate(asked):
+            session.add(key, request, params)
+        found: dict[int, list[Completion]] = {}
+        while done := session.step():
+            found.update(done)
+        answers = [found[key] for key in range(len(asked))]
+        assert_logprobs_are_plain(model, asked, answers)
+        assert [one.cached_tokens for one, *_ in answers] == shared
+        for key, (request, (first, *_)) in enumerate(zip(asked, answers, strict=True)):
+            said = [*request.token_ids, *first.token_ids]
+            if key % 3 == 1:  # the end of what was computed is another now
+                said = said[: len(request.token_ids) // 2 + 1]
+            said = [90 + turn] if key == 2 else [*said, 80 + turn, 81, 82]
+            computed = [*request.token_ids, *first.token_ids[:-1]]
+            same = takewhile(lambda pair: pair[0] == pair[1], zip(computed, said, strict=False))
+            shared[key] = min(sum(1 for _ in same), len(said) - 1)
+            asked[key] = replace(request, token_ids=said)
+        if samples > 1:
+            shared = [one.cached_tokens for one, *_ in engine_answers(engine, session, asked, params)]
+            break
+
+
+def engine_answers(
+    engine: HFEngine, session: Any, asked: list[Request], params: SamplingParams
+) -> list[list[Completion]]:
+    """What comes of another turn, and that it is what a new session has."""
+    for key, request in enumerate(asked):
+        session.add(key, request, params)
+    found: dict[int, list[Completion]] = {}
+    while done := session.step():
+        found.update(done)
+    answers = [found[key] for key in range(len(asked))]
+    assert tokens_of(answers) == tokens_of(engine.generate(asked, params))
+    assert sum(one.cached_tokens for one, *_ in answers) > 0
+    return answers
+
+
+def test_what_nobody_goes_on_with_is_given_back_and_what_has_no_room_is_not_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine = engine_of(model_of())
+    session: Any = engine.session()
+    asked = [replace(one, is_continued=True) for one in requests(6)]
+    monkeypatch.setattr(hf_kept, "KEPT_TOKENS", sum(len(one.token_ids) + 3 for one in asked[:3]))
+    for key, request in enumerate(asked):
+        session.add(key, request, SamplingParams(max_tokens=3))
+    while session.step():
+        pass
+    kept = session._kept
+    assert 0 < len(kept._kept) < 6
+    assert kept._tokens == sum(len(one.ids) for one in kept._kept.values()) <= hf_kept.KEPT_TOKENS
+    for key in range(6):
+        session.cancel(key)
+    assert (kept._kept, kept._tokens) == ({}, 0)
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("width", [8, 5])
+def test_the_last_tokens_attend_as_they_do_in_the_whole(softcap: float | None, width: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (
+        torch.randn(1, heads, 12, size, generator=generator) for heads, size in ((4, 8), (2, 8), (2, width))
+    )
+    whole = attend_at_end(query, key, value, 0.4, softcap)
+    torch.testing.assert_close(attend_at_end(query[:, :, 7:], key, value, 0.4, softcap), whole[:, :, 7:])
+    layout = RowLayout.from_lengths([12])
+    found, _ = packed_attention(torch.nn.Module(), query, key, value, None, layout=layout, scaling=0.4, softcap=softcap)
+    torch.testing.assert_close(whole.transpose(1, 2), found)

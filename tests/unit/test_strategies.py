@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -42,6 +43,9 @@ class Session:
     def step(self, once: bool = False) -> list[tuple[int, Any]]:
         done, self.open = list(self.open.items()), {}
         return done
+
+    def cancel(self, key: int) -> None:
+        self.open.pop(key, None)
 
     def replies(self, question: Question, request: Any, completions: Any) -> list[Reply]:
         if question.begun is None:
@@ -130,6 +134,39 @@ def test_a_senseless_model_gives_a_permutation(
     assert sorted(result.ranking) == sorted(example.candidates)
     assert result.depth <= result.calls
     assert result.valid_answers <= result.answers
+
+
+@given(numbers=pools, top_k=st.integers(0, 5))
+def test_a_conversation_ends_as_separate_rounds_do(numbers: list[int], top_k: int) -> None:
+    example = example_of(numbers)
+    settings = replace(settings_of("iterative", "answer", "iterative"), elimination=EliminationSettings(top_k=top_k))
+    asked: list[Question] = []
+
+    def say(question: Question) -> str:
+        asked.append(question)
+        names = [name for place, name in enumerate(question.example.candidates) if place not in question.out]
+        return min(names, key=int) + "</answer>"
+
+    apart = ORACLE.rank(example, settings)
+    found = Session(say, lambda _: ()).rank(example, replace(settings, rounds="conversation"))
+    assert (found.ranking, found.unordered, found.out_in_round) == (
+        apart.ranking, apart.unordered, apart.out_in_round,
+    )  # fmt: skip
+    assert (found.calls, found.depth, found.valid_answers) == (apart.calls, apart.depth, apart.valid_answers)
+    assert all(question.example == example for question in asked)  # the pool is shown whole, once
+
+
+@given(numbers=pools, seed=st.integers(0, 99))
+def test_a_senseless_conversation_gives_a_permutation(numbers: list[int], seed: int) -> None:
+    example, rng = example_of(numbers), random.Random(seed)
+
+    def say(question: Question) -> str:
+        return rng.choice(["", "no idea</answer>", rng.choice(question.example.candidates) + "</answer>"])
+
+    settings = replace(settings_of("iterative", "answer", "iterative"), rounds="conversation")
+    found = Session(say, lambda _: ()).rank(example, settings)
+    assert sorted(found.ranking) == sorted(example.candidates)
+    assert found.valid_answers + found.fallbacks == len(numbers) - 1
 
 
 @given(numbers=pools, top_k=st.integers(1, 12), size=st.integers(2, 12))
