@@ -1,6 +1,7 @@
 """Elimination as one conversation against separate rounds: tokens computed and seconds a query, by candidates.
 
 python benchmarks/conversation.py MODEL [--engine vllm] [--candidates 10 20 50 100] [--queries 8] [--dtype bfloat16]
+    [--ways separate conversation fresh]
 Films with a history of 20, answers by labels, constrained to the pool. Both ways are asked in turn over one engine, each after a run
 that is not counted. `fresh`: separate rounds on the transformers engine without what it keeps between rounds.
 """
@@ -70,6 +71,7 @@ def main() -> None:
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--candidates", nargs="+", type=int, default=[10, 20, 50, 100])
     parser.add_argument("--queries", type=int, default=8)
+    parser.add_argument("--ways", nargs="+", default=["separate", "conversation"], help="and fresh, with --engine hf")
     asked = parser.parse_args()
     settings = Ranker.settings_of(asked.model, "iterative", "candidates", False, "label", max_tokens=12)
     first = Ranker.from_pretrained(
@@ -86,12 +88,11 @@ def main() -> None:
         "s, of separate",
     ):
         table.add_column(heading, justify="right")
-    ways = ("separate", "conversation", "fresh") if asked.engine == "hf" else ("separate", "conversation")
     room = hf_kept.KEPT_TOKENS
     for candidates in asked.candidates:
         examples = make_examples(asked.queries, candidates)
         of_separate: tuple[float, float] | None = None
-        for way in ways:
+        for way in asked.ways:
             hf_kept.KEPT_TOKENS = 0 if way == "fresh" else room
             rounds: Rounds = "conversation" if way == "conversation" else "separate"
             ranker = Ranker(first.engine, first.tokenizer, replace(settings, rounds=rounds))

@@ -307,51 +307,52 @@ def test_a_sequence_beyond_a_sliding_window_is_refused() -> None:
         engine_of(model).generate([Request([5] * 30)], SamplingParams(max_tokens=1))
 
 
-@pytest.mark.parametrize("samples", [1, 3])
-@pytest.mark.parametrize("max_num_seqs", [4, 256])
-def test_what_a_request_goes_on_with_is_not_computed_again(samples: int, max_num_seqs: int) -> None:
-    model = model_of()
-    engine = engine_of(model, max_num_seqs)
-    params = SamplingParams(samples, max_tokens=7)
-    asked = [replace(one, is_continued=True) for one in requests(9)]
-    session = engine.session()
-    shared = [0] * len(asked)
-    for turn in range(4):
-        for key, request in enumerate(asked):
-            session.add(key, request, params)
-        found: dict[int, list[Completion]] = {}
-        while done := session.step():
-            found.update(done)
-        answers = [found[key] for key in range(len(asked))]
-        assert_logprobs_are_plain(model, asked, answers)
-        assert [one.cached_tokens for one, *_ in answers] == shared
-        for key, (request, (first, *_)) in enumerate(zip(asked, answers, strict=True)):
-            said = [*request.token_ids, *first.token_ids]
-            if key % 3 == 1:  # the end of what was computed is another now
-                said = said[: len(request.token_ids) // 2 + 1]
-            said = [90 + turn] if key == 2 else [*said, 80 + turn, 81, 82]
-            computed = [*request.token_ids, *first.token_ids[:-1]]
-            same = takewhile(lambda pair: pair[0] == pair[1], zip(computed, said, strict=False))
-            shared[key] = min(sum(1 for _ in same), len(said) - 1)
-            asked[key] = replace(request, token_ids=said)
-        if samples > 1:
-            shared = [one.cached_tokens for one, *_ in engine_answers(engine, session, asked, params)]
-            break
-
-
-def engine_answers(
-    engine: HFEngine, session: Any, asked: list[Request], params: SamplingParams
-) -> list[list[Completion]]:
-    """What comes of another turn, and that it is what a new session has."""
+def take_turn(session: Any, asked: list[Request], params: SamplingParams) -> list[list[Completion]]:
+    """What comes of requests under the keys 0, 1, ..."""
     for key, request in enumerate(asked):
         session.add(key, request, params)
     found: dict[int, list[Completion]] = {}
     while done := session.step():
         found.update(done)
-    answers = [found[key] for key in range(len(asked))]
-    assert tokens_of(answers) == tokens_of(engine.generate(asked, params))
+    return [found[key] for key in range(len(asked))]
+
+
+def go_on(asked: list[Request], answers: list[list[Completion]]) -> list[Request]:
+    """Most with their answer and more; some with half of the prompt, one with another prompt."""
+    following = []
+    for key, (request, (first, *_)) in enumerate(zip(asked, answers, strict=True)):
+        said = [*request.token_ids, *first.token_ids]
+        if key % 3 == 1:
+            said = said[: len(request.token_ids) // 2 + 1]
+        following.append(replace(request, token_ids=[90] if key == 2 else [*said, 80, 81, 82]))
+    return following
+
+
+@pytest.mark.parametrize("max_num_seqs", [4, 256])
+def test_what_a_request_goes_on_with_is_not_computed_again(max_num_seqs: int) -> None:
+    model, params = model_of(), SamplingParams(max_tokens=7)
+    asked = [replace(one, is_continued=True) for one in requests(9)]
+    session, shared = engine_of(model, max_num_seqs).session(), [0] * len(asked)
+    for _ in range(4):
+        answers = take_turn(session, asked, params)
+        assert_logprobs_are_plain(model, asked, answers)
+        assert [one.cached_tokens for (one,) in answers] == shared
+        following = go_on(asked, answers)
+        for key, (before, (said,), after) in enumerate(zip(asked, answers, following, strict=True)):
+            computed = [*before.token_ids, *said.token_ids[:-1]]
+            same = takewhile(lambda pair: pair[0] == pair[1], zip(computed, after.token_ids, strict=False))
+            shared[key] = min(sum(1 for _ in same), len(after.token_ids) - 1)
+        asked = following
+
+
+def test_several_samples_go_on_with_what_was_computed_of_one() -> None:
+    engine, params = engine_of(model_of()), SamplingParams(3, max_tokens=7)
+    session, asked = engine.session(), [replace(one, is_continued=True) for one in requests(9)]
+    for _ in range(3):
+        answers = take_turn(session, asked, params)
+        assert tokens_of(answers) == tokens_of(engine.generate(asked, params))
+        asked = go_on(asked, answers)
     assert sum(one.cached_tokens for one, *_ in answers) > 0
-    return answers
 
 
 def test_what_nobody_goes_on_with_is_given_back_and_what_has_no_room_is_not_kept(
