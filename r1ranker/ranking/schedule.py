@@ -95,9 +95,8 @@ class OpenConversations:
             return
         one.conversation.close()
         for number in range(one.handed):
-            key = place * MOST_ASKED + number
-            if self._keys.pop(key, None) is not None:
-                self._session.cancel(key)
+            self._keys.pop(place * MOST_ASKED + number, None)
+        self._let_go(one, range(one.handed))
 
     def _go_on(self, one: _Open) -> RankingResult | None:
         try:
@@ -120,7 +119,7 @@ class OpenConversations:
         return None
 
     def _let_go(self, one: _Open, numbers: Iterable[int]) -> None:
-        """Nobody goes on with what the session keeps of these of the last questions."""
+        """Drop these of the last questions, and what the session keeps of them: nobody goes on with it."""
         for number in numbers:
             self._session.cancel(one.place * MOST_ASKED + number)
 

@@ -105,7 +105,9 @@ class Service:
         if strategy is None:
             return self.ranker
         own = self.ranker.settings
-        settings = replace(own, strategy=strategy, trained=strategy if strategy in MODES else own.trained)
+        trained = strategy if strategy in MODES else own.trained
+        rounds = own.rounds if strategy == "iterative" else "separate"
+        settings = replace(own, strategy=strategy, trained=trained, rounds=rounds)
         try:
             settings.check()
         except UserError as error:

@@ -155,6 +155,9 @@ class Scripted:
             done.append((key, [self.answer(question, number) for number in range(samples)]))
         return done
 
+    def cancel(self, key: int) -> None:
+        self.open.pop(key, None)
+
     def rank(self, mode: Mode, waves: bool = False, **settings: int) -> list[RankingResult]:
         conversations = [
             converse(one, RankerSettings(mode, elimination=EliminationSettings(**settings))) for one in pools()

@@ -315,6 +315,15 @@ def test_a_prompt_that_the_model_does_not_hold_is_the_clients_to_mend(serve: Cal
     assert "Traceback" not in refused.text
 
 
+def test_another_strategy_is_asked_in_rounds_of_its_own(ranker: Ranker) -> None:
+    in_turns = Ranker(ranker.engine, ranker.tokenizer, replace(ranker.settings, rounds="conversation"))
+    service = Service(in_turns, "tiny", "Passage-9")
+    assert service._ranker_of(None) is in_turns
+    assert service._ranker_of("iterative").settings.rounds == "conversation"
+    for strategy in ("direct", "windows", "tournament"):
+        assert service._ranker_of(strategy).settings.rounds == "separate"  # type: ignore[arg-type]
+
+
 def test_our_own_requests_are_ranked_and_told_round_by_round(serve: Callable[..., TestClient], ranker: Ranker) -> None:
     client = serve()
     body = {
@@ -384,8 +393,8 @@ class Stuck:
         return done
 
     def cancel(self, key: int) -> None:
-        del self.open[key]
-        self.cancelled.append(key)
+        if self.open.pop(key, None) is not None:
+            self.cancelled.append(key)
 
 
 class StuckRanker:
