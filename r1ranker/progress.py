@@ -30,26 +30,35 @@ def follow(
 
     `pace`: how many of other things came a second is said too.
     """
-    console = Console(stderr=True)
     began, found = clock(), Counter[str]()
 
     def paces() -> str:
         seconds = clock() - began
         return ", ".join(f"{_rate(count / seconds)} {what}/s" for what, count in list(found.items()) if seconds > 0)
 
-    if console.is_interactive:  # a terminal, and not one that cannot move its cursor
-        with Progress(*_columns(), console=console, transient=True) as progress:
-            bar = progress.add_task(name, total=total, paces="")
-            for item in items:
-                found.update(pace(item) if pace else {})
-                progress.update(bar, advance=1, paces=paces())
-                yield item
-        return
-    with report_progress(name, total, "queries", say_on_stderr, clock, predict=True, more=paces) as count:
+    with show_progress(name, total, "queries", paces, clock) as count:
         for item in items:
             found.update(pace(item) if pace else {})
             count()
             yield item
+
+
+@contextmanager
+def show_progress(
+    name: str, total: int, unit: str, more: Callable[[], str], clock: Callable[[], float] = time.monotonic
+) -> Iterator[Callable[[], None]]:
+    """A function to be called as each of `total` is done: on a terminal it moves a bar, elsewhere report_progress says a line.
+
+    `more`: what else is said, such as a rate or the last loss.
+    """
+    console = Console(stderr=True)
+    if not console.is_interactive:  # no terminal, or one that cannot move its cursor
+        with report_progress(name, total, unit, _say_on_stderr, clock, predict=True, more=more) as count:
+            yield count
+        return
+    with Progress(*_columns(unit), console=console, transient=True) as progress:
+        bar = progress.add_task(name, total=total, more="")
+        yield lambda: progress.update(bar, advance=1, more=more())
 
 
 @contextmanager
@@ -90,8 +99,7 @@ def report_progress(
         thread.join()
 
 
-def say_on_stderr(line: str) -> None:
-    """A line that others can read while they wait."""
+def _say_on_stderr(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
@@ -105,17 +113,21 @@ def _in_words(seconds: float) -> str:
     return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
-def _columns() -> tuple[ProgressColumn, ...]:
+def _columns(unit: str) -> tuple[ProgressColumn, ...]:
     return (
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        _Rate(),
-        TextColumn("{task.fields[paces]}", markup=False),
+        _Rate(unit),
+        TextColumn("{task.fields[more]}", markup=False),
         TimeRemainingColumn(),
     )
 
 
 class _Rate(ProgressColumn):
+    def __init__(self, unit: str) -> None:
+        super().__init__()
+        self._unit = unit
+
     def render(self, task: Any) -> Text:
-        return Text(f"{task.speed:.1f} queries/s" if task.speed else "")
+        return Text(f"{task.speed:.1f} {self._unit}/s" if task.speed else "")

@@ -71,11 +71,16 @@ def encode_continuation(tokenizer: PreTrainedTokenizerBase, context: str, text: 
     template = chat_template_of(tokenizer)
     text = template.control_words.neutralise(text)
     for before in (context, BREAK):
-        begun = _context_ids(template, before)
-        whole = _batch(tokenizer, [before + text])[0]
-        if tuple(whole[: len(begun)]) == begun:
-            return whole[len(begun) :]
+        if (ids := ids_behind(template, before, text)) is not None:
+            return ids
     return encode_text(tokenizer, text)
+
+
+def ids_behind(template: ChatTemplate, context: str, text: str) -> list[int] | None:
+    """Token ids of `text`, control words among them, behind `context`; None where its first characters join the context's last."""
+    begun = _context_ids(template, context)
+    whole = _batch(template.tokenizer, [context + text])[0]
+    return whole[len(begun) :] if tuple(whole[: len(begun)]) == begun else None
 
 
 def encode_completion(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dict[str, str]], text: str) -> list[int]:

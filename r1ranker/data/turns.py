@@ -6,13 +6,12 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from r1ranker.data.chat_template import chat_template_of
+from r1ranker.data.names import CLOSING
+from r1ranker.data.tokenise import ids_behind
 from r1ranker.errors import UserError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-
-_END = "</answer>"
 
 
 def encode_next_turn(
@@ -31,18 +30,12 @@ def encode_next_turn(
         raise UserError(
             f"{template.name}: the chat template writes earlier turns anew as a conversation goes on; rounds=separate is wanted"
         )
-    texts = {len(roles): text, len(roles) + 1: begun}
-    written = [
-        part if isinstance(part, str) else template.control_words.neutralise(part.fill(texts[part.message]))
-        for part in whole[len(before) :]
-    ]
+    messages = [{"role": role, "content": ""} for role in roles]
+    messages += [{"role": "user", "content": text}, {"role": "assistant", "content": begun}]
+    turn = "".join(template.parts(messages)[len(before) :])
     said = list(so_far)
     if said[-1] == tokenizer.eos_token_id:
         said.pop()  # the template's own end of a turn comes next, which with most is the same token
     # behind the end of an answer, and not at the beginning of a text, where some tokenizers put white space
-    end, whole_ids = (
-        list(tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (_END, "".join([_END, *written]))
-    )
-    if whole_ids[: len(end)] == end:
-        return said + whole_ids[len(end) :]
-    return said + list(tokenizer("".join(written), add_special_tokens=False)["input_ids"])
+    ids = ids_behind(template, CLOSING, turn)
+    return said + (list(tokenizer(turn, add_special_tokens=False)["input_ids"]) if ids is None else ids)

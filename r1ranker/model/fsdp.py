@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
+
+Item = TypeVar("Item")
 
 
 def shard(
@@ -39,10 +42,17 @@ def reshard(model: nn.Module) -> None:
     model.reshard()
 
 
-def reduce_gradients(model: nn.Module, now: bool) -> None:
-    """Whether the next backward pass shards and offloads gradients, or adds them up whole, in float32, where they are computed."""
+def each_micro_batch(model: nn.Module, bins: Sequence[Item], sum_whole: bool) -> Iterator[Item]:
+    """The micro-batches of a mini-batch, each to be taken through a backward pass before the next.
+
+    `sum_whole`: their gradients are added up whole, in float32, where they are computed, and are sharded and offloaded with
+    the last one; else with each.
+    """
     assert isinstance(model, FSDPModule)
-    model.set_requires_gradient_sync(now)
+    for place, one in enumerate(bins, 1):
+        if sum_whole:
+            model.set_requires_gradient_sync(place == len(bins))
+        yield one
 
 
 def gather_parameters(

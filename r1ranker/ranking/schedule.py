@@ -94,8 +94,6 @@ class OpenConversations:
         if one is None:
             return
         one.conversation.close()
-        for number in range(one.handed):
-            self._keys.pop(place * MOST_ASKED + number, None)
         self._let_go(one, range(one.handed))
 
     def _go_on(self, one: _Open) -> RankingResult | None:
@@ -121,7 +119,9 @@ class OpenConversations:
     def _let_go(self, one: _Open, numbers: Iterable[int]) -> None:
         """Drop these of the last questions, and what the session keeps of them: nobody goes on with it."""
         for number in numbers:
-            self._session.cancel(one.place * MOST_ASKED + number)
+            key = one.place * MOST_ASKED + number
+            self._keys.pop(key, None)
+            self._session.cancel(key)
 
     def _hand_over(self, one: _Open) -> None:
         """Give the session what was asked, as far as it may hold of it."""

@@ -77,8 +77,7 @@ def _iterative(example: RankingExample, settings: RankerSettings, result: Rankin
     Where no answer names a candidate, the one closest to it in spelling goes out, the last shown of equals.
     """
     how = settings.elimination
-    state = Elimination(example.candidates)
-    least, rounds = max(1, how.top_k if settings.strategy == "iterative" else 0), 0
+    state, least, rounds = Elimination(example.candidates), _least(settings), 0
     exact = settings.weighs and how.eliminate > 1 and how.votes == 1
     while len(state.pool) > least:
         rounds += 1
@@ -87,20 +86,18 @@ def _iterative(example: RankingExample, settings: RankerSettings, result: Rankin
             logprobs = yield from weigh(shown, "iterative", result)
             out = sorted(range(len(logprobs)), key=lambda place: (logprobs[place], place), reverse=True)
         else:
-            answers = yield from ask(Question(shown, "iterative", how.samples), settings.answer_format, result)
-            parsed = [answer for answer, _ in answers]
-            named = Counter(answer.named[0] for answer in parsed if answer.is_valid("iterative", len(state.pool)))
+            question = Question(shown, "iterative", how.samples)
+            answers = yield from ask(question, settings.answer_format, result)
+            named = Counter(answer.named[0] for answer, _ in answers if question.is_answered(answer))
             if not named:
                 result.fallbacks += 1
-                first = parsed[0]
+                first, _ = answers[0]
                 named[first.named[0] if first.named else closest(first.answer or "", state.pool)] = 1
             out = sorted(named, key=lambda place: (named[place], place), reverse=True)
         for name in [shown.candidates[place] for place in out[: min(how.eliminate, len(state.pool) - least)]]:
             state.eliminate(name)
             result.out_in_round[name] = rounds
-    result.ranking = state.ranking()
-    result.unordered = len(state.pool) if len(state.pool) > 1 else 0
-    return result
+    return _end(state, result)
 
 
 def _in_turns(
@@ -111,8 +108,7 @@ def _in_turns(
     Where no answer names one who is still in, the closest in spelling of these goes out. What does not fit the engine any more
     is begun anew with the pool that is left.
     """
-    state = Elimination(example.candidates)
-    least, rounds = max(1, settings.elimination.top_k if settings.strategy == "iterative" else 0), 0
+    state, least, rounds = Elimination(example.candidates), _least(settings), 0
     shown = example
     so_far: tuple[int, ...] = ()
     out: tuple[int, ...] = ()
@@ -134,6 +130,15 @@ def _in_turns(
         so_far, out = reply.token_ids, (*out, place)
         if room is not None and len(so_far) + len(name.encode("utf-8", "surrogatepass")) + AROUND_TURN > room:
             shown, so_far, out = example.with_pool(state.pool), (), ()
+    return _end(state, result)
+
+
+def _least(settings: RankerSettings) -> int:
+    """Candidates that an elimination leaves."""
+    return max(1, settings.elimination.top_k if settings.strategy == "iterative" else 0)
+
+
+def _end(state: Elimination, result: RankingResult) -> RankingResult:
     result.ranking = state.ranking()
     result.unordered = len(state.pool) if len(state.pool) > 1 else 0
     return result
@@ -141,12 +146,10 @@ def _in_turns(
 
 def _direct(example: RankingExample, settings: RankerSettings, result: RankingResult) -> Conversation:
     """One answer; candidates that it does not name follow in the order shown."""
-    answers = yield from ask(Question(example, "direct"), settings.answer_format, result)
-    best = max(
-        (answer for answer, _ in answers),
-        key=lambda answer: (answer.is_valid("direct", len(example.candidates)), len(answer.named)),
-    )
-    result.fallbacks += not best.is_valid("direct", len(example.candidates))
+    question = Question(example, "direct")
+    answers = yield from ask(question, settings.answer_format, result)
+    best = max((answer for answer, _ in answers), key=lambda one: (question.is_answered(one), len(one.named)))
+    result.fallbacks += not question.is_answered(best)
     named = [example.candidates[place] for place in best.named]
     result.ranking = (*named, *(name for name in example.candidates if name not in set(named)))
     return result

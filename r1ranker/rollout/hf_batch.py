@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Collection, Iterator, Sequence
+from operator import itemgetter
 
 import numpy as np
 import torch
@@ -126,9 +127,9 @@ class ContinuousBatch:
         first_row, first_group = len(self._rows), len(self._groups)
         begun: list[Kept | None] = []
         for ids, alike in prompts.items():
-            before = [found for one in alike if (found := self._kept.take(one.key))]
-            begun.append(max(before, key=lambda one: one.shared_with(ids), default=None))
-            cached = begun[-1].shared_with(ids) if begun[-1] else 0
+            before = [(found.shared_with(ids), found) for one in alike if (found := self._kept.take(one.key))]
+            cached, sequence = max(before, key=itemgetter(0), default=(0, None))
+            begun.append(sequence)
             group = Group(len(self._groups), len(ids), live=n * len(alike), cached=cached)
             self._groups.append(group)
             for opened in alike:
@@ -310,18 +311,20 @@ class ContinuousBatch:
                 choices=row.choices,
                 cached_tokens=row.group.cached,
             )
-            if row.open.request.is_continued:
-                computed = (*row.open.request.token_ids, *ids[: self._step - row.born])
-                self._kept.put(
-                    row.open.key,
-                    copy_sequence(computed, self._prompts, row.group.slot, row.group.length, self._responses, place),
-                )
             complete = [one for one in row.open.completions if one is not None]
             if len(complete) == self.params.n:
                 done.append((row.open.key, complete))
+                self._keep(place, row, ids)
             row.group.live -= 1
         self._close_gaps(ended)
         return done
+
+    def _keep(self, place: int, row: Row, response: Sequence[int]) -> None:
+        """Keep what was computed of a request that is gone on with, and of the response in that place, where there is room."""
+        computed = (*row.open.request.token_ids, *response[: self._step - row.born])
+        if row.open.request.is_continued and self._kept.has_room(len(computed)):
+            copied = copy_sequence(computed, self._prompts, row.group.slot, row.group.length, self._responses, place)
+            self._kept.put(row.open.key, copied)
 
     def _close_gaps(self, ended: Sequence[int]) -> None:
         """Take ended rows out, and the groups that have none left."""

@@ -37,12 +37,15 @@ class KeptSequences:
         self._kept: dict[int, Kept] = {}
         self._tokens = 0
 
+    def has_room(self, tokens: int) -> bool:
+        """Whether a sequence of so many can be kept beside the others."""
+        return self._tokens + tokens <= KEPT_TOKENS
+
     def put(self, key: int, sequence: Kept) -> None:
-        """Keep a sequence until it is taken or dropped; where there is no room, do not."""
+        """Keep a sequence, for which there is room, until it is taken."""
         self.take(key)
-        if self._tokens + len(sequence.ids) <= KEPT_TOKENS:
-            self._kept[key] = sequence
-            self._tokens += len(sequence.ids)
+        self._kept[key] = sequence
+        self._tokens += len(sequence.ids)
 
     def take(self, key: int) -> Kept | None:
         """What is kept under a key, and is not any more."""

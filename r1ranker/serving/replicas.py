@@ -20,7 +20,7 @@ from r1ranker.errors import RunError, UserError, first_line
 from r1ranker.serving.app import create_app
 from r1ranker.serving.server import LOGS, example_curl, listen_at, url_of
 from r1ranker.serving.service import Service
-from r1ranker.trainer.workers.ray_session import check_address, named_cluster, temporary_directory
+from r1ranker.trainer.workers.ray_session import ray_for
 
 APPLICATION = "r1ranker"
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
@@ -80,25 +80,15 @@ def run_replicas(
     with listen_at(host, port) as listening:  # Ray Serve would say nothing of a port that is taken
         port = listening.getsockname()[1]
     os.environ.setdefault("RAY_DEDUP_LOGS", "0")  # each request has its line
-    address = named_cluster()
-    if address is not None:
-        check_address(address)
-    with temporary_directory() as directory:
-        own: dict[str, Any] = {}
-        if address is None:
-            own = {"address": "local", "include_dashboard": False, "_temp_dir": directory}
-            own["num_cpus"] = max(replicas + 1, count_cores())
-        ray.init(logging_level=logging.ERROR, **own)
+    with ray_for(replicas + 1):
+        gpus = ray.cluster_resources().get("GPU", 0)
+        if 0 < gpus < replicas:
+            raise UserError(f"--replicas: found {replicas}, and there are {gpus:g} GPUs; one a replica is wanted")
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         try:
-            on_gpu = ray.cluster_resources().get("GPU", 0) > 0
-            if on_gpu and replicas > ray.cluster_resources()["GPU"]:
-                raise UserError(
-                    f"--replicas: found {replicas}, and there are {ray.cluster_resources()['GPU']:g} GPUs; one a replica is wanted"
-                )
-            logging.getLogger("ray.serve").setLevel(logging.WARNING)
             serve.start("HeadOnly", {"host": host, "port": port}, logging_config=QUIET)
             try:
-                serve.run(deploy_replicas(load, replicas, on_gpu, origins), name=APPLICATION, route_prefix="/")
+                serve.run(deploy_replicas(load, replicas, gpus > 0, origins), name=APPLICATION, route_prefix="/")
             except RuntimeError as error:
                 raise RunError(f"no replica started: {first_line(error, 300)}") from error
             url = url_of(host, port)
@@ -107,7 +97,6 @@ def run_replicas(
             _wait_for_a_signal()
         finally:
             serve.shutdown()
-            ray.shutdown()
 
 
 def _wait_for_a_signal() -> None:

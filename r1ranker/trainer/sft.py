@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import Progress, TextColumn
 from transformers import PreTrainedTokenizerBase
 
 from r1ranker.atomic import check_place
@@ -23,7 +20,7 @@ from r1ranker.model.fsdp import gather_parameters
 from r1ranker.model.init import save_hf
 from r1ranker.model.loading import load_causal_lm
 from r1ranker.pretrained import load_tokenizer
-from r1ranker.progress import report_progress, say_on_stderr
+from r1ranker.progress import show_progress
 from r1ranker.rollout.agreement import check_architecture
 from r1ranker.rollout.context import check_fits
 from r1ranker.trainer.algorithm.estimation import assign_loss_weights
@@ -102,7 +99,11 @@ def fine_tune(
     losses: list[float] = []
     order = np.random.default_rng(settings.seed)
     waiting: list[int] = []
-    with _shown_progress(settings.steps, losses) as advance:
+
+    def last_loss() -> str:
+        return f"loss {losses[-1]:.3f}" if losses else ""
+
+    with show_progress("supervised cold start", settings.steps, "steps", last_loss) as advance:
         for _ in range(settings.steps):
             while len(waiting) < settings.batch_size:
                 waiting += order.permutation(len(examples)).tolist()
@@ -120,24 +121,6 @@ def fine_tune(
             own[name].copy_(weight)
     save_hf(output_dir, model, tokenizer)
     return losses
-
-
-@contextmanager
-def _shown_progress(steps: int, losses: Sequence[float]) -> Iterator[Callable[[], None]]:
-    """A function to be called after each step: a bar on a terminal, else a line every half a minute, with the last loss."""
-    console, name = Console(stderr=True), "supervised cold start"
-    if not console.is_interactive:
-
-        def last_loss() -> str:
-            return f"loss {losses[-1]:.3f}" if losses else ""
-
-        with report_progress(name, steps, "steps", say_on_stderr, predict=True, more=last_loss) as advance:
-            yield advance
-        return
-    columns = (*Progress.get_default_columns(), TextColumn("loss {task.fields[loss]:.3f}"))
-    with Progress(*columns, console=console) as progress:
-        bar = progress.add_task(name, total=steps, loss=float("nan"))
-        yield lambda: progress.update(bar, advance=1, loss=losses[-1])
 
 
 def _step(policy: Policy, optimisation: Optimisation, examples: Sequence[Trajectory], max_tokens: int) -> float:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import re
 import signal
 import socket
 import subprocess
@@ -17,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from served import start_served
 
 httpx = pytest.importorskip("httpx")
 
@@ -27,21 +26,11 @@ Call = Callable[..., tuple[int, str, str]]
 def served(tiny_model: str, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], str]]:
     """The process, and the address that it told."""
     (tmp_path / "keys").write_text("secret\n")
-    process = subprocess.Popen(
-        [
-            sys.executable, "-m", "r1ranker.cli", "serve", tiny_model, "--port", "0", "--engine", "hf", "--strategy", "iterative",
-            "--no-think", "--constrain", "candidates", "--max-tokens", "8", "--api-key-file", str(tmp_path / "keys"),
-        ],
-        stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert process.stderr is not None
-    lines = iter(process.stderr.readline, "")
-    found = next(match for match in (re.search(r"is served at (\S+)", line) for line in lines) if match)
-    assert next(lines).startswith(f"curl {found[1]}/rerank -H 'Authorization: Bearer KEY'")
-    threading.Thread(target=process.stderr.read, daemon=True).start()  # its log would fill the pipe, and it would wait
-    yield process, found[1]
-    process.kill()
-    process.wait()
+    with start_served(tiny_model, "--api-key-file", str(tmp_path / "keys")) as running:
+        curl = f"curl {running.address}/rerank -H 'Authorization: Bearer KEY'"
+        while not any(line.startswith(curl) for line in running.lines):
+            assert running.reading.is_alive()
+        yield running.process, running.address
 
 
 def test_it_answers_and_finishes_what_is_in_flight(served: tuple[subprocess.Popen[str], str]) -> None:
@@ -146,27 +135,16 @@ main()
 
 
 def test_a_process_whose_engine_dies_says_so_and_ends(tiny_model: str) -> None:
-    process = subprocess.Popen(
-        [
-            sys.executable, "-c", DYING, "serve", tiny_model, "--port", "0", "--engine", "hf", "--strategy", "iterative",
-            "--no-think", "--constrain", "candidates", "--max-tokens", "8",
-        ],
-        stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
-    assert process.stderr is not None
-    address = next(match for line in process.stderr if (match := re.search(r"is served at (\S+)", line)))[1]
-    rest: list[str] = []
-    reading = threading.Thread(target=lambda: rest.extend(process.stderr or ()))
-    reading.start()
-    with httpx.Client(base_url=address, timeout=60) as client:
-        wait_for(client)
-        found = client.post("/rerank", json={"query": "q", "documents": [f"text {n}" for n in range(12)]})
-    assert (found.status_code, found.headers["retry-after"]) == (503, "1")
-    assert found.json()["message"] == "the engine has failed; the service is ending"
-    assert process.wait(60) == 1
-    reading.join(60)
-    assert rest[-1] == "error: the engine failed: RuntimeError: CUDA error: device-side assert triggered\n"
-    assert not any("Traceback" in line for line in rest)
+    with start_served(tiny_model, command=(sys.executable, "-c", DYING)) as running:
+        with httpx.Client(base_url=running.address, timeout=60) as client:
+            wait_for(client)
+            found = client.post("/rerank", json={"query": "q", "documents": [f"text {n}" for n in range(12)]})
+        assert (found.status_code, found.headers["retry-after"]) == (503, "1")
+        assert found.json()["message"] == "the engine has failed; the service is ending"
+        assert running.process.wait(60) == 1
+        running.reading.join(60)
+        assert running.lines[-1] == "error: the engine failed: RuntimeError: CUDA error: device-side assert triggered\n"
+        assert not any("Traceback" in line for line in running.lines)
 
 
 def wait_for(client: Any) -> None:

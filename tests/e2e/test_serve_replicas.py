@@ -5,13 +5,12 @@ from __future__ import annotations
 import os
 import re
 import signal
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from served import Served, start_served
 
 httpx = pytest.importorskip("httpx")
 pytest.importorskip("grpc_reflection", reason="Ray Serve is not installed; '.[replicas]' brings it")
@@ -19,28 +18,10 @@ BODY = {"query": "how does bread rise", "documents": [f"text {n}" for n in range
 
 
 @pytest.fixture
-def replicas(tiny_model: str) -> Iterator[tuple[subprocess.Popen[str], str, list[str]]]:
-    """The process, its address, and what it writes."""
-    process = subprocess.Popen(
-        [
-            sys.executable, "-m", "r1ranker.cli", "serve", tiny_model, "--port", "0", "--replicas", "2", "--engine", "hf",
-            "--strategy", "iterative", "--no-think", "--constrain", "candidates", "--max-tokens", "8",
-        ],
-        stderr=subprocess.STDOUT, stdout=subprocess.PIPE, text=True, env=os.environ | {"RAY_ADDRESS": ""},
-    )  # fmt: skip
-    assert process.stdout is not None
-    lines = iter(process.stdout.readline, "")
-    seen: list[str] = []
-    for line in lines:
-        seen.append(line)
-        if found := re.search(r"is served at (\S+) by 2 replicas", line):
-            break
-    else:
-        raise AssertionError("".join(seen))
-    threading.Thread(target=lambda: seen.extend(lines), daemon=True).start()
-    yield process, found[1], seen
-    process.kill()
-    process.wait()
+def replicas(tiny_model: str) -> Iterator[Served]:
+    with start_served(tiny_model, "--replicas", "2", environment={"RAY_ADDRESS": ""}) as running:
+        assert any(f"is served at {running.address} by 2 replicas" in line for line in running.lines)
+        yield running
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
@@ -52,9 +33,9 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def test_two_replicas_answer_and_one_that_is_killed_is_replaced(
-    replicas: tuple[subprocess.Popen[str], str, list[str]],
+    replicas: Served,
 ) -> None:
-    process, address, seen = replicas
+    process, address, seen = replicas.process, replicas.address, replicas.lines
 
     def ask(_: int = 0) -> int:
         return int(httpx.post(f"{address}/rerank", json=BODY, timeout=60).status_code)

@@ -180,16 +180,16 @@ def test_offloaded_gradients_are_summed_on_a_gpu_that_has_room(tiny_model: str) 
     offload = "actor_rollout_ref.actor.fsdp_config.param_offload=true"
     update = "update of the actor"
     roomy = MemoryModel.of(config_of(tiny_model, offload), True, 2**40)
-    assert roomy.sums_on_gpu(update)
+    assert roomy.sums_on_gpu() == {"actor"}
     whole = roomy.moments()[update]["actor: gradients"]
     assert whole == 4 * roomy.actor.parameters
     least = int(total_bytes(roomy.moments()[update]) / SUMMING_SHARE)
-    assert replace(roomy, device_bytes=least + 2).sums_on_gpu(update)
+    assert replace(roomy, device_bytes=least + 2).sums_on_gpu() == {"actor"}
     tight = replace(roomy, device_bytes=least - 2)
-    assert not tight.sums_on_gpu(update)
+    assert tight.sums_on_gpu() == set()
     assert total_bytes(roomy.moments()[update]) - total_bytes(tight.moments()[update]) == whole
     for config, on_gpu in ((config_of(tiny_model), True), (config_of(tiny_model, offload), False)):
-        assert not MemoryModel.of(config, on_gpu, 2**40).sums_on_gpu(update)
+        assert MemoryModel.of(config, on_gpu, 2**40).sums_on_gpu() == set()
 
 
 def test_where_no_budget_fits_other_cures_are_named(tiny_model: str) -> None:

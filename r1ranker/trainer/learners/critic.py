@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from r1ranker.model.execution import ExecutionOptions
-from r1ranker.model.fsdp import reduce_gradients, reshard
+from r1ranker.model.fsdp import each_micro_batch, reshard
 from r1ranker.model.value import ValueModel
 from r1ranker.trainer.algorithm.losses import value_loss
 from r1ranker.trainer.batch.trajectory import MicroBatch, Trajectory, pack, split_responses
@@ -46,9 +46,7 @@ class Critic:
     def update(self, bins: Bins, optimisation: Optimisation) -> dict[str, float]:
         """One optimizer step on a mini-batch, or none, as of the policy; returns sums of the metrics over tokens."""
         totals = {"critic/vf_loss": 0.0, "critic/vf_clipfrac": 0.0}
-        for place, trajectories in enumerate(bins, 1):
-            if self._execution.sums_on_device:
-                reduce_gradients(self.module, place == len(bins))
+        for trajectories in each_micro_batch(self.module, bins, self._execution.sums_on_device):
             batch = self.pack(trajectories)
             weights = batch.columns["weights"]
             losses, clipped = value_loss(

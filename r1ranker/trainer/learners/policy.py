@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from r1ranker.model.execution import ExecutionOptions
-from r1ranker.model.fsdp import reduce_gradients, reshard
+from r1ranker.model.fsdp import each_micro_batch, reshard
 from r1ranker.model.policy_model import PolicyModel
 from r1ranker.trainer.algorithm.kl import kl_estimate
 from r1ranker.trainer.algorithm.losses import ClipRange, policy_loss
@@ -111,9 +111,7 @@ class Policy:
     def accumulate_gradients(self, bins: Bins, loss: PolicyLoss) -> dict[str, float]:
         """Add the gradient of a mini-batch's loss, micro-batch by micro-batch; returns it, and sums of the metrics over tokens."""
         totals = {"loss": 0.0}
-        for place, trajectories in enumerate(bins, 1):
-            if self._execution.sums_on_device:
-                reduce_gradients(self.module, place == len(bins))
+        for trajectories in each_micro_batch(self.module, bins, self._execution.sums_on_device):
             batch = self.pack(trajectories)
             logprobs, entropy = self.forward(batch, with_entropy=True, entropy_requires_grad=loss.entropy_coeff != 0)
             value, sums = loss(batch, logprobs, entropy)

@@ -171,12 +171,6 @@ class MemoryModel:
 
     def updating_actor(self, tokens: int, checkpointing: bool | None = None) -> Parts:
         """The update of the actor with micro-batches of `tokens` tokens, from its second micro-batch on."""
-        parts = self._updating_actor(tokens, checkpointing)
-        return parts | self._sums(
-            "actor", self.actor.parameters, self.config.actor_rollout_ref.actor.fsdp_config, parts
-        )
-
-    def _updating_actor(self, tokens: int, checkpointing: bool | None) -> Parts:
         role = self.config.actor_rollout_ref
         if checkpointing is None:
             checkpointing = role.model.enable_gradient_checkpointing
@@ -185,7 +179,7 @@ class MemoryModel:
         parts |= self._updating(
             "actor", self.actor, self.actor.parameters, tokens, checkpointing, role.actor.fsdp_config
         )
-        return self.resident() | self._with_holes(parts)
+        return self._with_sums("actor", self.actor.parameters, role.actor.fsdp_config, parts)
 
     def updating_critic(self, tokens: int, checkpointing: bool | None = None) -> Parts:
         """The same of the critic, which has no logits."""
@@ -195,20 +189,20 @@ class MemoryModel:
             checkpointing = model.enable_gradient_checkpointing
         shards = value_parameters(self.critic)
         parts = self._updating("critic", self.critic, shards, tokens, checkpointing, model.fsdp_config)
-        parts = self.resident() | self._with_holes(parts)
-        return parts | self._sums("critic", shards, model.fsdp_config, parts)
+        return self._with_sums("critic", shards, model.fsdp_config, parts)
 
-    def _sums(self, name: str, parameters: int, fsdp: FSDPConfig, update: Parts) -> Parts:
-        """Whole gradients of a model that rests in host memory, where a GPU has room for them beside its update."""
-        whole = MASTER * parameters
+    def _with_sums(self, name: str, parameters: int, fsdp: FSDPConfig, passing: Parts) -> Parts:
+        """All of an update: where a GPU has room beside it, with whole gradients of a model that rests in host memory."""
+        update, whole = self.resident() | self._with_holes(passing), MASTER * parameters
         fits = total_bytes(update) + whole <= SUMMING_SHARE * self.device_bytes
-        return {f"{name}: gradients": whole} if self.away(fsdp) and fits else {}
+        return update | {f"{name}: gradients": whole} if self.away(fsdp) and fits else update
 
-    def sums_on_gpu(self, update: str) -> bool:
-        """Whether that moment (`update of the actor`, `update of the critic`) has offloaded gradients summed on the GPU."""
-        learner = update.rpartition(" ")[2]
-        fsdp = (self.config.critic.model if learner == "critic" else self.config.actor_rollout_ref.actor).fsdp_config
-        return self.away(fsdp) and f"{learner}: gradients" in self.moments()[update]
+    def sums_on_gpu(self) -> set[str]:
+        """Those of `actor` and `critic` whose offloaded gradients are summed on the GPU."""
+        role, critic = self.config.actor_rollout_ref.actor, self.config.critic.model
+        away = [name for name, fsdp in (("actor", role.fsdp_config), ("critic", critic.fsdp_config)) if self.away(fsdp)]
+        moments = self.moments()
+        return {name for name in away if f"{name}: gradients" in moments.get(f"update of the {name}", {})}
 
     def stepping(self) -> Parts:
         """AdamW's step: the gradients; the fused step has no intermediate results, and their norm is taken in small chunks."""

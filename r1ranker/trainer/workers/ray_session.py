@@ -30,6 +30,15 @@ def start_ray(config: Config) -> Iterator[None]:
     if config.trainer.executor == "local":
         yield
         return
+    rollout = config.actor_rollout_ref.rollout
+    apart = rollout.n_workers if rollout.placement == "separate" else 0
+    with ray_for(config.world_size + apart):
+        yield
+
+
+@contextmanager
+def ray_for(processes: int) -> Iterator[None]:
+    """Ray with room for so many processes on the CPU; raises UserError as start_ray does."""
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # of calls that are given up: one cause is said
     import ray
@@ -38,7 +47,7 @@ def start_ray(config: Config) -> Iterator[None]:
         yield
         return
     address = named_cluster()
-    with _started(config) if address is None else _attached(address):
+    with _started(processes) if address is None else _attached(address):
         yield
 
 
@@ -60,17 +69,15 @@ def check_ray(config: Config) -> None:
 
 
 @contextmanager
-def _started(config: Config) -> Iterator[None]:
+def _started(processes: int) -> Iterator[None]:
     import ray
 
-    rollout = config.actor_rollout_ref.rollout
-    apart = rollout.n_workers if rollout.placement == "separate" else 0
     with temporary_directory() as directory:
         try:
             # processes on the CPU share its cores: Ray is told of as many as there are processes
             ray.init(
                 address="local",  # and not one that someone else has started here, which would refuse what follows
-                num_cpus=max(config.world_size + apart, os.cpu_count() or 1),
+                num_cpus=max(processes, os.cpu_count() or 1),
                 include_dashboard=False,
                 logging_level=logging.ERROR,
                 log_to_driver=True,

@@ -42,6 +42,7 @@ class Worker(Process):
         self.tokenizer = load_tokenizer(path)
         actor = config.actor_rollout_ref.actor
         self.dtype = compute_dtype(self.device, model.dtype)
+        summed = self._summed_on_gpu()
         execution = ExecutionOptions(
             world,
             _offload(actor.fsdp_config),
@@ -49,7 +50,7 @@ class Worker(Process):
             model.share_prompts,
             model.use_torch_compile,
             model.dtype,
-            self._sums_on_gpu("update of the actor"),
+            "actor" in summed,
         )
         self.policy = Policy(path, self.device, rollout.temperature, execution)
         self.policy_optimisation = Optimisation(self.policy.module, actor.optim, total_steps, actor.grad_clip)
@@ -66,7 +67,7 @@ class Worker(Process):
                 execution,
                 offload=_offload(critic.model.fsdp_config),
                 checkpointing=critic.model.enable_gradient_checkpointing,
-                sums_on_device=self._sums_on_gpu("update of the critic"),
+                sums_on_device="critic" in summed,
             )
             self.critic = Critic(str(critic.model.path), self.device, critic.cliprange_value, own)
             self.critic_optimisation = Optimisation(self.critic.module, critic.optim, total_steps, critic.grad_clip)
@@ -74,16 +75,16 @@ class Worker(Process):
             self.start_engine()
             self.sync_weights()  # it starts without
 
-    def _sums_on_gpu(self, update: str) -> bool:
-        """Whether offloaded gradients are summed on the GPUs: where the smallest of them has room, all do it. Collective.
+    def _summed_on_gpu(self) -> set[str]:
+        """Learners whose offloaded gradients are summed on the GPUs: where the smallest of these has room, all do it. Collective.
 
         Each process would else take its own decision, and those that reduce would wait for those that do not.
         """
         if self.device.type == "cpu":
-            return False
+            return set()
         size = torch.tensor(device_memory(self.device)[1])
         distributed.all_reduce(size, distributed.ReduceOp.MIN)
-        return MemoryModel.of(self.config, True, int(size)).sums_on_gpu(update)
+        return MemoryModel.of(self.config, True, int(size)).sums_on_gpu()
 
     @explain_out_of_memory
     def logprobs(self, bins: Bins, of: Literal["policy", "reference"]) -> list[list[np.ndarray]]:
