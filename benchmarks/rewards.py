@@ -28,6 +28,7 @@ from r1ranker.data.prompt_store import Prompt
 from r1ranker.rewards import compute_score
 from r1ranker.rewards.parts import direct_task_score, format_score, iterative_task_score, tags_score
 from r1ranker.rollout.engine import Completion
+from r1ranker.rollout.episodes import Turn
 from r1ranker.tasks.answers import prepend_prefill
 from r1ranker.tasks.prompts import AnswerFormat
 from r1ranker.trainer.config.schema import RewardFunctionConfig
@@ -162,10 +163,10 @@ def slow_reward(runs: int) -> None:
     prompts = [Prompt([1], "direct_ranking", {}, {}, "direct", AnswerFormat()) for _ in range(32)]
     tokenizer: Any = SimpleNamespace(decode=lambda ids, skip_special_tokens: "text")
 
-    def arriving() -> Iterator[tuple[int, list[Completion]]]:
+    def arriving() -> Iterator[tuple[int, list[Turn]]]:
         for place in range(len(prompts)):
             time.sleep(0.02)  # an engine at work elsewhere
-            yield place, [Completion([1, 2], [0.0, 0.0], "stop")] * SAMPLES
+            yield place, [Turn([1], Completion([1, 2], [0.0, 0.0], "stop"))] * SAMPLES
 
     def step(rewards: RewardPool) -> float:
         timing: dict[str, float] = {}

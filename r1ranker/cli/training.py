@@ -45,6 +45,9 @@ def init_model(
     title_words: Annotated[
         bool, typer.Option(help="titles that share words begin alike", rich_help_panel=TOKENIZER)
     ] = False,
+    turn_tokens: Annotated[
+        bool, typer.Option(help="a token for what data.rounds=conversation says between eliminations", rich_help_panel=TOKENIZER)
+    ] = False,
     seed: int = 1,
 ) -> None:
     """Build a small untrained model with a tokenizer of its own."""
@@ -67,6 +70,7 @@ def init_model(
         vocab_size=vocab_size,
         title_tokens=title_tokens,
         title_words=title_words,
+        turn_tokens=turn_tokens,
         seed=seed,
     )
     typer.echo(f"{output}: {parameters:,} parameters")

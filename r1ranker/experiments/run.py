@@ -246,7 +246,8 @@ def _untrained(experiment: Experiment, arm: Arm, output: Path, here: Path, seed:
     if not untrained.is_dir():
         every = [str(output / "data" / f"{mode}_ranking" / "train.parquet") for mode in ("direct", "iterative")]
         size = ModelSize(spec.hidden_size, spec.layers, spec.heads, spec.kv_heads)
-        init_model(str(untrained), every, size, spec.vocab_size, spec.title_tokens, spec.title_words, seed)
+        tokens = spec.title_tokens, spec.title_words, spec.turn_tokens
+        init_model(str(untrained), every, size, spec.vocab_size, *tokens, seed)
     return str(untrained)
 
 

@@ -51,6 +51,8 @@ class ModelSpec:
     title_tokens: bool = True
     title_words: bool = False
     """titles that share words begin alike"""
+    turn_tokens: bool = False
+    """what a conversation says between two eliminations is a token"""
 
 
 @dataclass

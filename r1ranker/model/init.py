@@ -17,6 +17,7 @@ from r1ranker.atomic import atomic_path
 from r1ranker.data.files.parquet import read_training_rows, row_to_example
 from r1ranker.errors import UserError
 from r1ranker.pretrained import silence_transformers
+from r1ranker.tasks.prompts import NEXT_ROUND
 from r1ranker.tasks.text import sanitise
 
 CONTROL_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
@@ -59,13 +60,15 @@ def init_model(
     vocab_size: int = 2000,
     title_tokens: bool = False,
     title_words: bool = False,
+    turn_tokens: bool = False,
     seed: int = 1,
 ) -> int:
     """Write a randomly initialised model and its tokenizer to `directory`; returns its number of parameters.
 
     The tokenizer is byte-level BPE of at most `vocab_size` tokens, trained on the prompts in `data_files` (training
     parquet); with `title_tokens` every candidate, every item of a list and every line that many prompts share becomes one
-    token on top of these; with `title_words` too, titles that share words begin alike (`word_vectors`).
+    token on top of these; with `title_words` too, titles that share words begin alike (`word_vectors`); with `turn_tokens` what a
+    conversation says between two eliminations is a token.
     Raises UserError for impossible sizes, `title_words` without `title_tokens`, and unreadable data.
     """
     size = size or ModelSize()
@@ -74,6 +77,7 @@ def init_model(
         raise UserError("--title-words: found without --title-tokens; it is about what these begin with")
     names = sorted(_names(read_training_rows(data_files))) if title_tokens else []
     lines = common_lines(_texts(read_training_rows(data_files))) if title_tokens else []
+    lines += [NEXT_ROUND] if turn_tokens else []
     tokenizer = train_tokenizer(_texts(read_training_rows(data_files)), vocab_size, names, lines)
     config = Qwen2Config(
         vocab_size=len(tokenizer),

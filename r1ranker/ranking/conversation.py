@@ -30,7 +30,7 @@ class Question:
 
     def is_answered(self, answer: ParsedAnswer) -> bool:
         """Whether the answer can be used as it is: it names those who are asked about."""
-        return answer.is_valid(self.mode, len(self.example.candidates)) and not set(answer.named) & set(self.out)
+        return answer.without(self.out).is_valid(self.mode, len(self.example.candidates))
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,8 @@ __all__ = [
     "register",
 ]
 
+OUT = "out"
+"""key of extra_info: places of the candidates that went out earlier in a conversation"""
 MODES: dict[str, Mode] = {"direct_ranking": "direct", "iterative_ranking": "iterative"}
 """data_source -> how it is ranked"""
 
@@ -45,7 +47,8 @@ def compute_score(
     candidate_text (names, a list or an array), gt (the positive) and, where the data has them, grades (a number from 0
     for each candidate), whose gain in NDCG is 2^grade - 1. `extra_info` may hold think and answer_style.
     coverage: share of the candidates named (direct), 1 where the answer is in the pool (iterative). valid: 1 where the
-    answer can be used as it is. Raises UserError for an unknown data_source or a positive that is no candidate.
+    answer can be used as it is. `extra_info` may hold out as well: places of the candidates that have gone, which an answer that
+    names one of them does not find in the pool. Raises UserError for an unknown data_source or a positive that is no candidate.
     """
     return _score(data_source, solution_str, ground_truth, extra_info, direct_task_score)
 
@@ -101,7 +104,7 @@ def _score(
     if positive is None:
         raise UserError(f"ground_truth: the positive {gold!r} is not among the {len(candidates)} candidates")
     completion = prepend_prefill(solution_str, answer_format.think)
-    parsed = parse_answer(completion, candidates, mode, answer_format)
+    parsed = parse_answer(completion, candidates, mode, answer_format).without(extra.get(OUT) or ())
     form = format_score(completion, answer_format.think)
     tags = tags_score(completion, answer_format.think)
     coverage = len(parsed.named) / (len(candidates) if mode == "direct" else 1)
@@ -110,7 +113,9 @@ def _score(
     elif mode == "direct":
         task = score_order(parsed.named, positive, len(candidates), grades)
     else:
-        task = iterative_task_score(parsed.named, positive, grades)
+        gone = set(extra.get(OUT) or ())
+        left = [grade for place, grade in enumerate(grades) if place not in gone]
+        task = iterative_task_score(parsed.named, positive, grades, left)
     return {
         "score": task + form + tags,
         "task": task,

@@ -54,18 +54,22 @@ def first_task_score(named: Sequence[int], positive: int, candidates: int, grade
     return float(bool(named) and named[0] in best) + len(set(named)) / candidates - 1.0
 
 
-def iterative_task_score(named: Sequence[int], positive: int, grades: Sequence[float] = ()) -> float:
+def iterative_task_score(
+    named: Sequence[int], positive: int, grades: Sequence[float] = (), left: Sequence[float] | None = None
+) -> float:
     """-0.5 if the answer names none of the pool; else 1 less what going without the named one costs, from 0 to 1.
 
     Without grades: 0 for the positive, 1 for another. With grades 1 - (grade - worst) / best of the pool, which is the same
     where only the positive has one. What is lost counts against the best, not against best - worst, which would make the
-    smallest difference among candidates that are nearly equal worth as much as one between right and wrong.
+    smallest difference among candidates that are nearly equal worth as much as one between right and wrong. `left`: the grades of
+    those who are still in the pool, where not all are.
     """
     if not named:
         return -0.5
     if not grades:
         return 0.0 if named[0] == positive else 1.0
-    best, worst = max(grades), min(grades)
+    pool = grades if left is None else left
+    best, worst = max(pool), min(pool)
     return 1.0 - (grades[named[0]] - worst) / best if best > 0 else 1.0
 
 

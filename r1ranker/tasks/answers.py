@@ -7,8 +7,8 @@ import html
 import json
 import re
 import unicodedata
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 from rapidfuzz import fuzz, process
@@ -69,6 +69,14 @@ class ParsedAnswer:
     """indices of the candidates named, each once, in order"""
     unmatched: tuple[str, ...] = ()
     """pieces of the answer that name no candidate, or more than one"""
+
+    def without(self, out: Collection[int]) -> ParsedAnswer:
+        """The same where the candidates at the places `out` are none."""
+        gone = tuple(f"candidate {place}" for place in self.named if place in out)
+        if not gone:
+            return self
+        named = tuple(place for place in self.named if place not in out)
+        return replace(self, named=named, unmatched=(*self.unmatched, *gone))
 
     def is_valid(self, mode: Mode, candidates: int) -> bool:
         """Whether the answer can be used as it is: one name, or in a direct ranking every name, and nothing else."""

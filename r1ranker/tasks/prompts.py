@@ -34,6 +34,8 @@ SYSTEM = "You are a careful assistant. You reason about a request in your mind f
 PREFILL_THINK = "Let me solve this step by step.\n<think>"
 PREFILL_ANSWER = "<answer>"
 CURRENT_POOL_HEADER = "The candidates now are:"
+NEXT_ROUND = " is out. Which one is the worst of the rest?"
+"""what follows a candidate in the next turn of a conversation"""
 HINTS_HEADER = "Thoughts on similar requests:"
 
 
@@ -117,7 +119,7 @@ def user_message(problem: str, answer_format: AnswerFormat, mode: Mode) -> dict[
 def next_round(example: RankingExample, out: int, answer_style: AnswerStyle) -> str:
     """The user's turn after the candidate at the place `out` was named: the pool is not shown again."""
     named = sanitise(example.candidates[out]) if answer_style == "name" else write_label(answer_style, out)
-    return f"{named} is out. Which one is the worst of the rest?"
+    return named + NEXT_ROUND
 
 
 def user_problem(messages: Sequence[dict[str, str]], answer_format: AnswerFormat, mode: Mode) -> str:

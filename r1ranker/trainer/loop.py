@@ -24,6 +24,7 @@ from r1ranker.trainer.checkpoint.state import State
 from r1ranker.trainer.config.checks import list_files
 from r1ranker.trainer.config.load import to_dict
 from r1ranker.trainer.config.schema import Config
+from r1ranker.trainer.experience.conversing import describe_turns
 from r1ranker.trainer.experience.inputs import load_shared_tokenizer, load_split
 from r1ranker.trainer.experience.sampler import Sampler
 from r1ranker.trainer.experience.validation import validate
@@ -63,6 +64,8 @@ class Run:
         if data.val_files:
             validation = load_split(config, tokenizer, data.val_files, "data.val_files", self.notes.append)
         self.validation = subsample_by_task(validation, data.val_max_samples)
+        if data.rounds == "conversation":
+            self.notes += describe_turns(config, tokenizer, train)
         self.loader = PromptLoader(
             train, data.train_batch_size, data.seed, data.shuffle, data.task_weights, data.curriculum
         )
@@ -173,6 +176,8 @@ class Run:
             "strategy": first.mode,
             "answer_style": first.answer_format.answer_style,
             "think": first.answer_format.think,
+            "rounds": self.config.data.rounds if first.mode == "iterative" else "separate",
+            "keep_thoughts": self.config.data.keep_thoughts,
             "constrain": self.config.actor_rollout_ref.rollout.constrain,
             "max_prompt_length": self.config.data.max_prompt_length,
             "max_response_length": self.config.data.max_response_length,

@@ -14,7 +14,8 @@ from r1ranker.model.policy_model import PolicyModel
 from r1ranker.trainer.algorithm.estimation import assign_advantages, assign_loss_weights, drop_without_gradient
 from r1ranker.trainer.algorithm.kl import KLController
 from r1ranker.trainer.algorithm.losses import ClipRange
-from r1ranker.trainer.batch.trajectory import Trajectory, pack
+from r1ranker.trainer.batch.packing import pack
+from r1ranker.trainer.batch.trajectory import Trajectory
 from r1ranker.trainer.config.schema import ESTIMATORS, LOSS_AGG_MODES, ActorConfig, AlgorithmConfig
 from r1ranker.trainer.learners.policy import PolicyLoss
 from r1ranker.trainer.monitoring.metrics import batch_metrics

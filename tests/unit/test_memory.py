@@ -16,11 +16,13 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qw
 from r1ranker.model.attention import PACKED, register_packed
 from r1ranker.model.loading import checkpoint_activations
 from r1ranker.model.value import ValueModel
-from r1ranker.trainer.batch.trajectory import Trajectory, pack
+from r1ranker.trainer.batch.chains import chain, count_row_tokens
+from r1ranker.trainer.batch.packing import pack
+from r1ranker.trainer.batch.trajectory import Trajectory
 from r1ranker.trainer.config.load import load_config
 from r1ranker.trainer.config.schema import Config
 from r1ranker.trainer.memory.estimate import SUMMING_SHARE, MemoryModel, total_bytes
-from r1ranker.trainer.memory.out_of_memory import Shortage, count_row_tokens, explain_generation, explain_pass
+from r1ranker.trainer.memory.out_of_memory import Shortage, explain_generation, explain_pass
 from r1ranker.trainer.memory.shape import (
     ModelShape,
     saved_by_block,
@@ -130,7 +132,7 @@ def test_shards_shrink_with_processes_and_offload_leaves_none_on_the_gpu(tiny_mo
 def test_a_row_counts_a_shared_prompt_once_and_no_last_token() -> None:
     trajectories = [*group(), *group(seed=1)]
     for share in (True, False):
-        assert count_row_tokens(trajectories, share) == pack(trajectories, share).input_ids.shape[1]
+        assert count_row_tokens(chain(trajectories, share), share) == pack(trajectories, share).input_ids.shape[1]
 
 
 ALLOCATIONS = {

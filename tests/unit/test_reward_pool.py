@@ -22,11 +22,12 @@ from r1ranker.data.prompt_store import Prompt
 from r1ranker.errors import RunError, Terminated, UserError, _unwind
 from r1ranker.rewards import compute_score
 from r1ranker.rollout.engine import Completion
+from r1ranker.rollout.episodes import Turn
 from r1ranker.tasks.prompts import AnswerFormat
 from r1ranker.trainer.algorithm.estimation import assign_advantages
 from r1ranker.trainer.algorithm.kl import KLController
 from r1ranker.trainer.config.schema import AlgorithmConfig, RewardFunctionConfig
-from r1ranker.trainer.experience.collect import SampledBatch
+from r1ranker.trainer.experience.collect import SampledBatch, as_turns
 from r1ranker.trainer.scoring import process as reward_process
 from r1ranker.trainer.scoring.outcome import Failure, report_failures
 from r1ranker.trainer.scoring.pool import RewardPool
@@ -227,8 +228,8 @@ def test_trajectories_do_not_hang_on_the_order_in_which_responses_are_complete(n
         for place in range(3)
     }
 
-    def arriving(order: tuple[int, ...]) -> Iterator[tuple[int, list[Completion]]]:
-        yield from ((place, responses[place]) for place in order)
+    def arriving(order: tuple[int, ...]) -> Iterator[tuple[int, list[Turn]]]:
+        yield from ((place, as_turns(prompts[place], responses[place])) for place in order)
 
     found = []
     with closing(RewardPool(RewardFunctionConfig(), num_workers)) as rewards:
@@ -254,14 +255,16 @@ def test_trajectories_do_not_hang_on_the_order_in_which_responses_are_complete(n
 def sampled(body: str, directory: Path, max_failure_rate: float, scores: list[list[float]]) -> SampledBatch:
     """A batch whose responses are their scores in words, those of a prompt a list; the reward is `body`."""
     tokenizer: Any = SimpleNamespace(decode=lambda ids, skip_special_tokens: str(ids[0]))
+    prompts = [prompt_of(row) for row in range(len(scores))]
     arriving = (
-        (place, [Completion([score, 0], [-0.5, -0.5], "length") for score in own])  # type: ignore[list-item]
+        (
+            place,
+            as_turns(prompts[place], [Completion([score, 0], [-0.5, -0.5], "length") for score in own]),  # type: ignore[list-item]
+        )
         for place, own in enumerate(scores)
     )
     rewards = RewardPool(reward_file(directory, body))
-    return SampledBatch(
-        [prompt_of(row) for row in range(len(scores))], arriving, tokenizer, rewards, 0, max_failure_rate
-    )
+    return SampledBatch(prompts, arriving, tokenizer, rewards, 0, max_failure_rate)
 
 
 FAILS_BELOW_ZERO = "return float(solution_str) if float(solution_str) >= 0 else [][0]"

@@ -27,7 +27,8 @@ from r1ranker.model.prefix_attention import PrefixAttention
 from r1ranker.model.value import ValueModel
 from r1ranker.trainer.algorithm.estimation import assign_loss_weights
 from r1ranker.trainer.algorithm.losses import ClipRange, value_loss
-from r1ranker.trainer.batch.trajectory import Trajectory, pack
+from r1ranker.trainer.batch.packing import pack
+from r1ranker.trainer.batch.trajectory import Trajectory
 from r1ranker.trainer.config.schema import LOSS_AGG_MODES
 from r1ranker.trainer.learners.policy import PolicyLoss
 

@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from r1ranker.trainer.batch.balance import Budget, PassCost, arrange_micro_batches
-from r1ranker.trainer.batch.trajectory import Trajectory, deal_by_load, pack
+from r1ranker.trainer.batch.packing import pack
+from r1ranker.trainer.batch.trajectory import Trajectory, deal_by_load
 
 
 def trajectory(prompt: list[int], response: list[int], allowed: list[list[int]] | None = None) -> Trajectory:
@@ -45,7 +46,7 @@ def test_bins_hold_everything_once_within_both_budgets(
     sizes: list[tuple[int, list[int]]], tokens: int, count: int | None, processes: int, share: bool
 ) -> None:
     batch = batch_of(sizes)
-    hands = arrange_micro_batches(batch, processes, Budget(tokens, count, share, PassCost(0.01, 0.1)))
+    hands = arrange_micro_batches(batch, processes, Budget(tokens, count, share, PassCost(0.01, 0.1), True))
     assert len(hands) == processes
     assert len({len(hand) for hand in hands}) == 1
     bins = [one for hand in hands for one in hand]
@@ -73,7 +74,7 @@ def test_a_group_stays_together_where_that_saves_and_is_split_where_processes_wo
 def test_cost_counts_attention_and_the_output_embedding() -> None:
     cost = PassCost(pair=0.5, sampled=2.0)
     # a prompt of 3: pairs 1 + 2 + 3; a response of 3 feeds two tokens, which attend to 3 + 1 and 3 + 2
-    assert cost.of(3, [3, 1]) == 3 + 2 + 0.5 * (6 + 9) + 2.0 * 4
+    assert cost.of(3, [2, 0], 4) == 3 + 2 + 0.5 * (6 + 9) + 2.0 * 4
 
 
 def test_long_sequences_are_dealt_by_their_attention_too() -> None:

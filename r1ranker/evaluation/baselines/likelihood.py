@@ -24,7 +24,8 @@ from r1ranker.tasks.custom import asked_query
 from r1ranker.tasks.example import RankingExample
 from r1ranker.tasks.text import sanitise
 from r1ranker.trainer.batch.balance import Budget, arrange_micro_batches
-from r1ranker.trainer.batch.trajectory import Trajectory, pack
+from r1ranker.trainer.batch.packing import pack
+from r1ranker.trainer.batch.trajectory import Trajectory
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -21,7 +21,8 @@ from r1ranker.trainer.algorithm.advantages import (
 from r1ranker.trainer.algorithm.kl import KLController, kl_estimate
 from r1ranker.trainer.algorithm.losses import loss_weights
 from r1ranker.trainer.algorithm.statistics import summarise
-from r1ranker.trainer.batch.trajectory import Trajectory
+from r1ranker.trainer.algorithm.turns import join_turns, order_turns, split_turns, turn_discounts, turn_returns
+from r1ranker.trainer.batch.trajectory import Trajectory, number_groups
 from r1ranker.trainer.config.schema import ActorConfig, AlgorithmConfig
 
 
@@ -35,13 +36,17 @@ def assign_advantages(
     rewards, metrics = _token_rewards(trajectories, algorithm, kl_control)
     valid = [trajectory.valid for trajectory in trajectories]
     returns: Ragged
-    if algorithm.adv_estimator == "gae":
-        values = [trajectory.values for trajectory in trajectories]
-        raw, returns = gae(rewards, values, algorithm.gamma, algorithm.lam)  # type: ignore[arg-type]
-        advantages = whiten(raw, valid)
-    elif algorithm.adv_estimator == "reinforce_plus_plus":
-        returns = discounted_returns(rewards, algorithm.gamma)
-        advantages = whiten(returns, valid)
+    if algorithm.adv_estimator in ("gae", "reinforce_plus_plus"):
+        conversations = order_turns(trajectories)
+        joined = join_turns(rewards, conversations)
+        gammas = turn_discounts(rewards, conversations, algorithm.gamma, algorithm.turn_gamma)
+        if algorithm.adv_estimator == "gae":
+            values = join_turns([one.values for one in trajectories], conversations)  # type: ignore[misc]
+            raw, of_turns = gae(joined, values, gammas, algorithm.lam)
+        else:
+            raw = of_turns = discounted_returns(joined, gammas)
+        returns = split_turns(of_turns, rewards, conversations)
+        advantages = whiten(split_turns(raw, rewards, conversations), valid)
     else:
         whole = _response_advantages(trajectories, algorithm, every_answer)
         advantages = [
@@ -57,8 +62,8 @@ def _response_advantages(
     trajectories: Sequence[Trajectory], algorithm: AlgorithmConfig, every_answer: bool
 ) -> np.ndarray:
     """An advantage [N] a response, within its group."""
-    scores = [trajectory.score for trajectory in trajectories]
-    groups = [trajectory.group_id for trajectory in trajectories]
+    scores = turn_returns([one.score for one in trajectories], order_turns(trajectories), algorithm.turn_gamma)
+    groups = number_groups(trajectories)
     if every_answer:
         of_grpo = "std" if algorithm.norm_adv_by_std_in_grpo else "none"
         scale = {"grpo": of_grpo, "maxrl": "mean"}[algorithm.adv_estimator]

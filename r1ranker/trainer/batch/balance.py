@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from functools import cache
 
 from r1ranker.model.widths import Widths
-from r1ranker.trainer.batch.trajectory import Trajectory, group_by_prompt
+from r1ranker.trainer.batch.chains import Chain, chain, count_row_tokens, group_by_prompt
+from r1ranker.trainer.batch.trajectory import Trajectory
 from r1ranker.trainer.config.schema import Config, RefConfig, RolloutConfig
 
-Piece = list[int]
-"""indices of trajectories with one prompt, computed together"""
+Piece = list[Chain]
+"""sequences with one prompt, computed together"""
 
 
 @dataclass(frozen=True)
@@ -24,11 +25,10 @@ class PassCost:
     sampled: float = 0.0
     """of the output embedding for a sampled token"""
 
-    def of(self, prompt: int, responses: Sequence[int]) -> float:
-        """Of a prompt of so many tokens computed once, and the responses that follow it."""
-        inputs = [max(0, length - 1) for length in responses]
+    def of(self, prompt: int, inputs: Sequence[int], sampled: int) -> float:
+        """Of a prompt of so many tokens computed once, the inputs that follow it in each sequence, and the tokens predicted."""
         pairs = prompt * (prompt + 1) / 2 + sum(length * prompt + length * (length + 1) / 2 for length in inputs)
-        return prompt + sum(inputs) + self.pair * pairs + self.sampled * sum(responses)
+        return prompt + sum(inputs) + self.pair * pairs + self.sampled * sampled
 
 
 @cache
@@ -56,6 +56,8 @@ class Budget:
     max_sequences: int | None = None
     share_prompts: bool = True
     cost: PassCost = PassCost()
+    forced_ends: bool = False
+    """whether tokens that the constraint left no choice about are computed: values of their states are"""
 
     @classmethod
     def _of(
@@ -67,14 +69,14 @@ class Budget:
         dynamic: bool | None,
         path: str | None = None,
     ) -> Budget:
-        """The bounds that a role's keys give for the model at `path`; what they leave open is the actor's."""
+        """The bounds that a role's keys give, for the critic with its `path`; what they leave open is the actor's."""
         actor, model = config.actor_rollout_ref.actor, config.actor_rollout_ref.model
         max_tokens, cost = tokens or actor.ppo_max_token_len_per_gpu, load_pass_cost(str(path or model.path))
         if actor.use_dynamic_bsz if dynamic is None else dynamic:
-            return cls(max_tokens, None, model.share_prompts, cost)
+            return cls(max_tokens, None, model.share_prompts, cost, path is not None)
         each = sequences_each or (sequences // config.world_size if sequences else None)
         actors = actor.ppo_micro_batch_size_per_gpu or (actor.ppo_micro_batch_size or 1) // config.world_size
-        return cls(max_tokens, max(1, each or actors), model.share_prompts, cost)
+        return cls(max_tokens, max(1, each or actors), model.share_prompts, cost, path is not None)
 
     @classmethod
     def of_actor(cls, config: Config) -> Budget:
@@ -117,16 +119,16 @@ def arrange_micro_batches(trajectories: Sequence[Trajectory], processes: int, bu
         raise ValueError(f"a sequence of {longest} tokens does not fit into a micro-batch of {budget.max_tokens}")
     if not trajectories:
         return [[[]] for _ in range(processes)]
-    families = group_by_prompt([trajectory.prompt_ids for trajectory in trajectories], budget.share_prompts)
+    chains = chain(trajectories, budget.share_prompts, budget.forced_ends)
+    families = [[chains[place] for place in family] for family in group_by_prompt(chains, budget.share_prompts)]
     plans = []
-    for parts in _ways_to_split([_cost(trajectories, family, budget.cost) for family in families], processes):
+    for parts in _ways_to_split([_cost(family, budget.cost) for family in families], processes):
         pieces = [
-            piece
-            for family, count in zip(families, parts, strict=True)
-            for piece in _split(trajectories, family, count, budget)
+            piece for family, count in zip(families, parts, strict=True) for piece in _split(family, count, budget)
         ]
-        plans.append(_plan_micro_batches(trajectories, pieces, processes, budget))
-    return min(plans, key=lambda plan: _duration(trajectories, plan, budget))
+        plans.append(_plan_micro_batches(pieces, processes, budget))
+    best = min(plans, key=lambda plan: _duration(plan, budget))
+    return [[[index for piece in one for own in piece for index in own.members] for one in hand] for hand in best]
 
 
 def _ways_to_split(costs: Sequence[float], processes: int) -> list[list[int]]:
@@ -142,65 +144,65 @@ def _ways_to_split(costs: Sequence[float], processes: int) -> list[list[int]]:
     return ways
 
 
-def count_group_tokens(trajectories: Sequence[Trajectory], piece: Piece) -> int:
-    """Tokens of the row that a piece takes."""
-    inputs = sum(max(0, len(trajectories[index].response_ids) - 1) for index in piece)
-    return len(trajectories[piece[0]].prompt_ids) + inputs
+def _cost(piece: Piece, cost: PassCost) -> float:
+    return cost.of(len(piece[0].prompt), [len(one.inputs) for one in piece], sum(one.sampled for one in piece))
 
 
-def _cost(trajectories: Sequence[Trajectory], piece: Piece, cost: PassCost) -> float:
-    return cost.of(len(trajectories[piece[0]].prompt_ids), [len(trajectories[index].response_ids) for index in piece])
+def _count_members(piece: Piece) -> int:
+    return sum(len(one.members) for one in piece)
 
 
-def _split(trajectories: Sequence[Trajectory], family: Piece, parts: int, budget: Budget) -> list[Piece]:
-    """A family in `parts` pieces of like size, or as many more as the budget asks for; a single response always stands."""
-    by_length = sorted(family, key=lambda index: (-len(trajectories[index].response_ids), index))
-    most = budget.max_sequences or len(family)
-    fewest = min(len(family), max(parts, math.ceil(len(family) / most)))
+def _split(family: Piece, parts: int, budget: Budget) -> list[Piece]:
+    """A family in `parts` pieces of like size, or as many more as the budget asks for; a single sequence always stands."""
+    by_length = sorted(family, key=lambda one: (-len(one.inputs), one.members))
+    most = max(budget.max_sequences or _count_members(family), *(len(one.members) for one in family))
+    fewest = min(len(family), max(parts, math.ceil(_count_members(family) / most)))
     for count in range(fewest, len(family) + 1):
         pieces: list[Piece] = [[] for _ in range(count)]
         sizes = [0] * count
-        for index in by_length:
-            place = min((place for place in range(count) if len(pieces[place]) < most), key=lambda place: sizes[place])
-            pieces[place].append(index)
-            sizes[place] += 1 + len(trajectories[index].response_ids)
-        if all(len(piece) == 1 or count_group_tokens(trajectories, piece) <= budget.max_tokens for piece in pieces):
-            break
-    return [sorted(piece) for piece in pieces]
+        for one in by_length:
+            open_ = [place for place in range(count) if _count_members(pieces[place]) + len(one.members) <= most]
+            if not open_:
+                break
+            place = min(open_, key=lambda place: sizes[place])
+            pieces[place].append(one)
+            sizes[place] += 1 + len(one.inputs)
+        else:
+            if all(len(piece) == 1 or count_row_tokens(piece) <= budget.max_tokens for piece in pieces):
+                break
+    return [sorted(piece, key=lambda one: one.members) for piece in pieces]
 
 
-def _plan_micro_batches(
-    trajectories: Sequence[Trajectory], pieces: Sequence[Piece], processes: int, budget: Budget
-) -> list[list[list[int]]]:
+def _plan_micro_batches(pieces: Sequence[Piece], processes: int, budget: Budget) -> list[list[list[Piece]]]:
     """Pieces in as few bins a process as the budget allows: the dearest first, each into the cheapest bin with room."""
-    tokens = [count_group_tokens(trajectories, piece) for piece in pieces]
-    costs = [_cost(trajectories, piece, budget.cost) for piece in pieces]
-    most = budget.max_sequences or len(trajectories)
+    tokens = [count_row_tokens(piece) for piece in pieces]
+    costs = [_cost(piece, budget.cost) for piece in pieces]
+    members = [_count_members(piece) for piece in pieces]
+    # a conversation is computed whole, however many turns it has
+    most = max(budget.max_sequences or sum(members), *members)
     order = sorted(range(len(pieces)), key=lambda place: (-costs[place], place))
-    each = math.ceil(max(sum(tokens) / budget.max_tokens, len(trajectories) / most) / processes)
+    each = math.ceil(max(sum(tokens) / budget.max_tokens, sum(members) / most) / processes)
     while True:
-        bins: list[list[int]] = [[] for _ in range(each * processes)]
+        bins: list[list[Piece]] = [[] for _ in range(each * processes)]
         room, load, count = [budget.max_tokens] * len(bins), [0.0] * len(bins), [0] * len(bins)
         for place in order:
             fitting = [
-                one
-                for one in range(len(bins))
-                if room[one] >= tokens[place] and count[one] + len(pieces[place]) <= most
+                one for one in range(len(bins)) if room[one] >= tokens[place] and count[one] + members[place] <= most
             ]
             if not fitting:
                 break
             chosen = min(fitting, key=lambda one: load[one])
-            bins[chosen] += pieces[place]
+            bins[chosen].append(pieces[place])
             room[chosen] -= tokens[place]
             load[chosen] += costs[place]
-            count[chosen] += len(pieces[place])
+            count[chosen] += members[place]
         else:
             break
         each += 1
     assert all(left >= 0 for left in room)
     # processes wait for each other at every bin: like costs side by side
     dearest = sorted(range(len(bins)), key=lambda one: -load[one])
-    hands: list[list[list[int]]] = [[] for _ in range(processes)]
+    hands: list[list[list[Piece]]] = [[] for _ in range(processes)]
     for round_ in range(each):
         row = dearest[round_ * processes : (round_ + 1) * processes]
         for process, one in enumerate(row if round_ % 2 == 0 else reversed(row)):
@@ -208,11 +210,12 @@ def _plan_micro_batches(
     return hands
 
 
-def _duration(trajectories: Sequence[Trajectory], plan: list[list[list[int]]], budget: Budget) -> float:
+def _duration(plan: list[list[list[Piece]]], budget: Budget) -> float:
     """Predicted: the dearest bin of each round, one after another."""
 
-    def cost(one: list[int]) -> float:
-        families = group_by_prompt([trajectories[index].prompt_ids for index in one], budget.share_prompts)
-        return sum(_cost(trajectories, [one[place] for place in family], budget.cost) for family in families)
+    def cost(one: list[Piece]) -> float:
+        chains = [own for piece in one for own in piece]
+        families = group_by_prompt(chains, budget.share_prompts)
+        return sum(_cost([chains[place] for place in family], budget.cost) for family in families)
 
     return sum(max(map(cost, bins)) for bins in zip(*plan, strict=True))

@@ -33,6 +33,7 @@ def check_config(config: Config) -> None:
     fit_mini_batches(config)
     check_batch_sizes(config)
     _check_rollout(config)
+    _check_conversation(config)
     _check_async(config)
     _check_reward(config)
     _check_required(config)
@@ -72,6 +73,7 @@ def _check_choices(config: Config) -> None:
         )
     if config.data.curriculum is not None:
         _one_of("data.curriculum", config.data.curriculum, ("pool_size",))
+    _one_of("data.rounds", config.data.rounds, ("separate", "conversation"))
     if config.data.answer_style is not None:
         _one_of("data.answer_style", config.data.answer_style, ANSWER_STYLES)
 
@@ -133,7 +135,11 @@ def _check_ranges(config: Config) -> None:
             f"algorithm.kl_ctrl: found target_kl {control.target_kl} and horizon {control.horizon}; a target over 0 and a horizon "
             f"of at least the {samples_per_step(config)} samples of a step are wanted"
         )
-    for key, number in (("algorithm.gamma", config.algorithm.gamma), ("algorithm.lam", config.algorithm.lam)):
+    for key, number in (
+        ("algorithm.gamma", config.algorithm.gamma),
+        ("algorithm.lam", config.algorithm.lam),
+        ("algorithm.turn_gamma", config.algorithm.turn_gamma),
+    ):
         if not 0 <= number <= 1:
             raise UserError(f"{key}: found {number}; a number from 0 to 1 is wanted")
     _check_optim("actor_rollout_ref.actor.optim", actor.optim)
@@ -247,6 +253,25 @@ def _check_rollout(config: Config) -> None:
         raise UserError(
             f"algorithm.use_kl_in_reward: {estimator} compares whole responses and takes no token rewards; "
             "actor_rollout_ref.actor.use_kl_loss=true is wanted"
+        )
+
+
+def _check_conversation(config: Config) -> None:
+    rollout, algorithm = config.actor_rollout_ref.rollout, config.algorithm
+    if rollout.max_turns is not None and rollout.max_turns < 1:
+        raise UserError(
+            f"actor_rollout_ref.rollout.max_turns: found {rollout.max_turns}; at least 1 is wanted, or null"
+        )
+    if config.data.rounds != "conversation":
+        return
+    if rollout.eliminate_to is not None and rollout.constrain != "candidates":
+        raise UserError(
+            f"actor_rollout_ref.rollout.constrain: found {rollout.constrain}; rollout.eliminate_to in a conversation keeps the positive "
+            "in, so candidates is wanted"
+        )
+    if rollout.every_answer and algorithm.turn_gamma:
+        raise UserError(
+            f"algorithm.turn_gamma: found {algorithm.turn_gamma}; with rollout.every_answer no answer's later turns are known, so 0 is wanted"
         )
 
 

@@ -39,6 +39,8 @@ class AlgorithmConfig:
     """gae | grpo | rloo | maxrl | reinforce_plus_plus"""
     gamma: float = 1.0
     lam: float = 1.0
+    turn_gamma: float = 0.0
+    """discount from one turn of a conversation to the next; 0: a turn's reward is that of its own elimination"""
     norm_adv_by_std_in_grpo: bool = True
     use_kl_in_reward: bool = False
     kl_penalty: str = "k1"
@@ -71,6 +73,10 @@ class DataConfig:
     """name | label, as [3] | letter, as [C] | label_after, letter_after (behind the candidate); null: as the rows were prepared"""
     think: bool | None = None
     """reason before answering; null: as the rows were prepared"""
+    rounds: str = "separate"
+    """separate | conversation: an elimination asks anew with the pool that is left, or goes on with another turn"""
+    keep_thoughts: bool = True
+    """in a conversation: earlier turns stay with their thoughts; false: without"""
     task_weights: dict[str, float] = field(default_factory=dict)
     """task -> how often an epoch deals each of its rows; 1 where none is given"""
     curriculum: str | None = None
@@ -190,7 +196,10 @@ class RolloutConfig:
     """constrained and answered at once: a group is every answer with its probability, not n samples; of a direct ranking of more
     than four candidates, every first choice"""
     eliminate_to: int | None = None
-    """iterative: the policy first takes candidates out of larger pools, until so many are left; null: rows as they are"""
+    """iterative: the policy first takes candidates out of larger pools, until so many are left, which is not learned from; null: rows
+    as they are"""
+    max_turns: int | None = None
+    """of a conversation; null: until one candidate is left"""
     max_num_seqs: int = 256
     """responses generated at once by an engine"""
     enforce_eager: bool = False

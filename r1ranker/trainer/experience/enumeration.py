@@ -10,7 +10,8 @@ The first choice alone is the policy's, and exact; what follows is given.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain, permutations
 
 import numpy as np
@@ -20,6 +21,7 @@ from r1ranker.data.prompt_store import Prompt
 from r1ranker.errors import RunError, UserError
 from r1ranker.rollout.constraint import ConstraintState, PoolConstraint, build_constraint
 from r1ranker.rollout.engine import Completion
+from r1ranker.rollout.episodes import Turn
 from r1ranker.trainer.batch.balance import Budget
 from r1ranker.trainer.batch.trajectory import Trajectory
 from r1ranker.trainer.config.schema import Config
@@ -40,22 +42,56 @@ def enumerate_answers(
     answers of more than data.max_response_length tokens, and RunError where the policy has diverged.
     """
     rng = np.random.default_rng([config.trainer.seed, *when])
-    trajectories = [
-        trajectory
-        for group, prompt in enumerate(prompts)
-        for trajectory in _enumerate_paths(_check_constraint(tokenizer, prompt), prompt, group, rng)
-    ]
-    for one in trajectories:
-        _check_length(config.data.max_response_length, prompts[one.group_id], len(one.response_ids))
+    trajectories: list[Trajectory] = []
+    for group, prompt in enumerate(prompts):
+        paths = _enumerate_paths(_check_constraint(tokenizer, prompt), prompt.token_ids, group, rng)
+        _check_length(config.data.max_response_length, prompt, paths)
+        trajectories += paths
+    completions: list[list[Completion]] = [[] for _ in prompts]
+    for group, completion in _complete(cluster, config, trajectories):
+        completions[group].append(completion)
+    return completions
+
+
+def enumerate_turns(
+    cluster: Cluster,
+    config: Config,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[Prompt],
+    episodes: Mapping[int, Sequence[Turn]],
+) -> list[list[Turn]]:
+    """For each prompt's episode every answer that each of its turns has, in the order of the candidates, turn after turn.
+
+    The answer that was sampled says no more than how the conversation went on. Raises as enumerate_answers does.
+    """
+    trajectories: list[Trajectory] = []
+    turns: list[tuple[int, Turn]] = []
+    rng = np.random.default_rng(0)  # answers are one name each: none is drawn
+    for place, prompt in enumerate(prompts):
+        whole = _check_constraint(tokenizer, prompt)
+        for turn in episodes[place]:
+            paths = _enumerate_paths(whole.without(turn.out), turn.prompt_ids, len(turns), rng)
+            _check_length(config.data.max_response_length, prompt, paths)
+            for one in paths:
+                one.episode, one.root_length = place, len(prompt.token_ids)
+            trajectories += paths
+            turns.append((place, turn))
+    found: list[list[Turn]] = [[] for _ in prompts]
+    for number, completion in _complete(cluster, config, trajectories):
+        place, turn = turns[number]
+        found[place].append(replace(turn, completion=completion))
+    return found
+
+
+def _complete(cluster: Cluster, config: Config, trajectories: Sequence[Trajectory]) -> Iterator[tuple[int, Completion]]:
+    """(group, completion) of each, with the policy's log-probabilities."""
     budget = Budget.of_role(config, config.actor_rollout_ref.rollout)
     fill(cluster, trajectories, "old_logprobs", budget, "logprobs", "policy")
-    completions: list[list[Completion]] = [[] for _ in prompts]
     for one in trajectories:
         assert one.old_logprobs is not None
         if not np.isfinite(one.old_logprobs).all():
             raise RunError("the policy's log-probabilities are not finite: its weights have diverged")
-        completions[one.group_id].append(Completion(one.response_ids, one.old_logprobs.tolist(), "stop", one.allowed))
-    return completions
+        yield one.group_id, Completion(one.response_ids, one.old_logprobs.tolist(), "stop", one.allowed)
 
 
 def answer_probabilities(answers: Sequence[Completion]) -> np.ndarray:
@@ -71,7 +107,8 @@ def _check_constraint(tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> Poo
     return build_constraint(tokenizer, prompt.candidates, prompt.mode, prompt.answer_format)
 
 
-def _check_length(most: int, prompt: Prompt, tokens: int) -> None:
+def _check_length(most: int, prompt: Prompt, answers: Sequence[Trajectory]) -> None:
+    tokens = max(len(one.response_ids) for one in answers)
     if tokens > most:
         raise UserError(
             f"{describe_row(prompt)}: an answer of {len(prompt.candidates)} candidates has {tokens} tokens; found "
@@ -80,7 +117,7 @@ def _check_length(most: int, prompt: Prompt, tokens: int) -> None:
 
 
 def _enumerate_paths(
-    constraint: PoolConstraint, prompt: Prompt, group: int, rng: np.random.Generator
+    constraint: PoolConstraint, prompt_ids: list[int], group: int, rng: np.random.Generator
 ) -> list[Trajectory]:
     answers = []
     for ids, chosen in _spell_answers(constraint, rng):
@@ -91,7 +128,7 @@ def _enumerate_paths(
             state.accept_token(ids[len(allowed) - 1])
         allowed += [[token] for token in ids[len(allowed) :]]
         nothing = np.zeros(len(ids))
-        answers.append(Trajectory(prompt.token_ids, list(ids), nothing, "stop", group, allowed=allowed))
+        answers.append(Trajectory(prompt_ids, list(ids), nothing, "stop", group, allowed=allowed))
     return answers
 
 

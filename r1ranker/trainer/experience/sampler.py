@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -10,10 +11,12 @@ from transformers import PreTrainedTokenizerBase
 from r1ranker.data.loader import PromptLoader
 from r1ranker.data.prompt_store import Prompt
 from r1ranker.rollout.engine import Completion, Request, SamplingParams
+from r1ranker.rollout.episodes import EpisodeRequest, Turn
 from r1ranker.trainer.config.schema import Config
-from r1ranker.trainer.experience.collect import SampledBatch, build_requests, replay_completions
+from r1ranker.trainer.experience.collect import SampledBatch, as_turns, build_requests, replay_turns
+from r1ranker.trainer.experience.conversing import build_episodes, learned_turns
 from r1ranker.trainer.experience.elimination import eliminate_to_pool
-from r1ranker.trainer.experience.enumeration import enumerate_answers
+from r1ranker.trainer.experience.enumeration import enumerate_answers, enumerate_turns
 from r1ranker.trainer.monitoring.metrics import timed
 from r1ranker.trainer.scoring.pool import RewardPool
 from r1ranker.trainer.workers import dispatch
@@ -54,7 +57,10 @@ class Sampler:
             n=rollout.n, temperature=rollout.temperature, max_tokens=self.config.data.max_response_length
         )
         self._before_ahead = self.loader.state_dict()
-        prompts, spent = self.loader.next(), 0
+        prompts = self.loader.next()
+        if self.config.data.rounds == "conversation":
+            return self._converse(cluster, prompts, params, step, policy_version, timing)
+        spent = 0
         if rollout.eliminate_to is not None:
             with timed(timing, "eliminate"):
                 prompts, spent = eliminate_to_pool(cluster, self.config, self.tokenizer, prompts, params, step)
@@ -68,6 +74,29 @@ class Sampler:
         batch.elimination_tokens = spent
         return batch
 
+    def _converse(
+        self,
+        cluster: Cluster,
+        prompts: Sequence[Prompt],
+        params: SamplingParams,
+        step: int,
+        policy_version: int,
+        timing: dict[str, float],
+    ) -> SampledBatch:
+        """n episodes of each prompt under way; with every answer one, and all that its turns could have been answered."""
+        rollout = self.config.actor_rollout_ref.rollout
+        each = 1 if rollout.every_answer else rollout.n
+        episodes = build_episodes(self.config, self.tokenizer, prompts, each, step, to_learn=True)
+        batch = self.send_episodes(cluster, prompts, episodes, params, policy_version)
+        batch.arriving = learned_turns(self.config, prompts, each, batch.arriving)
+        if not rollout.every_answer:
+            return batch
+        with timed(timing, "gen"):
+            went = dict(batch.arriving)
+            answers = enumerate_turns(cluster, self.config, self.tokenizer, prompts, went)
+        batch.arriving = enumerate(answers)
+        return batch
+
     def send(
         self,
         cluster: Cluster,
@@ -78,13 +107,33 @@ class Sampler:
     ) -> SampledBatch:
         """The prompts' requests on their way to the engines."""
         size = self.config.actor_rollout_ref.rollout.tensor_model_parallel_size
-        return self._batch(prompts, dispatch.stream(cluster, requests, params, size), policy_version)
+        arriving = dispatch.stream(cluster, requests, params, size)
+        return self._batch(prompts, arriving, policy_version)
+
+    def send_episodes(
+        self,
+        cluster: Cluster,
+        prompts: Sequence[Prompt],
+        episodes: Sequence[EpisodeRequest],
+        params: SamplingParams,
+        policy_version: int,
+    ) -> SampledBatch:
+        """Episodes, as many of each prompt, on their way to the engines."""
+        size, each = self.config.actor_rollout_ref.rollout.tensor_model_parallel_size, len(episodes) // len(prompts)
+        arriving = dispatch.stream_episodes(cluster, episodes, replace(params, n=1), size)
+        return self._made(prompts, arriving, policy_version, each)
 
     def _batch(
         self, prompts: Sequence[Prompt], arriving: Iterator[tuple[int, list[Completion]]], policy_version: int
     ) -> SampledBatch:
+        turns = ((place, as_turns(prompts[place], samples)) for place, samples in arriving)
+        return self._made(prompts, turns, policy_version, 0)
+
+    def _made(
+        self, prompts: Sequence[Prompt], turns: Iterator[tuple[int, list[Turn]]], policy_version: int, episodes: int
+    ) -> SampledBatch:
         most, every = self.config.reward.max_failure_rate, self.config.actor_rollout_ref.rollout.every_answer
-        return SampledBatch(prompts, arriving, self.tokenizer, self.rewards, policy_version, most, every)
+        return SampledBatch(prompts, turns, self.tokenizer, self.rewards, policy_version, most, every, episodes)
 
     def state(self) -> dict[str, Any]:
         """Where the loader stands, and the batch ahead, as JSON takes them."""
@@ -98,4 +147,5 @@ class Sampler:
         ahead = state["ahead"]
         if ahead is not None:
             self._before_ahead = state["loader"]
-            self._ahead = self._batch(self.loader.next(), replay_completions(ahead), ahead["policy_version"])
+            episodes = self.config.actor_rollout_ref.rollout.n if self.config.data.rounds == "conversation" else 0
+            self._ahead = self._made(self.loader.next(), replay_turns(ahead), ahead["policy_version"], episodes)

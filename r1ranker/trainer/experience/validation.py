@@ -8,8 +8,9 @@ from r1ranker.data.prompt_store import Prompt
 from r1ranker.progress import report_progress
 from r1ranker.rollout.engine import SamplingParams
 from r1ranker.trainer.experience.collect import build_requests
+from r1ranker.trainer.experience.conversing import build_episodes
 from r1ranker.trainer.experience.sampler import Sampler
-from r1ranker.trainer.monitoring.metrics import timed, validation_metrics
+from r1ranker.trainer.monitoring.metrics import timed, validation_metrics, validation_turns
 from r1ranker.trainer.scoring.outcome import Outcome
 from r1ranker.trainer.workers.cluster import Cluster
 
@@ -17,7 +18,8 @@ from r1ranker.trainer.workers.cluster import Cluster
 def validate(
     cluster: Cluster, sampler: Sampler, prompts: Sequence[Prompt], policy_version: int, say: Callable[[str], None]
 ) -> dict[str, float]:
-    """Mean reward and parts of each task; `say` takes lines on how far it is, and on rewards that failed."""
+    """Mean reward and parts of each task, over the turns where rounds are conversations; `say` takes lines on how far it is, and on
+    rewards that failed."""
     data, val = sampler.config.data, sampler.config.actor_rollout_ref.rollout.val_kwargs
     free = sampler.config.actor_rollout_ref.rollout.constrain == "none"
     params = SamplingParams(
@@ -27,17 +29,30 @@ def validate(
         max_tokens=data.max_response_length,
         end_loops=free or any(prompt.answer_format.think for prompt in prompts),
     )
-    requests = build_requests(sampler.config, sampler.tokenizer, prompts, 0)
-    size = data.val_batch_size or len(prompts)
+    size, is_conversation = data.val_batch_size or len(prompts), data.rounds == "conversation"
     outcomes: list[Outcome] = []
+    tasks: list[str] = []
+    turns: list[int] = []
     timing: dict[str, float] = {}
+    config, tokenizer = sampler.config, sampler.tokenizer
+    if is_conversation:
+        episodes = build_episodes(config, tokenizer, prompts, 1, 0)
+    else:
+        requests = build_requests(config, tokenizer, prompts, 0)
     # lines also on a terminal: the run's own bar is there, which moves by steps
     with timed(timing, "testing"), report_progress("validation", len(prompts), "rows", say) as count:
         for start in range(0, len(prompts), size):
             chosen = slice(start, start + size)
-            batch = sampler.send(cluster, prompts[chosen], requests[chosen], params, policy_version)
+            if is_conversation:
+                batch = sampler.send_episodes(cluster, prompts[chosen], episodes[chosen], params, policy_version)
+            else:
+                batch = sampler.send(cluster, prompts[chosen], requests[chosen], params, policy_version)
             batch.receive({}, count)
             outcomes += batch.outcomes({})
+            tasks += [prompt.task for prompt in batch.answered()]
+            turns += batch.turns_each()
             batch.report_failures("validation", say)
-    metrics = validation_metrics([prompt.task for prompt in prompts], outcomes)
+    metrics = validation_metrics(tasks, outcomes)
+    if is_conversation:
+        metrics |= validation_turns([prompt.task for prompt in prompts], turns)
     return metrics | {"timing_s/testing": timing["testing"]}

@@ -13,7 +13,8 @@ from r1ranker.model.execution import ExecutionOptions
 from r1ranker.model.fsdp import each_micro_batch, reshard
 from r1ranker.model.value import ValueModel
 from r1ranker.trainer.algorithm.losses import value_loss
-from r1ranker.trainer.batch.trajectory import MicroBatch, Trajectory, pack, split_responses
+from r1ranker.trainer.batch.packing import MicroBatch, pack, split_responses
+from r1ranker.trainer.batch.trajectory import Trajectory
 from r1ranker.trainer.learners.optimisation import Optimisation
 from r1ranker.trainer.learners.policy import Bins, split_tokens
 

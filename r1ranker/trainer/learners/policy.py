@@ -15,7 +15,8 @@ from r1ranker.model.fsdp import each_micro_batch, reshard
 from r1ranker.model.policy_model import PolicyModel
 from r1ranker.trainer.algorithm.kl import kl_estimate
 from r1ranker.trainer.algorithm.losses import ClipRange, policy_loss
-from r1ranker.trainer.batch.trajectory import MicroBatch, Trajectory, pack, split_responses
+from r1ranker.trainer.batch.packing import MicroBatch, pack, split_responses
+from r1ranker.trainer.batch.trajectory import Trajectory
 from r1ranker.trainer.config.schema import ActorConfig
 from r1ranker.trainer.learners.optimisation import Optimisation
 

@@ -14,8 +14,8 @@ import torch
 
 from r1ranker.device import device_memory
 from r1ranker.errors import RunError
-from r1ranker.trainer.batch.balance import count_group_tokens
-from r1ranker.trainer.batch.trajectory import Trajectory, group_by_prompt
+from r1ranker.trainer.batch.chains import chain, count_row_tokens
+from r1ranker.trainer.batch.trajectory import Trajectory
 from r1ranker.trainer.config.schema import Config
 from r1ranker.trainer.memory.estimate import MemoryModel, total_bytes
 
@@ -85,7 +85,8 @@ def explain_out_of_memory(method: Method) -> Method:
             traceback.clear_frames(error.__traceback__)  # what they hold is wanted for finding the words
         of = method.__name__ if method.__name__ in _PASSES else str([*arguments, *named.values()][0])
         share = self.config.actor_rollout_ref.model.share_prompts
-        tokens = max((count_row_tokens(trajectories, share) for trajectories in bins), default=1)
+        rows = [chain(trajectories, share, forced_ends="critic" in of or of == "values") for trajectories in bins]
+        tokens = max((count_row_tokens(row, share) for row in rows), default=1)
         model = MemoryModel.of(self.config, self.device.type != "cpu", shortage.device_bytes)
         raise RunError(explain_pass(of, model, tokens, shortage))
 
@@ -179,12 +180,6 @@ def explain_generation(model: MemoryModel, shortage: Shortage) -> str:
     while at_once > 1 and needed(at_once) > room:
         at_once //= 2
     return f"{begun}; try {at_once}" if at_once else f"{begun}; try a smaller data.max_prompt_length or a smaller model"
-
-
-def count_row_tokens(trajectories: Sequence[Trajectory], share_prompts: bool) -> int:
-    """Tokens of the row that trajectories are packed into: a shared prompt once, and no last sampled token."""
-    families = group_by_prompt([one.prompt_ids for one in trajectories], share_prompts)
-    return sum(count_group_tokens(trajectories, family) for family in families)
 
 
 def format_bytes(size: int) -> str:

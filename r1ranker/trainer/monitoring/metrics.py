@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from r1ranker.trainer.algorithm.statistics import explained_variance, group_statistics, summarise
-from r1ranker.trainer.batch.trajectory import Trajectory
+from r1ranker.trainer.batch.trajectory import Trajectory, number_groups
 from r1ranker.trainer.config.schema import DataConfig
 from r1ranker.trainer.scoring.outcome import Failure
 
@@ -27,6 +27,7 @@ METRIC_NAMES = (
     "{prompt_length,response_length}/{mean,max,min,clip_ratio}",
     "actor/{pg_loss,pg_clipfrac,ppo_kl,entropy,kl_loss,kl_coef,reward_kl_penalty,grad_norm,lr}",
     "rollout/{logprob_diff_mean,logprob_diff_max,kl,dropped_tokens}",
+    "conversation/turns/{mean,max,min}",
     "rollout_corr/{rollout_is_mean,rollout_is_max,rollout_is_min,rollout_is_truncated}",
     "timing_s/{eliminate,gen,reward,old_log_prob,ref,values,adv,update_critic,update_actor,sync_weights,testing,save_checkpoint,step}",
     "perf/{total_num_tokens,throughput,max_memory_allocated_gb,wait_for_state_s}",
@@ -77,11 +78,30 @@ def batch_metrics(trajectories: Sequence[Trajectory], max_prompt: int, max_respo
         values = np.concatenate([trajectory.values[trajectory.valid] for trajectory in trajectories])  # type: ignore[index]
         returns = np.concatenate([trajectory.returns[trajectory.valid] for trajectory in trajectories])  # type: ignore[index]
         metrics["critic/vf_explained_var"] = explained_variance(values, returns)
-    groups = [trajectory.group_id for trajectory in trajectories]
+    groups = number_groups(trajectories)
     metrics["critic/zero_signal_groups"] = float(len(group_statistics(scores.tolist(), groups)[1]))
     metrics["rollout/dropped_tokens"] = float(sum((~trajectory.valid).sum() for trajectory in trajectories))
     metrics["perf/total_num_tokens"] = float(prompts.sum() + responses.sum())
+    if trajectories and trajectories[0].episode >= 0:
+        metrics |= conversation_metrics(trajectories)
     return metrics
+
+
+def conversation_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
+    """Turns of conversations, and their tokens: a conversation counts once, and what else could have been answered on top."""
+    turns: dict[int, int] = {}
+    whole: dict[int, tuple[int, int]] = {}
+    """of each conversation: tokens before the last turn that is learned from, and of an answer to it"""
+    answers = 0
+    for one in trajectories:
+        turns[one.episode] = max(turns.get(one.episode, 0), one.turn + 1)
+        whole[one.episode] = max(whole.get(one.episode, (0, 0)), (len(one.prompt_ids), len(one.response_ids)))
+        answers += len(one.response_ids)
+    chosen = {(one.episode, one.turn): len(one.response_ids) for one in trajectories}
+    alternatives = answers - sum(chosen.values())
+    return summarise("conversation/turns", np.array(list(turns.values()))) | {
+        "perf/total_num_tokens": float(sum(map(sum, whole.values())) + alternatives)
+    }
 
 
 def mean_reward_parts(
@@ -106,6 +126,16 @@ def validation_metrics(tasks: Sequence[str], outcomes: Sequence[Mapping[str, Any
             part = name.split("/")[1]
             metrics[f"val-core/{task}/reward/mean" if part == "score" else f"val-aux/{task}/{part}/mean"] = value
     return metrics
+
+
+def validation_turns(tasks: Sequence[str], turns: Sequence[int]) -> dict[str, float]:
+    """Mean turns of each task's conversations, which end when the positive goes out: as many as candidates were ranked below it."""
+    return {
+        f"val-aux/{task}/turns/mean": float(
+            np.mean([own for own, other in zip(turns, tasks, strict=True) if other == task])
+        )
+        for task in dict.fromkeys(tasks)
+    }
 
 
 def merge_updates(parts: Sequence[Mapping[str, float]]) -> dict[str, float]:

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from r1ranker.rollout.engine import Completion, Request, SamplingParams
+from r1ranker.rollout.episodes import EpisodeRequest, Turn
 from r1ranker.trainer.batch.balance import Budget, arrange_micro_batches
 from r1ranker.trainer.batch.trajectory import Trajectory, deal_by_load
 from r1ranker.trainer.workers.cluster import Cluster
@@ -53,11 +54,28 @@ def stream(
 
     Requests are dealt by prompt length to engines that span `engine_size` workers each.
     """
+    return _stream(cluster, "generate", requests, params, engine_size)
+
+
+def stream_episodes(
+    cluster: Cluster, requests: Sequence[EpisodeRequest], params: SamplingParams, engine_size: int = 1
+) -> Iterator[tuple[int, list[Turn]]]:
+    """(index of a request, the turns of its episode), likewise."""
+    return _stream(cluster, "converse", requests, params, engine_size)
+
+
+def _stream(
+    cluster: Cluster,
+    method: str,
+    requests: Sequence[Request] | Sequence[EpisodeRequest],
+    params: SamplingParams,
+    engine_size: int,
+) -> Iterator[tuple[int, Any]]:
     workers = cluster.rollout
     lengths = [len(request.token_ids) for request in requests]
     hands = [[i for i in hand if i >= 0] for hand in deal_by_load(lengths, workers.size // engine_size)]
     arriving = workers.stream(
-        "generate",
+        method,
         [([requests[index] for index in hands[rank // engine_size]], params) for rank in range(workers.size)],
     )
     return ((hands[rank // engine_size][place], samples) for rank, done in arriving for place, samples in done)

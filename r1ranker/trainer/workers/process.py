@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from datetime import timedelta
+from functools import wraps
 from typing import Any
 
 import torch
@@ -23,12 +24,33 @@ from r1ranker.device import (
 from r1ranker.errors import RunError, UserError, first_line
 from r1ranker.model.buckets import as_tensor
 from r1ranker.rollout.engine import Completion, Engine, EngineSettings, Request, SamplingParams
+from r1ranker.rollout.episodes import EpisodeRequest, Turn, sample_episodes
 from r1ranker.rollout.start import start_engine
 from r1ranker.trainer.checkpoint.random_state import seed_everything
 from r1ranker.trainer.config.schema import Config
 from r1ranker.trainer.memory.out_of_memory import refuse_shortage
 
 _WITHOUT_GPUS = "CUDA_VISIBLE_DEVICES= (to a Ray that runs already: ray start --num-gpus=0)"
+
+
+def _explain_failure(
+    method: Callable[[Any, Sequence[Any], SamplingParams], Iterator[Any]],
+) -> Callable[[Any, Sequence[Any], SamplingParams], Iterator[Any]]:
+    """A method that generates, and raises RunError naming the cause where the engine fails."""
+
+    @wraps(method)
+    def guarded(self: Any, requests: Sequence[Any], params: SamplingParams) -> Iterator[Any]:
+        try:
+            yield from method(self, requests, params)
+        except (UserError, RunError):
+            raise
+        except Exception as error:
+            refuse_shortage(error, self.config, self.device)
+            raise RunError(
+                f"the rollout failed in process {self.rank}: {type(error).__name__}: {first_line(error)}"
+            ) from error
+
+    return guarded
 
 
 class Process:
@@ -111,6 +133,7 @@ class Process:
         )
         self._awake = True
 
+    @_explain_failure
     def generate(
         self, requests: Sequence[Request], params: SamplingParams
     ) -> Iterator[list[tuple[int, list[Completion]]]]:
@@ -121,25 +144,32 @@ class Process:
         """
         if not requests:
             return
+        session = self.wake().session()
+        for place, request in enumerate(requests):
+            session.add(place, request, params)
+        left = len(requests)
+        while left:
+            done = session.step()
+            left -= len(done)
+            if self._leads:
+                yield done
+
+    @_explain_failure
+    def converse(
+        self, requests: Sequence[EpisodeRequest], params: SamplingParams
+    ) -> Iterator[list[tuple[int, list[Turn]]]]:
+        """Sample an episode a request; yields (place of a request, its turns) as soon as it ends. For the rest as `generate`."""
+        if not requests:
+            return
         engine = self.wake()
-        leads = self.rank % self.config.actor_rollout_ref.rollout.tensor_model_parallel_size == 0
-        try:
-            session = engine.session()
-            for place, request in enumerate(requests):
-                session.add(place, request, params)
-            left = len(requests)
-            while left:
-                done = session.step()
-                left -= len(done)
-                if leads:
-                    yield done
-        except (UserError, RunError):
-            raise
-        except Exception as error:
-            refuse_shortage(error, self.config, self.device)
-            raise RunError(
-                f"the rollout failed in process {self.rank}: {type(error).__name__}: {first_line(error)}"
-            ) from error
+        for done in sample_episodes(engine.session(), engine.tokenizer, requests, params):
+            if self._leads:
+                yield [done]
+
+    @property
+    def _leads(self) -> bool:
+        """Whether this is the first of the processes that an engine spans."""
+        return self.rank % self.config.actor_rollout_ref.rollout.tensor_model_parallel_size == 0
 
     def close(self) -> None:
         """Give back what outlives a process, such as shared memory."""
