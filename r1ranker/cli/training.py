@@ -46,7 +46,10 @@ def init_model(
         bool, typer.Option(help="titles that share words begin alike", rich_help_panel=TOKENIZER)
     ] = False,
     turn_tokens: Annotated[
-        bool, typer.Option(help="a token for what data.rounds=conversation says between eliminations", rich_help_panel=TOKENIZER)
+        bool,
+        typer.Option(
+            help="a token for what data.rounds=conversation says between eliminations", rich_help_panel=TOKENIZER
+        ),
     ] = False,
     seed: int = 1,
 ) -> None:

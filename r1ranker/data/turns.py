@@ -27,9 +27,14 @@ def encode_next_turn(
 
     Raises UserError where the template writes the beginning of a longer conversation in another way.
     """
-    added = _turn_ids(chat_template_of(tokenizer), roles, text, begun)
+    return go_on(chat_template_of(tokenizer), roles, so_far, text, begun)
+
+
+def go_on(template: ChatTemplate, roles: tuple[str, ...], so_far: Sequence[int], text: str, begun: str) -> list[int]:
+    """The same by a tokenizer's template, which many turns are encoded by."""
+    added = _turn_ids(template, roles, text, begun)
     said = list(so_far)
-    if said[-1] == tokenizer.eos_token_id:
+    if said[-1] == template.tokenizer.eos_token_id:
         said.pop()  # the template's own end of a turn comes next, which with most is the same token
     return said + list(added)
 

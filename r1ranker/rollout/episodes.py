@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
-from r1ranker.data.turns import drop_thought, encode_next_turn
+from r1ranker.data.chat_template import ChatTemplate, chat_template_of
+from r1ranker.data.turns import drop_thought, go_on
 from r1ranker.rollout.constraint import PoolConstraint
 from r1ranker.rollout.engine import Completion, Request, SamplingParams, Session
 from r1ranker.tasks.answers import parse_answer, prepend_prefill
@@ -85,7 +86,7 @@ class _Open:
         state = np.random.SeedSequence([self.asked.seed, len(self.turns)]).generate_state(1, dtype=np.uint64)
         return Request(self.prompt_ids, int(state[0]), constraint, is_continued=True)
 
-    def take(self, tokenizer: PreTrainedTokenizerBase, completion: Completion) -> bool:
+    def take(self, template: ChatTemplate, completion: Completion) -> bool:
         """Take an answer down; whether another one is wanted.
 
         None is where the answer cannot be used, the positive went out and no grades tell what is good of the rest, one is left,
@@ -95,7 +96,7 @@ class _Open:
         self.turns.append(Turn(self.prompt_ids, completion, self.out))
         stopped = completion.finish_reason == "stop"
         ids = completion.token_ids[:-1] if stopped else completion.token_ids
-        text = str(tokenizer.decode(ids, skip_special_tokens=False))
+        text = str(template.tokenizer.decode(ids, skip_special_tokens=False))
         answer = parse_answer(
             prepend_prefill(text, rules.answer_format.think), example.candidates, "iterative", rules.answer_format
         ).without(self.out)
@@ -107,9 +108,9 @@ class _Open:
         self.out = (*self.out, place)
         if len(example.candidates) - len(self.out) < 2 or len(self.turns) == rules.max_turns:
             return False
-        said = completion.token_ids if rules.keep_thoughts else drop_thought(tokenizer, completion.token_ids)
+        said = completion.token_ids if rules.keep_thoughts else drop_thought(template.tokenizer, completion.token_ids)
         following = next_round(example, place, rules.answer_format.answer_style)
-        self.prompt_ids = encode_next_turn(tokenizer, rules.roles, [*self.prompt_ids, *said], following, rules.begun)
+        self.prompt_ids = go_on(template, rules.roles, [*self.prompt_ids, *said], following, rules.begun)
         return rules.max_prompt_length is None or len(self.prompt_ids) <= rules.max_prompt_length
 
 
@@ -117,13 +118,14 @@ def sample_episodes(
     session: Session, tokenizer: PreTrainedTokenizerBase, requests: Sequence[EpisodeRequest], params: SamplingParams
 ) -> Iterator[tuple[int, list[Turn]]]:
     """(place of a request, its turns) as each episode ends; turn t of one draws from a stream that its seed and t fix."""
+    template = chat_template_of(tokenizer)
     episodes = {place: _Open(asked, asked.token_ids) for place, asked in enumerate(requests)}
     for place, one in episodes.items():
         session.add(place, one.request(), params)
     while episodes:
         for place, (completion,) in session.step():
             one = episodes[place]
-            if one.take(tokenizer, completion):
+            if one.take(template, completion):
                 session.add(place, one.request(), params)
                 continue
             session.cancel(place)  # what is kept of it nobody goes on with

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -11,14 +13,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fuzz.chat_models import tokenizer_of
+from runs import SMALL, assert_same_run, config_of, train
 
 from r1ranker.errors import UserError
 from r1ranker.ranking.ranker import Ranker
 from r1ranker.ranking.settings import EliminationSettings, RankerSettings
 from r1ranker.rollout.engine import Completion, Request, SamplingParams
+from r1ranker.rollout.episodes import _Open
 from r1ranker.rollout.hf import HFEngine
 from r1ranker.tasks.example import RankingExample
 from r1ranker.tasks.labels import AnswerStyle
+from r1ranker.trainer.loop import Run
+from r1ranker.trainer.monitoring.metrics import is_known_metric
 
 Call = Callable[..., tuple[int, str, str]]
 EXAMPLES = [
@@ -115,6 +122,112 @@ def test_settings_say_how_a_model_was_trained(
     ):  # fmt: skip
         with pytest.raises(UserError, match="--rounds: a conversation"):
             replace(RankerSettings(), rounds="conversation", constrain="candidates", **changes).check()  # type: ignore[arg-type]
+
+
+LEARNING = (
+    "data.rounds=conversation", "data.think=false", "data.answer_style=label", "actor_rollout_ref.rollout.constrain=candidates",
+)  # fmt: skip
+KINDS = {
+    "samples": (),
+    "returns over turns, with a critic": ("algorithm.adv_estimator=gae", "algorithm.turn_gamma=1.0"),
+    "every answer": ("actor_rollout_ref.rollout.every_answer=true", "algorithm.adv_estimator=maxrl"),
+    "the last turns": ("actor_rollout_ref.rollout.eliminate_to=3", "algorithm.adv_estimator=rloo"),
+    "two turns": ("actor_rollout_ref.rollout.max_turns=2", "algorithm.adv_estimator=reinforce_plus_plus"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_policy_learns_from_conversations(kind: str, toy: Path, tiny_model: str, tmp_path: Path) -> None:
+    actor, lines = train(toy, tiny_model, tmp_path, *LEARNING, *KINDS[kind])
+    steps = [line for line in lines if "critic/score/mean" in line]
+    assert len(steps) == 2
+    assert all(is_known_metric(name) for line in lines for name in line if name != "step")
+    assert all(line["rollout/logprob_diff_max"] < 1e-4 for line in steps)
+    assert all(line["actor/grad_norm"] > 0 for line in steps)
+    assert all("val-aux/Rec-Movie/turns/mean" in line for line in lines if "val-core/Rec-Movie/reward/mean" in line)
+    longest = max(line["conversation/turns/max"] for line in steps)
+    assert longest == 2 if kind.startswith("two") else longest > 4
+    assert Ranker.settings_of(actor).rounds == "conversation"
+    rows = [json.loads(line) for line in (tmp_path / "rollouts" / "1.jsonl").read_text().splitlines()]
+    if kind == "every answer":
+        # probabilities of the answers to each turn, and the last turn of an episode is one between two
+        assert {row["turn"] for row in rows} == set(range(max(row["turn"] for row in rows) + 1))
+        by_turn = Counter((row["row"], row["turn"]) for row in rows)
+        assert min(by_turn.values()) == 2
+        for (name, turn), count in by_turn.items():
+            own = [row for row in rows if (row["row"], row["turn"]) == (name, turn)]
+            assert sum(math.exp(row["logprob"]) for row in own) == pytest.approx(1.0, abs=1e-5)
+            assert len(own) == count
+    elif kind == "the last turns":
+        assert all(len(row["gts"]["candidate_text"]) - row["turn"] <= 3 for row in rows)
+
+
+def test_a_run_of_conversations_that_is_stopped_goes_on_as_if_nothing_had_been(
+    toy: Path, tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(toy, tiny_model, tmp_path / "whole", *SMALL, *LEARNING, "trainer.total_training_steps=4")
+    begun = Run.step
+
+    def killed(self: Run, cluster: Any, now: int) -> dict[str, float]:
+        if now == 3:
+            # in the middle of its episodes
+            monkeypatch.setattr(_Open, "take", _stop_after(5, _Open.take))
+        return begun(self, cluster, now)
+
+    monkeypatch.setattr(Run, "step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(toy, tiny_model, tmp_path / "stopped", *SMALL, *LEARNING, "trainer.total_training_steps=4")
+    monkeypatch.undo()
+    train(toy, tiny_model, tmp_path / "stopped", *SMALL, *LEARNING, "trainer.total_training_steps=4")
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+
+
+def _stop_after(turns: int, take: Callable[..., bool]) -> Callable[..., bool]:
+    left = [turns]
+
+    def stopping(*arguments: Any) -> bool:
+        left[0] -= 1
+        if left[0] < 0:
+            raise KeyboardInterrupt
+        return take(*arguments)
+
+    return stopping
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["data.rounds=turns"], "data.rounds: found 'turns'"),
+        (["actor_rollout_ref.rollout.max_turns=0"], "max_turns: found 0; at least 1 is wanted"),
+        (["actor_rollout_ref.rollout.constrain=none", "actor_rollout_ref.rollout.eliminate_to=3"], "so candidates is wanted"),
+        (["actor_rollout_ref.rollout.every_answer=true", "algorithm.turn_gamma=0.5"], "algorithm.turn_gamma: found 0.5"),
+        (["algorithm.turn_gamma=2"], "a number from 0 to 1 is wanted"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_learned_in_conversations_is_refused(overrides: list[str], said: str, tiny_model: str) -> None:
+    with pytest.raises(UserError, match=said):
+        config_of(tiny_model, *LEARNING, *overrides)
+
+
+def test_rows_and_templates_without_conversations_are_refused(toy: Path, tiny_model: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"row 0: data.rounds=conversation is of iterative_ranking rows"):
+        train(toy, tiny_model, tmp_path, *LEARNING, mode="direct")
+    rewriting = tmp_path / "rewriting"
+    shutil.copytree(tiny_model, rewriting)
+    family = tokenizer_of("byte-level", "GLM-4.5")
+    (rewriting / "chat_template.jinja").write_text(str(family.chat_template))
+    with pytest.raises(UserError, match="writes earlier turns anew"):
+        train(toy, str(rewriting), tmp_path, *LEARNING)
+
+
+def test_a_prompt_that_holds_few_turns_is_said(
+    toy: Path, tiny_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, lines = train(
+        toy, tiny_model, tmp_path, *LEARNING, "data.max_prompt_length=200", "trainer.total_training_steps=1"
+    )
+    assert "turns of the longest prompt's conversation" in capsys.readouterr().out
+    assert max(line.get("prompt_length/max", 0) for line in lines) <= 200
 
 
 def test_an_evaluation_by_conversation_has_a_name_of_its_own(

@@ -14,14 +14,16 @@ import pytest
 from runs import config_of, requests_of, train, trajectories_of
 from shared_ray import SharedRay
 
+from r1ranker.data.loader import load_prompts
 from r1ranker.pretrained import load_tokenizer
 from r1ranker.rollout.engine import SamplingParams
 from r1ranker.trainer.batch.balance import Budget
 from r1ranker.trainer.batch.trajectory import Trajectory
 from r1ranker.trainer.config.schema import Config
+from r1ranker.trainer.experience.conversing import build_episodes
 from r1ranker.trainer.workers import cluster as cluster_module
 from r1ranker.trainer.workers.cluster import Cluster, start_cluster
-from r1ranker.trainer.workers.dispatch import fill, generate, update
+from r1ranker.trainer.workers.dispatch import fill, generate, stream_episodes, update
 from r1ranker.trainer.workers.worker import Worker
 
 pytestmark = [
@@ -107,6 +109,30 @@ def before_and_after_a_sync(config: Config, model: str, toy: Path) -> tuple[floa
         moved = gap(cluster, stale)
         cluster.sync_weights()
         return moved, gap(cluster, trajectories_of(requests, generate(cluster, requests, params)))
+
+
+def test_conversations_go_on_over_kept_prefixes(vllm_cluster: Cluster, trained: str, toy: Path) -> None:
+    tokenizer, config = (
+        load_tokenizer(trained),
+        config_of(trained, *VLLM, "data.rounds=conversation", "actor_rollout_ref.rollout.eliminate_to=2"),
+    )
+    prompts, _ = load_prompts([str(toy / "iterative_ranking" / "test.parquet")], tokenizer, 2000, True, "label", False)
+    episodes = build_episodes(config, tokenizer, prompts[:60:5], 2, 1, to_learn=True)
+    played = dict(stream_episodes(vllm_cluster, episodes, SamplingParams(temperature=1.0, max_tokens=16)))
+    trajectories = [
+        Trajectory(
+            turn.prompt_ids, turn.completion.token_ids, np.array(turn.completion.logprobs), "stop", place // 2,
+            allowed=turn.completion.allowed, episode=place, turn=len(turn.out), root_length=len(episodes[place].token_ids),
+        )
+        for place, turns in sorted(played.items())
+        for turn in turns
+    ]  # fmt: skip
+    assert len(played) == len(episodes)
+    assert len(trajectories) > 2 * len(episodes)
+    assert gap(vllm_cluster, trajectories) < 1e-4
+    later = [turn for turns in played.values() for turn in turns if turn.out]
+    # whole blocks of what came before are not computed again
+    assert sum(turn.completion.cached_tokens for turn in later) > 0.6 * sum(len(turn.prompt_ids) for turn in later)
 
 
 PLACES = {

@@ -86,6 +86,8 @@ class Sampler:
         """n episodes of each prompt under way; with every answer one, and all that its turns could have been answered."""
         rollout = self.config.actor_rollout_ref.rollout
         each = 1 if rollout.every_answer else rollout.n
+        if rollout.every_answer:  # nothing of what is sampled is learned: whom the ranker would let go goes
+            params = replace(params, temperature=0.0)
         episodes = build_episodes(self.config, self.tokenizer, prompts, each, step, to_learn=True)
         batch = self.send_episodes(cluster, prompts, episodes, params, policy_version)
         batch.arriving = learned_turns(self.config, prompts, each, batch.arriving)

@@ -85,6 +85,7 @@ class RolloutLog:
             "think": prompt.answer_format.think,
             "input": _cut(str(self._tokenizer.decode(list(prompt.token_ids), skip_special_tokens=False))),
             "output": _cut(response),
+            "turn": one.turn,
             "gts": prompt.ground_truth,
             "score": one.score,
             "parts": {name: value for name, value in parts.items() if name != "score"},

@@ -65,7 +65,6 @@ def score_response(reward: RewardFunction, prompt: Prompt, text: str) -> Outcome
         "think": prompt.answer_format.think,
         "answer_style": prompt.answer_format.answer_style,
     }
-    row, code = describe_row(prompt), find_definition(reward)
     try:
         result = reward(prompt.data_source, text, prompt.ground_truth, extra_info)
         parts = dict(result) if isinstance(result, Mapping) else {"score": result}
@@ -75,12 +74,14 @@ def score_response(reward: RewardFunction, prompt: Prompt, text: str) -> Outcome
     except (Exception, SystemExit) as error:  # a reward that calls sys.exit() fails; it does not end the run
         trace = traceback.extract_tb(error.__traceback__)
         frames = [(frame.filename, frame.lineno or 0) for frame in trace if frame.filename != __file__]
-        return Failure(find_place(frames, code), row, f"{type(error).__name__}: {_short(str, error)}")
+        place = find_place(frames, find_definition(reward))
+        return Failure(place, describe_row(prompt), f"{type(error).__name__}: {_short(str, error)}")
     odd = [name for name, value in numbers.items() if not math.isfinite(value)]
     if "score" in numbers and not odd:
         return numbers
     wanted = f"{odd[0]!r} is no finite number" if odd else "a finite number, or a dict with `score`, is wanted"
-    return Failure(":".join(map(str, code)), row, f"it gave {_short(repr, result)}; {wanted}")
+    place = ":".join(map(str, find_definition(reward)))
+    return Failure(place, describe_row(prompt), f"it gave {_short(repr, result)}; {wanted}")
 
 
 def find_definition(reward: RewardFunction) -> tuple[str, int]:
