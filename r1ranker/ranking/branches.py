@@ -49,7 +49,7 @@ def branch_out(tokenizer: PreTrainedTokenizerBase, question: Question, answer_fo
     while True:
         tokens: dict[int, list[int]] = {}
         for place, ids in enumerate(answers):
-            if ids[: len(begun)] == begun:
+            if place not in question.out and ids[: len(begun)] == begun:
                 tokens.setdefault(ids[len(begun)], []).append(place)
         if len(tokens) > 1:
             return Paths(begun, {token: tuple(places) for token, places in sorted(tokens.items())})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 
@@ -27,6 +28,8 @@ class Question:
     """token ids of a conversation that this question goes on with, its last answer among them"""
     out: tuple[int, ...] = ()
     """places of the candidates that went out in it, the last one last"""
+    named: int = 0
+    """so many of these went out without having been asked for: `so_far` ends before the first of them, and a turn each is to follow"""
 
     def is_answered(self, answer: ParsedAnswer) -> bool:
         """Whether the answer can be used as it is: it names those who are asked about."""
@@ -58,7 +61,7 @@ class Reply:
     branches: tuple[Branch, ...] = ()
     """where these were wanted"""
     token_ids: tuple[int, ...] = ()
-    """of the prompt and the answer"""
+    """of the prompt and the answer; of the prompt alone where there is none"""
 
 
 _ADDED = ("calls", "answers", "valid_answers", "fallbacks", "prompt_tokens", "cached_tokens", "response_tokens")
@@ -135,24 +138,28 @@ def ask(
 
 
 def weigh(
-    example: RankingExample, mode: Mode, result: RankingResult
-) -> Generator[Sequence[Question], Sequence[Sequence[Reply]], list[float]]:
-    """Log-probability of each candidate to be the one that an answer constrained to the pool names (first).
+    question: Question, result: RankingResult
+) -> Generator[Sequence[Question], Sequence[Sequence[Reply]], tuple[list[float], tuple[int, ...]]]:
+    """Log-probability of each candidate to be the one that an answer constrained to the pool names (first), -inf of those who are
+    out; and the token ids of the prompt.
 
     One question where the labels differ in their first token; one more for each beginning that several have in common.
     """
-    if len(example.candidates) == 1:
-        return [0.0]
-    found = [0.0] * len(example.candidates)
+    names = question.example.candidates
+    if len(names) == 1:
+        return [0.0], ()
+    found = [-math.inf] * len(names)
     open_branches = [Branch((), tuple(range(len(found))), 0.0)]
+    prompt_ids: tuple[int, ...] = ()
     while open_branches:
-        answered = yield [Question(example, mode, begun=branch.begun) for branch in open_branches]
+        answered = yield [replace(question, begun=branch.begun) for branch in open_branches]
         result.depth += 1
         shared: list[Branch] = []
         for before, (reply,) in zip(open_branches, answered, strict=True):
             result.calls += 1
             result.valid_answers += 1
             result.add_reply(reply)
+            prompt_ids = prompt_ids or reply.token_ids
             for branch in reply.branches:
                 logprob = before.logprob + branch.logprob
                 if len(branch.candidates) > 1:
@@ -160,7 +167,7 @@ def weigh(
                 else:
                     found[branch.candidates[0]] = logprob
         open_branches = shared
-    return found
+    return found, prompt_ids
 
 
 def together(

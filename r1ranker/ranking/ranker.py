@@ -11,7 +11,7 @@ from typing import Any, Literal
 from transformers import PreTrainedTokenizerBase
 
 from r1ranker.data.tokenise import encode_chat
-from r1ranker.data.turns import encode_next_turn
+from r1ranker.data.turns import drop_thought, encode_next_turn
 from r1ranker.errors import UserError, check_at_least, note
 from r1ranker.pretrained import check_model_directory
 from r1ranker.ranking.branches import WEIGHED, WeighingRequest, branches_of, weighing_request
@@ -21,7 +21,7 @@ from r1ranker.ranking.schedule import Asker, run_conversations
 from r1ranker.ranking.settings import MODES, RankerSettings, Rounds, Strategy
 from r1ranker.ranking.shown import Shown
 from r1ranker.ranking.strategies import converse
-from r1ranker.rollout.constraint import build_constraint
+from r1ranker.rollout.constraint import PoolConstraint, build_constraint
 from r1ranker.rollout.context import find_limit
 from r1ranker.rollout.engine import (
     USUAL_LENGTH,
@@ -218,18 +218,16 @@ class Ranker:
         problem = render_problem(example, question.mode, settings.answer_format.answer_style)
         messages = chat_messages(problem, settings.answer_format, question.mode)
         if question.so_far:
-            said = next_round(example, question.out[-1], settings.answer_format.answer_style)
-            roles, begun = tuple(message["role"] for message in messages), messages[-1]["content"]
-            token_ids = encode_next_turn(self.tokenizer, roles, question.so_far, said, begun)
+            token_ids = self._go_on(question, messages)
             problem = f"{problem} {question.out}"
         else:
             token_ids = encode_chat(self.tokenizer, messages)
         if question.begun is not None:
-            return weighing_request(self.tokenizer, token_ids, question, settings.answer_format), WEIGHED
+            weighing = weighing_request(self.tokenizer, token_ids, question, settings.answer_format)
+            return replace(weighing, is_continued=settings.rounds == "conversation"), WEIGHED
         constraint = None
         if settings.constrain == "candidates":
-            constraint = build_constraint(self.tokenizer, example.candidates, question.mode, settings.answer_format)
-            constraint = constraint.without(question.out)
+            constraint = self._constraint(question).without(question.out)
         # the same question draws the same stream, wherever it stands in the run
         seed = zlib.crc32(problem.encode("utf-8", "surrogatepass"), settings.seed + question.is_retry)
         several = question.samples > 1 or question.is_retry
@@ -240,22 +238,42 @@ class Ranker:
         )
         return Request(token_ids, seed, constraint, question.mode == "iterative"), params
 
+    def _go_on(self, question: Question, messages: Sequence[dict[str, str]]) -> list[int]:
+        """The conversation with the turns that follow what was said last."""
+        style = self.settings.answer_format.answer_style
+        roles, begun = tuple(message["role"] for message in messages), messages[-1]["content"]
+        token_ids, last = list(question.so_far), question.out[-max(1, question.named) :]
+        for place in last:
+            if question.named:
+                token_ids += self._constraint(question).final_ids[place]
+            said = next_round(question.example, place, style)
+            token_ids = encode_next_turn(self.tokenizer, roles, token_ids, said, begun)
+        return token_ids
+
+    def _constraint(self, question: Question) -> PoolConstraint:
+        """Of all the candidates that are shown."""
+        return build_constraint(self.tokenizer, question.example.candidates, question.mode, self.settings.answer_format)
+
     def _to_replies(self, question: Question, request: Request, completions: Sequence[Completion]) -> list[Reply]:
         if isinstance(request, WeighingRequest):
             (weighed,) = completions
-            return [Reply("", len(request.token_ids), 1, weighed.cached_tokens, branches_of(request.paths, weighed))]
+            prompt_ids = tuple(request.token_ids[: len(request.token_ids) - len(request.paths.begun)])
+            branches = branches_of(request.paths, weighed)
+            return [Reply("", len(request.token_ids), 1, weighed.cached_tokens, branches, prompt_ids)]
         replies = []
         for number, completion in enumerate(completions):
             ids = completion.token_ids[:-1] if completion.finish_reason == "stop" else completion.token_ids
             text = str(self.tokenizer.decode(ids, skip_special_tokens=False))
-            first = number == 0
+            first, said = number == 0, completion.token_ids
+            if not self.settings.keep_thoughts:
+                said = drop_thought(self.tokenizer, said)
             replies.append(
                 Reply(
                     text,
                     len(request.token_ids) * first,
                     len(completion.token_ids),
                     completion.cached_tokens * first,
-                    token_ids=(*request.token_ids, *completion.token_ids) if question.mode == "iterative" else (),
+                    token_ids=(*request.token_ids, *said) if question.mode == "iterative" else (),
                 )
             )
         return replies

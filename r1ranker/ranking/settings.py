@@ -95,6 +95,8 @@ class RankerSettings:
     shots: ShotSettings = field(default_factory=ShotSettings)
     rounds: Rounds = "separate"
     """whether each elimination is asked anew, or all are turns of one conversation"""
+    keep_thoughts: bool = True
+    """in a conversation: earlier turns stay with their thoughts"""
 
     @property
     def mode(self) -> Mode:
@@ -141,6 +143,7 @@ class RankerSettings:
                 max_tokens=saved["max_response_length"],
                 trained=saved["strategy"],
                 rounds=_rounds_of(saved),
+                keep_thoughts=bool(saved.get("keep_thoughts", True)),
             )
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise UserError(f"{file}: not the settings of a ranker ({type(error).__name__}: {error})") from error
@@ -162,12 +165,11 @@ class RankerSettings:
                 f"--similarity: found {self.shots.similarity} and --embedder {self.shots.embedder}; "
                 "embeddings want --embedder DIR, and nothing else does"
             )
-        if self.rounds == "conversation" and (
-            self.mode != "iterative" or self.elimination.samples > 1 or self.by_logits
-        ):
+        several = self.elimination.votes > 1 or (self.elimination.eliminate > 1 and not self.weighs)
+        if self.rounds == "conversation" and (self.mode != "iterative" or several or self.by_logits):
             raise UserError(
                 "--rounds: a conversation asks for the worst candidate, one answer a round; it goes with the strategies iterative and "
-                "tournament of an iterative ranker, without --eliminate and --votes"
+                "tournament of an iterative ranker, without --votes, and with --eliminate where answers at once are constrained"
             )
         if self.windows.step > self.windows.size:
             raise UserError(f"--step: found {self.windows.step}; at most --window, {self.windows.size}, is wanted")

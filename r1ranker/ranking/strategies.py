@@ -60,7 +60,7 @@ def _by_answer(
 
 def _by_logits(example: RankingExample, settings: RankerSettings, result: RankingResult) -> Conversation:
     """The order of the probabilities to be named first; to be named as the worst, the least likely first."""
-    logprobs = yield from weigh(example, settings.mode, result)
+    logprobs, _ = yield from weigh(Question(example, settings.mode), result)
     worst = settings.mode == "iterative"
     places = sorted(range(len(logprobs)), key=lambda place: logprobs[place] if worst else -logprobs[place])
     chances = [-math.expm1(logprob) if worst else math.exp(logprob) for logprob in logprobs]
@@ -83,8 +83,8 @@ def _iterative(example: RankingExample, settings: RankerSettings, result: Rankin
         rounds += 1
         shown = example.with_pool(state.pool)
         if exact:
-            logprobs = yield from weigh(shown, "iterative", result)
-            out = sorted(range(len(logprobs)), key=lambda place: (logprobs[place], place), reverse=True)
+            logprobs, _ = yield from weigh(Question(shown, "iterative"), result)
+            out = _most_likely(logprobs)
         else:
             question = Question(shown, "iterative", how.samples)
             answers = yield from ask(question, settings.answer_format, result)
@@ -105,16 +105,30 @@ def _in_turns(
 ) -> Conversation:
     """Rounds as the turns of one conversation, in which the pool is shown once.
 
-    Where no answer names one who is still in, the closest in spelling of these goes out. What does not fit the engine any more
-    is begun anew with the pool that is left.
+    Where no answer names one who is still in, the closest in spelling of these goes out. Of several that go out at once, those that are
+    most likely to, each has a turn, as if it had been asked for. What does not fit the engine any more is begun anew with the pool that
+    is left.
     """
     state, least, rounds = Elimination(example.candidates), _least(settings), 0
+    several = settings.elimination.eliminate
     shown = example
     so_far: tuple[int, ...] = ()
     out: tuple[int, ...] = ()
+    named = 0
     while len(state.pool) > least:
         rounds += 1
-        question = Question(shown, "iterative", so_far=so_far, out=out)
+        question = Question(shown, "iterative", so_far=so_far, out=out, named=named)
+        if several > 1:
+            logprobs, so_far = yield from weigh(question, result)
+            named = min(several, len(state.pool) - least)
+            places = _most_likely(logprobs)[:named]
+            for name in (shown.candidates[place] for place in places):
+                state.eliminate(name)
+                result.out_in_round[name] = rounds
+            out = (*out, *places)
+            if room is not None and len(so_far) + sum(_turn_room(shown.candidates[place]) for place in places) > room:
+                shown, so_far, out, named = example.with_pool(state.pool), (), (), 0
+            continue
         answers = yield from ask(question, settings.answer_format, result)
         usable = [(answer.named[0], reply) for answer, reply in answers if question.is_answered(answer)]
         if usable:
@@ -128,9 +142,19 @@ def _in_turns(
         state.eliminate(name)
         result.out_in_round[name] = rounds
         so_far, out = reply.token_ids, (*out, place)
-        if room is not None and len(so_far) + len(name.encode("utf-8", "surrogatepass")) + AROUND_TURN > room:
+        if room is not None and len(so_far) + _turn_room(name) > room:
             shown, so_far, out = example.with_pool(state.pool), (), ()
     return _end(state, result)
+
+
+def _most_likely(logprobs: Sequence[float]) -> list[int]:
+    """Places by their log-probabilities, the most likely first; of equals the last one shown."""
+    return sorted(range(len(logprobs)), key=lambda place: (logprobs[place], place), reverse=True)
+
+
+def _turn_room(name: str) -> int:
+    """Tokens that the turn after a candidate went out may take."""
+    return len(name.encode("utf-8", "surrogatepass")) + AROUND_TURN
 
 
 def _least(settings: RankerSettings) -> int:

@@ -98,6 +98,29 @@ def test_many_at_once_and_what_no_longer_fits_is_begun_anew(tiny_model: str) -> 
     assert sum(one.prompt_tokens for one in tight) < sum(one.prompt_tokens for one in whole)
 
 
+def test_several_that_go_out_at_once_have_a_turn_each(engine: HFEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    ranker = ranker_of(engine, "conversation", elimination=EliminationSettings(eliminate=3))
+    prompts: list[list[int]] = []
+    to_request = Ranker._to_request
+
+    def noting(self: Ranker, question: Any) -> Any:
+        request, params = to_request(self, question)
+        prompts.append(list(request.token_ids))
+        return request, params
+
+    monkeypatch.setattr(Ranker, "_to_request", noting)
+    (result,) = ranker.rank_many(EXAMPLES[1:2])
+    assert sorted(result.ranking) == sorted(EXAMPLES[1].candidates)
+    assert (result.calls, set(result.out_in_round.values())) == (2, {1, 2})
+    first, second = (engine.tokenizer.decode(prompt) for prompt in prompts)
+    assert second.startswith(first.removesuffix("<answer>"))
+    gone = sorted(result.ranking[-3:], key=result.ranking.index, reverse=True)
+    for name in gone:
+        label = f"[{EXAMPLES[1].candidates.index(name) + 1}]"
+        assert f"<answer>{label}</answer>" in second
+        assert f"{label} is out." in second
+
+
 def test_settings_say_how_a_model_was_trained(
     tiny_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -119,6 +142,7 @@ def test_settings_say_how_a_model_was_trained(
         Ranker.settings_of(str(directory))
     for changes in (
         {"strategy": "direct"}, {"strategy": "logits", "trained": "iterative"}, {"elimination": EliminationSettings(votes=2)},
+        {"elimination": EliminationSettings(eliminate=2)},
     ):  # fmt: skip
         with pytest.raises(UserError, match="--rounds: a conversation"):
             replace(RankerSettings(), rounds="conversation", constrain="candidates", **changes).check()  # type: ignore[arg-type]

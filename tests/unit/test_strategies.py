@@ -6,6 +6,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -55,7 +56,7 @@ class Session:
         begun = tuple(chr(token) for token in question.begun)
         mass: dict[str, list[int]] = {}
         for place, label in enumerate(labels):
-            if (*label, "]")[: len(begun)] == begun:
+            if place not in question.out and (*label, "]")[: len(begun)] == begun:
                 mass.setdefault((*label, "]")[len(begun)], []).append(place)
         total = sum(chances[place] for places in mass.values() for place in places)
         return [
@@ -63,6 +64,7 @@ class Session:
                 "",
                 10,
                 1,
+                token_ids=(7,),
                 branches=tuple(
                     Branch(
                         (*question.begun, ord(token)),
@@ -154,6 +156,31 @@ def test_a_conversation_ends_as_separate_rounds_do(numbers: list[int], top_k: in
     )  # fmt: skip
     assert (found.calls, found.depth, found.valid_answers) == (apart.calls, apart.depth, apart.valid_answers)
     assert all(question.example == example for question in asked)  # the pool is shown whole, once
+
+
+@given(numbers=pools, several=st.integers(2, 5), top_k=st.integers(0, 5))
+def test_several_go_out_of_a_conversation_by_probability(numbers: list[int], several: int, top_k: int) -> None:
+    example = example_of(numbers)
+    how = EliminationSettings(eliminate=several, top_k=top_k)
+    settings = replace(settings_of("iterative", "answer", "iterative"), elimination=how, constrain="candidates")
+    asked: list[Question] = []
+
+    def likely(question: Question) -> list[float]:
+        asked.append(question)
+        names = sorted(question.example.candidates, key=int)
+        return [-float(names.index(name)) for name in question.example.candidates]
+
+    apart = Session(lambda _: "", likely).rank(example, settings)
+    asked.clear()
+    found = Session(lambda _: "", likely).rank(example, replace(settings, rounds="conversation"))
+    assert (found.ranking, found.unordered, found.out_in_round) == (
+        apart.ranking, apart.unordered, apart.out_in_round,
+    )  # fmt: skip
+    first = [question for question in asked if not question.begun]
+    for before, after in pairwise(first):
+        assert after.example == example
+        assert (after.so_far, after.named) == ((7,), several)
+        assert after.out[: -after.named] == before.out
 
 
 @given(numbers=pools, seed=st.integers(0, 99))
