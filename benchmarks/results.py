@@ -30,6 +30,7 @@ EXPERIMENTS: dict[str, str | None] = {
     "passages": "*/train*.parquet",
     "nine": "",
     "algorithms": "*/ml-100k.inter",
+    "conversation": "*/ml-100k.inter",
     "direct_iterative": None,
     "answers": None,
     "thinking": None,

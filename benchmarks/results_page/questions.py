@@ -89,6 +89,18 @@ QUESTIONS = (
         shows="MRR by estimator at the end with intervals, and over training tokens and seconds",
     ),
     Question(
+        "conversation",
+        "conversation",
+        rows=(Row("separate, after", "separate rounds"), Row("conversation, after", "one conversation")),
+        columns=(MRR, SEEDS, Column("training tokens, million"), Column("training, s")),
+        picture=(
+            *MRR_BARS,
+            Lines("{arm}, step", "training tokens, million", "MRR", "training tokens, million", "MRR x 100"),
+            Lines("{arm}, step", "training, s", "MRR", "training, s", "MRR x 100"),
+        ),
+        shows="MRR by the form of rounds at the end with intervals, and over training tokens and seconds",
+    ),
+    Question(
         "routing",
         "routing",
         rows=(
