@@ -15,6 +15,7 @@ from r1ranker.device import device_memory, pick_device
 from r1ranker.rollout.context import load_context_length
 from r1ranker.trainer.batch.balance import Budget
 from r1ranker.trainer.config.schema import Config
+from r1ranker.trainer.experience.conversing import describe_conversation
 from r1ranker.trainer.loop import Run
 from r1ranker.trainer.memory.estimate import MemoryModel
 from r1ranker.trainer.memory.report import Device, print_memory
@@ -81,8 +82,16 @@ def _work(run: Run) -> list[tuple[str, str]]:
     data, n = config.data, config.actor_rollout_ref.rollout.n
     lengths = _lengths(run.loader.prompts)
     holds = load_context_length(str(config.actor_rollout_ref.model.path))
-    share = config.actor_rollout_ref.model.share_prompts
-    group = (1 if share else n) * float(np.mean(lengths)) + n * (data.max_response_length - 1)
+    share, mean = config.actor_rollout_ref.model.share_prompts, float(np.mean(lengths))
+    group = (1 if share else n) * mean + n * (data.max_response_length - 1)
+    turns = None
+    if data.rounds == "conversation":
+        if config.actor_rollout_ref.rollout.every_answer:
+            n = 1
+        turns = describe_conversation(config, run.sampler.tokenizer, run.loader.prompts[0])
+        # a conversation goes on until its prompt is as long as may be
+        behind = turns.most * (turns.added + data.max_response_length)
+        group = mean + n * min(behind, data.max_prompt_length + data.max_response_length - mean)
     prompts = (
         f"{data.train_batch_size:,} a step, of {np.mean(lengths):,.0f} tokens on average, {max(lengths):,} at most"
     )
@@ -96,6 +105,7 @@ def _work(run: Run) -> list[tuple[str, str]]:
         ("validation", f"{len(run.validation):,} prompts each time"),
         ("prompts", prompts),
         ("responses", responses),
+        *([] if turns is None else [("conversations", str(turns))]),
         *([] if holds is None else [("context", f"{holds:,} tokens of prompt and response together")]),
         ("tokens", f"{data.train_batch_size * group:,.0f} a step at most in the rows of a pass"),
     ]

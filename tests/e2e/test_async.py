@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -52,6 +53,23 @@ def test_a_run_that_samples_ahead_repeats_itself(
 ) -> None:
     _, again = train(toy, tiny_model, tmp_path, *SEPARATE, FAST, "trainer.async_steps=1", "reward.num_workers=1")
     assert figures(again) == figures(ahead)
+
+
+def test_conversations_sampled_ahead_go_on_where_the_run_was_left(toy: Path, tiny_model: str, tmp_path: Path) -> None:
+    more = (
+        *SEPARATE, FAST, "trainer.async_steps=1", "data.rounds=conversation", "data.think=false", "data.answer_style=label",
+        "trainer.save_freq=1", "trainer.val_before_train=false",
+    )  # fmt: skip
+    _, whole = train(toy, tiny_model, tmp_path / "whole", *more)
+    assert [line["training/policy_lag"] for line in whole] == [0, 1, 1]
+    assert all(line["conversation/turns/max"] > 4 for line in whole)
+    train(toy, tiny_model, tmp_path / "parts", *more, "trainer.total_training_steps=4")
+    shutil.rmtree(tmp_path / "parts" / "state" / "step_4")
+    shutil.rmtree(tmp_path / "parts" / "actor")
+    # the state after the third step holds the episodes of the fourth, whole
+    _, again = train(toy, tiny_model, tmp_path / "parts", *more, "trainer.total_training_steps=4")
+    _, alone = train(toy, tiny_model, tmp_path / "alone", *more, "trainer.total_training_steps=4")
+    assert figures(again) == figures(alone)
 
 
 def test_without_it_every_batch_is_of_the_policy_that_is_trained(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -50,6 +51,19 @@ def test_a_dry_run_says_what_would_run_and_starts_nothing(toy: Path, tiny_model:
     ):  # fmt: skip
         assert line in printed, line
     assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_knows_how_long_conversations_become(toy: Path, tiny_model: str, tmp_path: Path) -> None:
+    more = "data.rounds=conversation", "data.think=false", "data.answer_style=label"
+    printed, _ = train("--dry-run", *overrides(toy, tiny_model, tmp_path / "run", *more))
+    assert re.search(
+        r"conversations +\d+ turns of the first prompt, with \d+ tokens between answers; \d+ of them fit", printed
+    )
+    apart, _ = train("--dry-run", *overrides(toy, tiny_model, tmp_path / "run", *more[1:]))
+    (whole,), (alone,) = (re.findall(r"tokens +([\d,]+) a step at most", text) for text in (printed, apart))
+    assert int(whole.replace(",", "")) > int(alone.replace(",", ""))
+    caches = [re.findall(r"engine: cache +(\S+) (\w+)", text)[0] for text in (printed, apart)]
+    assert caches[0] != caches[1]
 
 
 def test_a_kl_loss_that_holds_nothing_back_is_said(toy: Path, tiny_model: str, tmp_path: Path) -> None:

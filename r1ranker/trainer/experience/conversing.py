@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from transformers import PreTrainedTokenizerBase
@@ -83,17 +83,30 @@ def _kept_until(config: Config, prompt: Prompt) -> int:
     return rollout.eliminate_to or 0
 
 
-def count_turns(config: Config, tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> tuple[int, int]:
-    """(turns that data.max_prompt_length holds, turns that there are) of a prompt's conversation, where each answer is as long as may be.
+@dataclass(frozen=True)
+class ConversationLength:
+    """How long a prompt's conversation may become, where each answer is as long as may be."""
 
-    Raises UserError for a chat template that writes earlier turns anew.
-    """
+    most: int
+    """turns that there are"""
+    added: int
+    """tokens between an answer and the next one"""
+    fit: int
+    """turns that data.max_prompt_length holds"""
+
+    def __str__(self) -> str:
+        return f"{self.most} turns of the first prompt, with {self.added} tokens between answers; {self.fit} of them fit at least"
+
+
+def describe_conversation(config: Config, tokenizer: PreTrainedTokenizerBase, prompt: Prompt) -> ConversationLength:
+    """The length of a prompt's conversation; raises UserError for a chat template that writes earlier turns anew."""
     rules, example = rules_of(config, prompt), pool_of(prompt)
     most = min(len(example.candidates) - 1, rules.max_turns or len(example.candidates))
     wording = next_round(example, len(example.candidates) - 1, prompt.answer_format.answer_style)
     following = encode_next_turn(tokenizer, rules.roles, prompt.token_ids, wording, rules.begun)
-    turn = len(following) - len(prompt.token_ids) + config.data.max_response_length
-    return min(most, 1 + (config.data.max_prompt_length - len(prompt.token_ids)) // turn), most
+    added = len(following) - len(prompt.token_ids)
+    room = config.data.max_prompt_length - len(prompt.token_ids)
+    return ConversationLength(most, added, min(most, 1 + room // (added + config.data.max_response_length)))
 
 
 def describe_turns(config: Config, tokenizer: PreTrainedTokenizerBase, prompts: Sequence[Prompt]) -> list[str]:
@@ -103,11 +116,11 @@ def describe_turns(config: Config, tokenizer: PreTrainedTokenizerBase, prompts: 
     """
     check_iterative(prompts[0])
     longest = prompts[int(np.argmax(prompts.lengths))] if isinstance(prompts, PromptStore) else prompts[0]
-    fit, wanted = count_turns(config, tokenizer, longest)
-    if fit >= wanted:
+    found = describe_conversation(config, tokenizer, longest)
+    if found.fit >= found.most:
         return []
     return [
-        f"data.max_prompt_length={config.data.max_prompt_length:,} holds {fit} of the {wanted} turns of the longest prompt's conversation, "
+        f"data.max_prompt_length={config.data.max_prompt_length:,} holds {found.fit} of the {found.most} turns of the longest prompt's conversation, "
         f"with answers of data.max_response_length={config.data.max_response_length:,} tokens; an episode ends where it is full"
     ]
 

@@ -138,6 +138,7 @@ class MemoryModel:
         Of a rollout process of its own where the placement is separate.
         """
         from r1ranker.rollout.hf_batch import PREFILL_TOKENS
+        from r1ranker.rollout.hf_kept import KEPT_TOKENS
 
         config, rollout = self.config, self.config.actor_rollout_ref.rollout
         colocated = rollout.placement == "colocated"
@@ -150,13 +151,15 @@ class MemoryModel:
         training = min(rollout.max_num_seqs, samples)
         validation = min(rollout.max_num_seqs, -(-self.validation_rows // engines))
         at_once = max(training, validation)
-        prompts = max(-(-training // rollout.n), validation)
         token = self.width * self.actor.key_values
+        prompts, kept = max(-(-training // rollout.n), validation), 0
+        if config.data.rounds == "conversation":  # each has a beginning of its own, which is kept between its turns
+            prompts, kept = at_once, min(KEPT_TOKENS, at_once * config.data.max_prompt_length)
         cache = token * (prompts * config.data.max_prompt_length + at_once * config.data.max_response_length)
         row = min(PREFILL_TOKENS, prompts * config.data.max_prompt_length)
         return parts | self._with_holes(
             {
-                "engine: cache": cache,
+                "engine: cache": cache + token * kept,
                 "engine: sampling": SAMPLING_BYTES * at_once * self.actor.vocabulary,
                 "activations": self._forward(self.actor, row),
             }
