@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint
 from r1ranker.model import policy_model
 from r1ranker.model.execution import ExecutionOptions
 from r1ranker.model.logprobs import token_logprobs
-from r1ranker.trainer.algorithm.losses import ClipRange
+from r1ranker.trainer.algorithm.policy_losses import ClipRange
 from r1ranker.trainer.batch.balance import Budget, arrange_micro_batches
 from r1ranker.trainer.batch.trajectory import Trajectory
 from r1ranker.trainer.config.schema import TrainerConfig

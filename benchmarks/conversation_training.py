@@ -28,7 +28,7 @@ from r1ranker.rollout.constraint import build_constraint
 from r1ranker.tasks.example import RankingExample
 from r1ranker.tasks.prompts import AnswerFormat, chat_messages, next_round, render_problem
 from r1ranker.trainer.algorithm.estimation import assign_loss_weights
-from r1ranker.trainer.algorithm.losses import ClipRange
+from r1ranker.trainer.algorithm.policy_losses import ClipRange
 from r1ranker.trainer.batch.chains import chain, count_row_tokens
 from r1ranker.trainer.batch.trajectory import Trajectory
 from r1ranker.trainer.learners.policy import Policy, PolicyLoss

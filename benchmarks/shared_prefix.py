@@ -20,7 +20,7 @@ import torch
 from common import Peak, build, groups
 
 from r1ranker.model.execution import ExecutionOptions
-from r1ranker.trainer.algorithm.losses import ClipRange
+from r1ranker.trainer.algorithm.policy_losses import ClipRange
 from r1ranker.trainer.batch.balance import Budget, arrange_micro_batches
 from r1ranker.trainer.config.schema import TrainerConfig
 from r1ranker.trainer.learners.policy import Policy, PolicyLoss

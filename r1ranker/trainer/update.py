@@ -82,7 +82,7 @@ class Updater:
         return metrics
 
     def _step(self, cluster: Cluster, batch: Sequence[Trajectory], plan: UpdatePlan) -> dict[str, float]:
-        assign_loss_weights(batch, plan.loss_agg_mode)
+        assign_loss_weights(batch, plan.loss_agg_mode, self._config.data.max_response_length)
         of = "policy" if plan.model == "actor" else "critic"
         if plan.model == "actor":
             batch = drop_without_gradient(batch, self._config.actor_rollout_ref.actor)

@@ -21,6 +21,8 @@ from r1ranker.data.loader import load_prompts
 from r1ranker.data.sft import read_sft_rows
 from r1ranker.model.init import CHAT_TEMPLATE
 from r1ranker.rewards import compute_score, compute_score_linear
+from r1ranker.trainer.algorithm.losses import loss_weights
+from r1ranker.trainer.algorithm.policy_losses import POLICY_LOSSES, ClipRange, TokenTerms
 from r1ranker.trainer.scoring.outcome import decode_response, score_response
 
 pytest.importorskip("verl", reason="veRL cannot be imported; docs/verl.md says what to install")
@@ -31,11 +33,13 @@ from verl import DataProto
 from verl.experimental.agent_loop.agent_loop import DictConfigWrap
 from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentLoop
 from verl.experimental.reward_loop import RewardLoopWorker
+from verl.trainer.ppo.core_algos import get_policy_loss_fn
 from verl.trainer.ppo.reward import get_custom_reward_fn
 from verl.trainer.ppo.utils import create_rl_dataset, need_critic, need_reference_policy
 from verl.utils.config import omega_conf_to_dataclass, validate_config
 from verl.utils.dataset.rl_dataset import RLHFDataset, collate_fn
 from verl.utils.reward_score import default_compute_score
+from verl.workers.config import ActorConfig as VerlActorConfig
 
 DOCUMENT = (Path(__file__).resolve().parents[2] / "docs" / "verl.md").read_text()
 COLUMNS = ("data_source", "prompt", "ability", "reward_model", "extra_info")
@@ -258,3 +262,33 @@ def test_its_reward_worker_scores_a_batch_as_we_do(
         wanted[place, len(ids) - 1] = parts["score"]
     assert torch.equal(tensor, wanted)
     assert len({one["score"] for one in expected}) > 2
+
+
+@pytest.mark.parametrize("mode", ["token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm"])
+@pytest.mark.parametrize("name", ["vanilla", "gspo", "cispo"])
+def test_policy_losses_are_verls(name: str, mode: str) -> None:
+    torch.manual_seed(3)
+    lengths, longest = (7, 1, 4, 9), 9
+    mask = torch.arange(longest)[None] < torch.tensor(lengths)[:, None]
+    new = (torch.randn(4, longest) - 2).requires_grad_()
+    old, advantages = new.detach() + 0.4 * torch.randn(4, longest), torch.randn(4, longest)
+    config = VerlActorConfig(
+        strategy="fsdp", rollout_n=2, ppo_mini_batch_size=4, ppo_micro_batch_size_per_gpu=1, clip_ratio_low=0.2, clip_ratio_high=0.28,
+    )  # fmt: skip
+    expected, metrics = get_policy_loss_fn(name)(old, new, advantages, mask.float(), mode, config)
+    (of_verl,) = torch.autograd.grad(expected, new)
+    shares = torch.from_numpy(
+        np.concatenate(loss_weights([np.ones(length, bool) for length in lengths], mode, longest))
+    )
+    terms = TokenTerms(
+        new[mask],
+        old[mask],
+        advantages[mask],
+        torch.repeat_interleave(torch.tensor(lengths)),
+        torch.ones(sum(lengths), dtype=torch.bool),
+    )
+    losses, clipped = POLICY_LOSSES[name](terms, ClipRange(0.2, 0.28, 3.0))
+    found = (shares.float() * losses).sum()
+    assert found.item() == pytest.approx(expected.item(), abs=1e-6)
+    torch.testing.assert_close(torch.autograd.grad(found, new)[0], of_verl, atol=1e-6, rtol=1e-5)
+    assert clipped.mean().item() == pytest.approx(metrics["actor/pg_clipfrac"], abs=1e-6)

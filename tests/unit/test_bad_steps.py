@@ -16,7 +16,7 @@ from r1ranker.errors import RunError, UserError
 from r1ranker.model.execution import ExecutionOptions
 from r1ranker.pretrained import load_tokenizer
 from r1ranker.trainer.algorithm.estimation import assign_loss_weights
-from r1ranker.trainer.algorithm.losses import ClipRange
+from r1ranker.trainer.algorithm.policy_losses import ClipRange
 from r1ranker.trainer.batch.trajectory import Trajectory
 from r1ranker.trainer.config.schema import Config, OptimConfig
 from r1ranker.trainer.learners.critic import Critic

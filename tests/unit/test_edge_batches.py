@@ -13,7 +13,7 @@ from r1ranker.model.loading import load_causal_lm
 from r1ranker.model.policy_model import PolicyModel
 from r1ranker.trainer.algorithm.estimation import assign_advantages, assign_loss_weights, drop_without_gradient
 from r1ranker.trainer.algorithm.kl import KLController
-from r1ranker.trainer.algorithm.losses import ClipRange
+from r1ranker.trainer.algorithm.policy_losses import ClipRange
 from r1ranker.trainer.batch.packing import pack
 from r1ranker.trainer.batch.trajectory import Trajectory
 from r1ranker.trainer.config.schema import ESTIMATORS, LOSS_AGG_MODES, ActorConfig, AlgorithmConfig
@@ -93,7 +93,9 @@ def test_an_empty_response_has_no_part_in_the_loss_and_its_score_is_still_its_gr
     assert not is_zero(gradients)
     assert [len(one.advantages) for one in batch if one.advantages is not None] == [0, 3, 2, 4, 0, 1]
     assert sum(one.weights.sum() for one in batch if one.weights is not None) == pytest.approx(
-        {"token-mean": 1, "seq-mean-token-sum": 10 / 4, "seq-mean-token-mean": 1}[mode]
+        {"token-mean": 1, "seq-mean-token-sum": 10 / 4, "seq-mean-token-mean": 1, "seq-mean-token-sum-norm": 10 / 4}[
+            mode
+        ]
     )
     if estimator == "rloo":
         assert batch[1].advantages is not None

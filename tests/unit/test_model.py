@@ -24,7 +24,7 @@ from r1ranker.model.policy_model import PolicyModel
 from r1ranker.model.value import ValueModel
 from r1ranker.pretrained import check_model_directory, load_tokenizer
 from r1ranker.trainer.algorithm.estimation import assign_loss_weights
-from r1ranker.trainer.algorithm.losses import ClipRange
+from r1ranker.trainer.algorithm.policy_losses import ClipRange
 from r1ranker.trainer.batch.packing import MicroBatch, pack
 from r1ranker.trainer.batch.trajectory import Trajectory
 from r1ranker.trainer.learners.policy import PolicyLoss

@@ -26,7 +26,8 @@ from r1ranker.model.policy_model import PolicyModel
 from r1ranker.model.prefix_attention import PrefixAttention
 from r1ranker.model.value import ValueModel
 from r1ranker.trainer.algorithm.estimation import assign_loss_weights
-from r1ranker.trainer.algorithm.losses import ClipRange, value_loss
+from r1ranker.trainer.algorithm.losses import value_loss
+from r1ranker.trainer.algorithm.policy_losses import ClipRange
 from r1ranker.trainer.batch.packing import pack
 from r1ranker.trainer.batch.trajectory import Trajectory
 from r1ranker.trainer.config.schema import LOSS_AGG_MODES

@@ -26,7 +26,7 @@ from r1ranker.model.loading import init_empty_causal_lm, load_causal_lm
 from r1ranker.model.policy_model import PolicyModel
 from r1ranker.model.value import ValueModel
 from r1ranker.model.weights import locate_weights, match_parameters
-from r1ranker.trainer.algorithm.losses import ClipRange
+from r1ranker.trainer.algorithm.policy_losses import ClipRange
 from r1ranker.trainer.batch.trajectory import Trajectory
 from r1ranker.trainer.learners.policy import Policy, PolicyLoss
 from r1ranker.trainer.memory.shape import load_shape

@@ -73,9 +73,9 @@ def _response_advantages(
     return {"rloo": rloo, "maxrl": maxrl}[algorithm.adv_estimator](scores, groups)
 
 
-def assign_loss_weights(trajectories: Sequence[Trajectory], mode: str) -> None:
+def assign_loss_weights(trajectories: Sequence[Trajectory], mode: str, longest: int = 1) -> None:
     """Set every token's share in the loss of the mini-batch that these are, as `loss_weights` has it."""
-    shares = loss_weights([trajectory.valid for trajectory in trajectories], mode)
+    shares = loss_weights([trajectory.valid for trajectory in trajectories], mode, longest)
     for trajectory, share in zip(trajectories, shares, strict=True):
         trajectory.weights = share * trajectory.sample_weight
 

@@ -27,6 +27,7 @@ class MicroBatch:
     targets: Tensor  # [R] the sampled tokens
     constrained: Tensor  # [C] rows of [R] under a constraint
     allowed: Tensor  # [C, K] ids allowed there, padded with -1
+    responses: Tensor  # [R] the number of the trajectory that each sampled token is of
     columns: dict[str, Tensor]  # name -> [R] float32: weights, advantages, old_logprobs, ...
     is_filler: bool  # holds nothing to learn from; keeps processes in step
 
@@ -102,6 +103,7 @@ def pack(trajectories: Sequence[Trajectory], share_prompts: bool = True, forced_
         targets=torch.tensor([token for one in trajectories for token in one.response_ids], dtype=torch.long),
         constrained=constrained,
         allowed=ids,
+        responses=torch.repeat_interleave(torch.tensor([len(one.response_ids) for one in trajectories])),
         columns=columns,
         is_filler=False,
     )
@@ -112,7 +114,8 @@ def split_responses(batch: MicroBatch, trajectories: Sequence[Trajectory]) -> It
     start = 0
     for trajectory in trajectories:
         own = slice(start, start + len(trajectory.response_ids))
-        yield own, replace(batch, columns={name: column[own] for name, column in batch.columns.items()})
+        columns = {name: column[own] for name, column in batch.columns.items()}
+        yield own, replace(batch, columns=columns, responses=torch.zeros_like(batch.responses[own]))
         start = own.stop
 
 
@@ -127,6 +130,7 @@ def _filler() -> MicroBatch:
         targets=empty,
         constrained=constrained,
         allowed=ids,
+        responses=empty,
         columns={name: torch.zeros(0) for name in COLUMNS},
         is_filler=True,
     )

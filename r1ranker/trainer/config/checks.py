@@ -16,6 +16,7 @@ from r1ranker.trainer.config.schema import (
     ESTIMATORS,
     KL_TYPES,
     LOSS_AGG_MODES,
+    LOSS_MODES,
     Config,
     OptimConfig,
 )
@@ -26,7 +27,8 @@ _KL_ALIASES = {"kl": "k1", "mse": "k2", "low_var_kl": "k3"}
 def check_config(config: Config) -> None:
     """Raise UserError at the first value that cannot work.
 
-    What veRL means by a value is put in its place: its other names for KL estimators, and mini-batches larger than the batch.
+    What veRL means by a value is put in its place: its other names for KL estimators, and mini-batches larger than the batch. So is
+    how the losses of dr_grpo are summed.
     """
     _check_choices(config)
     _check_ranges(config)
@@ -48,6 +50,9 @@ def _check_choices(config: Config) -> None:
     _one_of("algorithm.kl_penalty", config.algorithm.kl_penalty, KL_TYPES)
     _one_of("algorithm.kl_ctrl.type", config.algorithm.kl_ctrl.type, ("fixed", "adaptive"))
     _one_of("actor_rollout_ref.actor.loss_agg_mode", actor.loss_agg_mode, LOSS_AGG_MODES)
+    _one_of("actor_rollout_ref.actor.policy_loss.loss_mode", actor.policy_loss.loss_mode, LOSS_MODES)
+    if actor.policy_loss.loss_mode == "dr_grpo":
+        actor.loss_agg_mode = "seq-mean-token-sum-norm"
     _one_of("actor_rollout_ref.actor.kl_loss_type", actor.kl_loss_type, KL_TYPES)
     _one_of("actor_rollout_ref.actor.recompute_old_log_probs", actor.recompute_old_log_probs, ("auto", "true", "false"))
     _one_of("actor_rollout_ref.model.dtype", config.actor_rollout_ref.model.dtype, DTYPES)

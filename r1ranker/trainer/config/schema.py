@@ -8,7 +8,9 @@ from typing import Any
 BY_GROUP = ("grpo", "rloo", "maxrl")
 """estimators that compare whole responses to one prompt"""
 ESTIMATORS = ("gae", *BY_GROUP, "reinforce_plus_plus")
-LOSS_AGG_MODES = ("token-mean", "seq-mean-token-sum", "seq-mean-token-mean")
+LOSS_AGG_MODES = ("token-mean", "seq-mean-token-sum", "seq-mean-token-mean", "seq-mean-token-sum-norm")
+LOSS_MODES = ("vanilla", "gspo", "cispo", "dr_grpo")
+"""of the policy"""
 KL_TYPES = ("k1", "k2", "k3")
 CORRECTION_LEVELS = ("token", "sequence")
 """of importance weights against the engine's log-probabilities"""
@@ -124,6 +126,12 @@ class FSDPConfig:
 
 
 @dataclass
+class PolicyLossConfig:
+    loss_mode: str = "vanilla"
+    """vanilla | gspo | cispo | dr_grpo: vanilla, and loss_agg_mode seq-mean-token-sum-norm"""
+
+
+@dataclass
 class ActorConfig:
     ppo_mini_batch_size: int = 32
     """prompts an update; more than the batch: the whole batch"""
@@ -146,7 +154,8 @@ class ActorConfig:
     clip_ratio_c: float = 3.0
     """dual clip: bound of the loss where the advantage is negative"""
     loss_agg_mode: str = "token-mean"
-    """token-mean | seq-mean-token-sum | seq-mean-token-mean"""
+    """token-mean | seq-mean-token-sum | seq-mean-token-mean | seq-mean-token-sum-norm: divided by data.max_response_length"""
+    policy_loss: PolicyLossConfig = field(default_factory=PolicyLossConfig)
     entropy_coeff: float = 0.0
     use_kl_loss: bool = False
     kl_loss_coef: float = 0.001

@@ -14,7 +14,7 @@ from r1ranker.model.execution import ExecutionOptions
 from r1ranker.model.fsdp import each_micro_batch, reshard
 from r1ranker.model.policy_model import PolicyModel
 from r1ranker.trainer.algorithm.kl import kl_estimate
-from r1ranker.trainer.algorithm.losses import ClipRange, policy_loss
+from r1ranker.trainer.algorithm.policy_losses import POLICY_LOSSES, ClipRange, TokenTerms
 from r1ranker.trainer.batch.packing import MicroBatch, pack, split_responses
 from r1ranker.trainer.batch.trajectory import Trajectory
 from r1ranker.trainer.config.schema import ActorConfig
@@ -33,6 +33,8 @@ class PolicyLoss:
     kl_coef: float = 0.0
     """0: no KL loss"""
     kl_type: str = "k3"
+    mode: str = "vanilla"
+    """of POLICY_LOSSES"""
 
     @classmethod
     def from_config(cls, actor: ActorConfig) -> PolicyLoss:
@@ -42,7 +44,8 @@ class PolicyLoss:
             high=actor.clip_ratio if actor.clip_ratio_high is None else actor.clip_ratio_high,
             dual=actor.clip_ratio_c,
         )
-        return cls(clip, actor.entropy_coeff, actor.kl_loss_coef if actor.use_kl_loss else 0.0, actor.kl_loss_type)
+        kl_coef = actor.kl_loss_coef if actor.use_kl_loss else 0.0
+        return cls(clip, actor.entropy_coeff, kl_coef, actor.kl_loss_type, actor.policy_loss.loss_mode)
 
     def __call__(self, batch: MicroBatch, logprobs: Tensor, entropy: Tensor | None) -> tuple[Tensor, dict[str, float]]:
         """This micro-batch's part of the loss, and its parts of the metrics (sums over tokens, not yet divided)."""
@@ -50,7 +53,8 @@ class PolicyLoss:
         learned = weights > 0
         old = batch.columns.get("old_logprobs", logprobs.detach())
         old = torch.where(learned, old, logprobs.detach())  # what an unusable token holds may not be a number
-        losses, clipped = policy_loss(logprobs, old, batch.columns["advantages"], self.clip)
+        terms = TokenTerms(logprobs, old, batch.columns["advantages"], batch.responses, learned)
+        losses, clipped = POLICY_LOSSES[self.mode](terms, self.clip)
         policy_part = (weights * losses).sum()
         loss = policy_part
         sums = {

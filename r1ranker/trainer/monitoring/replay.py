@@ -12,7 +12,7 @@ from r1ranker.data.files.text_rows import json_rows
 from r1ranker.device import pick_device
 from r1ranker.errors import UserError
 from r1ranker.model.execution import ExecutionOptions
-from r1ranker.trainer.algorithm.losses import ClipRange
+from r1ranker.trainer.algorithm.policy_losses import ClipRange
 from r1ranker.trainer.batch.trajectory import COLUMNS, Trajectory
 from r1ranker.trainer.config.schema import TrainerConfig
 from r1ranker.trainer.learners.policy import Policy, PolicyLoss
