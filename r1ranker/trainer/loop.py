@@ -24,7 +24,9 @@ from r1ranker.trainer.checkpoint.state import State
 from r1ranker.trainer.config.checks import list_files
 from r1ranker.trainer.config.load import to_dict
 from r1ranker.trainer.config.schema import Config
+from r1ranker.trainer.experience.collect import SampledBatch
 from r1ranker.trainer.experience.conversing import describe_turns
+from r1ranker.trainer.experience.filtering import ScoredBatch, fill_with_signal, score
 from r1ranker.trainer.experience.inputs import load_shared_tokenizer, load_split
 from r1ranker.trainer.experience.sampler import Sampler
 from r1ranker.trainer.experience.validation import validate
@@ -94,10 +96,10 @@ class Run:
         with timed(timing, "step"):
             version, is_last = self.updater.policy_version, step == self.total_steps
             # 1. and 2. deal prompts and sample n responses to each
-            batch = self.sampler.next_batch(cluster, step, version, is_last, timing)
-            # 3. rewards
-            trajectories, metrics = batch.trajectories(timing)
-            batch.report_failures(f"step {step}", self.say)
+            sampled = self.sampler.next_batch(cluster, step, version, is_last, timing)
+            # 3. rewards; with dynamic sampling of further batches, too
+            batch = self.score(cluster, sampled, step, timing)
+            trajectories, metrics = batch.trajectories, batch.metrics
             metrics |= policy_lag(trajectories, version)
             with self.bad_steps.guard(step, self.say):
                 # 4. log-probabilities and values
@@ -113,8 +115,24 @@ class Run:
                 cluster.sync_weights()
             metrics |= self.end_step(cluster, step)
         # 8. metrics; fit.py validates and saves
-        is_bad, spent = self.bad_steps.in_a_row > 0, batch.elimination_tokens
-        return step_metrics(metrics, trajectories, self.config.data, timing, spent, cluster.size, is_bad)
+        is_bad = self.bad_steps.in_a_row > 0
+        return step_metrics(metrics, trajectories, self.config.data, timing, batch.spent, cluster.size, is_bad)
+
+    def score(self, cluster: Cluster, sampled: SampledBatch, step: int, timing: dict[str, float]) -> ScoredBatch:
+        """The batch with its rewards; where algorithm.filter_groups asks for it, filled with groups that have a signal."""
+        batches = [sampled]
+
+        def draw(number: int) -> SampledBatch:
+            batches.append(self.sampler.begin(cluster, step, self.updater.policy_version, timing, number))
+            return batches[-1]
+
+        if self.config.algorithm.filter_groups.enable:
+            scored = fill_with_signal(sampled, draw, self.config, timing)
+        else:
+            scored = score(sampled, self.config, timing)
+        for one in batches:
+            one.report_failures(f"step {step}", self.say)
+        return scored
 
     def estimate(self, trajectories: list[Trajectory], timing: dict[str, float]) -> dict[str, float]:
         """Advantages on whole groups, and importance weights in them where algorithm.rollout_correction asks for these.

@@ -146,6 +146,20 @@ def test_a_signal_ends_the_run_after_the_step_with_its_state_saved(
     assert_same_run(tmp_path, undisturbed)
 
 
+def test_a_run_that_draws_until_its_batch_is_full_goes_on_where_it_was_left(
+    toy: Path, tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    more = (*SMALL, "algorithm.filter_groups.enable=true", "data.answer_style=label", "data.think=false")
+    train(toy, tiny_model, tmp_path / "whole", *more)
+    assert max(line.get("filter_groups/num_gen_batches", 0) for line in figures(tmp_path / "whole")) > 1
+    stop_in(monkeypatch, 3)
+    with pytest.raises(SystemExit):
+        train(toy, tiny_model, tmp_path / "parts", *more)
+    monkeypatch.undo()
+    train(toy, tiny_model, tmp_path / "parts", *more)
+    assert_same_run(tmp_path / "parts", tmp_path / "whole")
+
+
 def test_updates_wait_for_a_state_that_is_being_written(
     undisturbed: Path, toy: Path, tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

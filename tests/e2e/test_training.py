@@ -33,6 +33,18 @@ RUNS = {
         "algorithm.use_kl_in_reward=true", "algorithm.kl_ctrl.type=adaptive", "algorithm.lam=0.95", "critic.ppo_mini_batch_size=2",
         "actor_rollout_ref.actor.recompute_old_log_probs=true", "trainer.critic_warmup=1",
     ],
+    "gspo, dynamic sampling": [
+        "actor_rollout_ref.actor.policy_loss.loss_mode=gspo", "actor_rollout_ref.actor.ppo_mini_batch_size=2",
+        "actor_rollout_ref.actor.ppo_epochs=2", "algorithm.filter_groups.enable=true", "algorithm.filter_groups.max_num_gen_batches=4",
+    ],
+    "cispo": [
+        "actor_rollout_ref.actor.policy_loss.loss_mode=cispo", "actor_rollout_ref.actor.ppo_mini_batch_size=2",
+        "actor_rollout_ref.actor.ppo_epochs=2", "reward.overlong_buffer.enable=true", "reward.overlong_buffer.len=60",
+        "reward.overlong_buffer.penalty_factor=0.5",
+    ],
+    "dr_grpo": [
+        "actor_rollout_ref.actor.policy_loss.loss_mode=dr_grpo", "algorithm.norm_adv_by_std_in_grpo=false",
+    ],
     "reinforce++": [
         "algorithm.adv_estimator=reinforce_plus_plus", "algorithm.use_kl_in_reward=true", "actor_rollout_ref.actor.loss_agg_mode=seq-mean-token-sum",
     ],
@@ -64,6 +76,12 @@ def test_every_kind_of_run_writes_known_finite_metrics_and_a_model_that_ranks(
     if name == "ppo":
         assert "actor/pg_loss" not in lines[1]  # the critic warms up alone
         assert "timing_s/old_log_prob" in last
+    assert ("filter_groups/kept" in last) == ("dynamic" in name)
+    if "dynamic" in name:
+        assert last["filter_groups/kept"] == 8
+        assert last["critic/zero_signal_groups"] == 0
+        assert lines[1]["filter_groups/num_gen_batches"] > 1
+    assert ("reward/overlong/mean" in last) == (name == "cispo")
     if "free" not in name:
         assert last["reward/valid/mean"] == 1
     result = Ranker.from_pretrained(actor).rank(

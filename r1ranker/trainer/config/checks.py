@@ -37,6 +37,7 @@ def check_config(config: Config) -> None:
     _check_rollout(config)
     _check_conversation(config)
     _check_async(config)
+    _check_filter(config)
     _check_reward(config)
     _check_required(config)
 
@@ -296,6 +297,23 @@ def _check_async(config: Config) -> None:
         )
 
 
+def _check_filter(config: Config) -> None:
+    groups = config.algorithm.filter_groups
+    if not groups.enable:
+        return
+    if groups.max_num_gen_batches < 1:
+        raise UserError(
+            f"algorithm.filter_groups.max_num_gen_batches: found {groups.max_num_gen_batches}; at least 1 is wanted"
+        )
+    for key, found, wanted in (
+        ("trainer.async_steps", config.trainer.async_steps, (0,)),
+        ("algorithm.adv_estimator", config.algorithm.adv_estimator, BY_GROUP),
+    ):
+        if found not in wanted:
+            kinds = " or ".join(map(str, wanted))
+            raise UserError(f"{key}: found {found}; algorithm.filter_groups.enable wants {kinds}")
+
+
 def _check_reward(config: Config) -> None:
     reward = config.reward
     if not 0 <= reward.max_failure_rate < 1:
@@ -304,6 +322,12 @@ def _check_reward(config: Config) -> None:
         )
     if reward.timeout is not None and not 0 < reward.timeout < float("inf"):
         raise UserError(f"reward.timeout: found {reward.timeout}; seconds over 0, or null, are wanted")
+    buffer, most = reward.overlong_buffer, config.data.max_response_length
+    if buffer.enable and not (0 < buffer.len <= most and buffer.penalty_factor > 0):
+        raise UserError(
+            f"reward.overlong_buffer: found len {buffer.len} and penalty_factor {buffer.penalty_factor:g}; 1 to "
+            f"data.max_response_length = {most} tokens and a number over 0 are wanted"
+        )
     if reward.timeout is not None and not reward.num_workers:
         raise UserError(
             f"reward.timeout: found {reward.timeout:g} and reward.num_workers 0; a call is ended with its process, so at "

@@ -36,6 +36,16 @@ class RolloutCorrectionConfig:
 
 
 @dataclass
+class FilterGroupsConfig:
+    enable: bool = False
+    """groups in which no reward differs are replaced by others, of further prompts"""
+    metric: str = "score"
+    """what has to differ: score, or a part of the reward"""
+    max_num_gen_batches: int = 10
+    """batches that are drawn for a step at most; with fewer groups than wanted the step goes on"""
+
+
+@dataclass
 class AlgorithmConfig:
     adv_estimator: str = "grpo"
     """gae | grpo | rloo | maxrl | reinforce_plus_plus"""
@@ -49,6 +59,7 @@ class AlgorithmConfig:
     """k1 | k2 | k3: estimator of the KL in the reward"""
     kl_ctrl: KLControlConfig = field(default_factory=KLControlConfig)
     rollout_correction: RolloutCorrectionConfig = field(default_factory=RolloutCorrectionConfig)
+    filter_groups: FilterGroupsConfig = field(default_factory=FilterGroupsConfig)
 
 
 @dataclass
@@ -266,6 +277,16 @@ class RewardFunctionConfig:
 
 
 @dataclass
+class OverlongBufferConfig:
+    enable: bool = False
+    """take something off the score of responses that come near data.max_response_length"""
+    len: int = 0
+    """tokens before that length, over which the penalty grows from nothing to all"""
+    penalty_factor: float = 1.0
+    """the penalty at that length"""
+
+
+@dataclass
 class RewardConfig:
     num_workers: int = 0
     """processes that compute rewards while generation goes on; 0: the driver does"""
@@ -273,6 +294,7 @@ class RewardConfig:
     """seconds that a call may take, where num_workers is over 0; null: as long as it takes"""
     max_failure_rate: float = 0.05
     """share of a batch's rewards that may fail and be left out; over it the run ends. 0: at the first"""
+    overlong_buffer: OverlongBufferConfig = field(default_factory=OverlongBufferConfig)
 
 
 @dataclass

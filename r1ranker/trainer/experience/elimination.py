@@ -39,11 +39,11 @@ def eliminate_to_pool(
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[Prompt],
     params: SamplingParams,
-    step: int,
+    *when: int,
 ) -> tuple[list[Prompt], int]:
     """A batch on the pools that the policy leaves, and the tokens that its answers took, each with its prompt.
 
-    With rollout.every_answer those that are most likely to go out go, at once; else those that sampled answers name.
+    `when`: the step, and the number of the batch drawn for it. With rollout.every_answer those that are most likely to go out go, at once; else those that sampled answers name.
     """
     rollout, spent = config.actor_rollout_ref.rollout, [0]
     assert rollout.eliminate_to is not None
@@ -53,7 +53,7 @@ def eliminate_to_pool(
             spent[0] += sum(len(prompt.token_ids) + len(one.token_ids) for one in own)
 
     def by_votes(prompts: Sequence[Prompt], number: int) -> list[list[int]]:
-        requests = build_requests(config, tokenizer, prompts, step, number)
+        requests = build_requests(config, tokenizer, prompts, *when, number)
         answers = generate(cluster, requests, params, rollout.tensor_model_parallel_size)
         count(prompts, answers)
         return [

@@ -22,6 +22,9 @@ from r1ranker.trainer.scoring.pool import RewardPool
 from r1ranker.trainer.workers import dispatch
 from r1ranker.trainer.workers.cluster import Cluster
 
+DRAWS = 1000
+"""from here on, a step's second number is that of a batch drawn for it; below, of a round of elimination"""
+
 
 class Sampler:
     """Deals prompts to the rollout engines and their responses to the reward."""
@@ -50,8 +53,14 @@ class Sampler:
         if self._ahead is not None:
             self._ahead.receive(timing)
 
-    def begin(self, cluster: Cluster, step: int, policy_version: int, timing: dict[str, float]) -> SampledBatch:
-        """The next prompts, n responses to each under way; on smaller pools where rollout.eliminate_to asks for them."""
+    def begin(
+        self, cluster: Cluster, step: int, policy_version: int, timing: dict[str, float], draw: int = 0
+    ) -> SampledBatch:
+        """The next prompts, n responses to each under way; on smaller pools where rollout.eliminate_to asks for them.
+
+        `draw`: batches that were drawn for the step before.
+        """
+        when = (step, DRAWS + draw) if draw else (step,)
         rollout = self.config.actor_rollout_ref.rollout
         params = SamplingParams(
             n=rollout.n, temperature=rollout.temperature, max_tokens=self.config.data.max_response_length
@@ -59,17 +68,17 @@ class Sampler:
         self._before_ahead = self.loader.state_dict()
         prompts = self.loader.next()
         if self.config.data.rounds == "conversation":
-            return self._converse(cluster, prompts, params, step, policy_version, timing)
+            return self._converse(cluster, prompts, params, when, policy_version, timing)
         spent = 0
         if rollout.eliminate_to is not None:
             with timed(timing, "eliminate"):
-                prompts, spent = eliminate_to_pool(cluster, self.config, self.tokenizer, prompts, params, step)
+                prompts, spent = eliminate_to_pool(cluster, self.config, self.tokenizer, prompts, params, *when)
         if rollout.every_answer:
             with timed(timing, "gen"):
-                answers = enumerate_answers(cluster, self.config, self.tokenizer, prompts, step)
+                answers = enumerate_answers(cluster, self.config, self.tokenizer, prompts, *when)
             batch = self._batch(prompts, enumerate(answers), policy_version)
         else:
-            requests = build_requests(self.config, self.tokenizer, prompts, step)
+            requests = build_requests(self.config, self.tokenizer, prompts, *when)
             batch = self.send(cluster, prompts, requests, params, policy_version)
         batch.elimination_tokens = spent
         return batch
@@ -79,7 +88,7 @@ class Sampler:
         cluster: Cluster,
         prompts: Sequence[Prompt],
         params: SamplingParams,
-        step: int,
+        when: Sequence[int],
         policy_version: int,
         timing: dict[str, float],
     ) -> SampledBatch:
@@ -88,7 +97,7 @@ class Sampler:
         each = 1 if rollout.every_answer else rollout.n
         if rollout.every_answer:  # nothing of what is sampled is learned: whom the ranker would let go goes
             params = replace(params, temperature=0.0)
-        episodes = build_episodes(self.config, self.tokenizer, prompts, each, step, to_learn=True)
+        episodes = build_episodes(self.config, self.tokenizer, prompts, each, *when, to_learn=True)
         batch = self.send_episodes(cluster, prompts, episodes, params, policy_version)
         batch.arriving = learned_turns(self.config, prompts, each, batch.arriving)
         if not rollout.every_answer:

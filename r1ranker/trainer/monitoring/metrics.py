@@ -28,6 +28,7 @@ METRIC_NAMES = (
     "actor/{pg_loss,pg_clipfrac,ppo_kl,entropy,kl_loss,kl_coef,reward_kl_penalty,grad_norm,lr}",
     "rollout/{logprob_diff_mean,logprob_diff_max,kl,dropped_tokens}",
     "conversation/turns/{mean,max,min}",
+    "filter_groups/{num_gen_batches,kept}",
     "rollout_corr/{rollout_is_mean,rollout_is_max,rollout_is_min,rollout_is_truncated}",
     "timing_s/{eliminate,gen,reward,old_log_prob,ref,values,adv,update_critic,update_actor,sync_weights,testing,save_checkpoint,step}",
     "perf/{total_num_tokens,throughput,max_memory_allocated_gb,wait_for_state_s}",
