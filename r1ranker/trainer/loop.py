@@ -14,7 +14,7 @@ from r1ranker.errors import UserError, suggest
 from r1ranker.pretrained import full_path, read_setting
 from r1ranker.rollout.agreement import check_architecture
 from r1ranker.rollout.constraint import count_single_token_labels
-from r1ranker.trainer.algorithm.correction import apply_importance_weights
+from r1ranker.trainer.algorithm.correction import apply_importance_weights, reject_tokens
 from r1ranker.trainer.algorithm.estimation import assign_advantages
 from r1ranker.trainer.algorithm.kl import KLController
 from r1ranker.trainer.batch.trajectory import Trajectory
@@ -135,7 +135,7 @@ class Run:
         return scored
 
     def estimate(self, trajectories: list[Trajectory], timing: dict[str, float]) -> dict[str, float]:
-        """Advantages on whole groups, and importance weights in them where algorithm.rollout_correction asks for these.
+        """Advantages on whole groups; importance weights in them, and tokens out of the loss, where algorithm.rollout_correction says so.
 
         Raises NonFiniteError where a number is not finite, before or after.
         """
@@ -143,12 +143,14 @@ class Run:
         every = self.config.actor_rollout_ref.rollout.every_answer
         correction = self.config.algorithm.rollout_correction
         with timed(timing, "adv"):
-            metrics = assign_advantages(trajectories, self.config.algorithm, self.kl_control, every)
+            metrics = {} if correction.rollout_rs is None else reject_tokens(trajectories, correction)
+            metrics |= assign_advantages(trajectories, self.config.algorithm, self.kl_control, every)
             if correction.rollout_is is not None:
                 metrics |= apply_importance_weights(trajectories, correction)
-                if self.config.on_policy and not is_stale(trajectories, self.updater.policy_version):
-                    for trajectory in trajectories:
-                        trajectory.old_logprobs = None  # the ratio is 1, exactly
+            fresh = self.config.on_policy and not is_stale(trajectories, self.updater.policy_version)
+            if fresh and self.config.corrects:
+                for trajectory in trajectories:
+                    trajectory.old_logprobs = None  # the ratio is 1, exactly
         refuse_non_finite(trajectories, ("advantages", "returns"))
         return metrics
 

@@ -24,14 +24,13 @@ def prepare(
     if config.needs_critic:
         with timed(timing, "values"):
             dispatch.fill(cluster, trajectories, "values", Budget.of_critic(config), "values")
-    correction = config.algorithm.rollout_correction.rollout_is is not None
     wanted, stale = role.actor.recompute_old_log_probs, is_stale(trajectories, policy_version)
-    at_ratio_one = config.on_policy and not config.algorithm.use_kl_in_reward and not correction
+    at_ratio_one = config.on_policy and not config.algorithm.use_kl_in_reward and not config.corrects
     if at_ratio_one and wanted == "auto" and not stale:
         return  # the ratio is 1: the update's own log-probabilities, detached, are the old ones
     # of a stale batch the trainer cannot compute them any more: the engine's are the policy's that sampled, and a
     # correction, which has the engine's as well, takes the trainer's of now and carries the difference itself
-    if correction or (not stale and (wanted == "true" or (wanted == "auto" and _rounds(config, cluster)))):
+    if config.corrects or (not stale and (wanted == "true" or (wanted == "auto" and _rounds(config, cluster)))):
         with timed(timing, "old_log_prob"):
             budget = Budget.of_role(config, role.rollout)
             dispatch.fill(cluster, trajectories, "old_logprobs", budget, "logprobs", "policy")

@@ -40,7 +40,8 @@ RUNS = {
     "cispo": [
         "actor_rollout_ref.actor.policy_loss.loss_mode=cispo", "actor_rollout_ref.actor.ppo_mini_batch_size=2",
         "actor_rollout_ref.actor.ppo_epochs=2", "reward.overlong_buffer.enable=true", "reward.overlong_buffer.len=60",
-        "reward.overlong_buffer.penalty_factor=0.5",
+        "reward.overlong_buffer.penalty_factor=0.5", "algorithm.rollout_correction.rollout_rs='token_k1,seq_max_k2'",
+        "algorithm.rollout_correction.rollout_rs_threshold='0.5_2.0,1.0'",
     ],
     "dr_grpo": [
         "actor_rollout_ref.actor.policy_loss.loss_mode=dr_grpo", "algorithm.norm_adv_by_std_in_grpo=false",
@@ -82,6 +83,7 @@ def test_every_kind_of_run_writes_known_finite_metrics_and_a_model_that_ranks(
         assert last["critic/zero_signal_groups"] == 0
         assert lines[1]["filter_groups/num_gen_batches"] > 1
     assert ("reward/overlong/mean" in last) == (name == "cispo")
+    assert last.get("rollout_corr/rollout_rs_masked_fraction") == (0 if name == "cispo" else None)
     if "free" not in name:
         assert last["reward/valid/mean"] == 1
     result = Ranker.from_pretrained(actor).rank(

@@ -21,8 +21,10 @@ from r1ranker.data.loader import load_prompts
 from r1ranker.data.sft import read_sft_rows
 from r1ranker.model.init import CHAT_TEMPLATE
 from r1ranker.rewards import compute_score, compute_score_linear
+from r1ranker.trainer.algorithm.correction import importance_weights, rejected_tokens
 from r1ranker.trainer.algorithm.losses import loss_weights
 from r1ranker.trainer.algorithm.policy_losses import POLICY_LOSSES, ClipRange, TokenTerms
+from r1ranker.trainer.config.correction import REJECTIONS, parse_bounds
 from r1ranker.trainer.scoring.outcome import decode_response, score_response
 
 pytest.importorskip("verl", reason="veRL cannot be imported; docs/verl.md says what to install")
@@ -35,6 +37,7 @@ from verl.experimental.agent_loop.single_turn_agent_loop import SingleTurnAgentL
 from verl.experimental.reward_loop import RewardLoopWorker
 from verl.trainer.ppo.core_algos import get_policy_loss_fn
 from verl.trainer.ppo.reward import get_custom_reward_fn
+from verl.trainer.ppo.rollout_corr_helper import compute_rollout_correction_weights, compute_rollout_rejection_mask
 from verl.trainer.ppo.utils import create_rl_dataset, need_critic, need_reference_policy
 from verl.utils.config import omega_conf_to_dataclass, validate_config
 from verl.utils.dataset.rl_dataset import RLHFDataset, collate_fn
@@ -292,3 +295,39 @@ def test_policy_losses_are_verls(name: str, mode: str) -> None:
     assert found.item() == pytest.approx(expected.item(), abs=1e-6)
     torch.testing.assert_close(torch.autograd.grad(found, new)[0], of_verl, atol=1e-6, rtol=1e-5)
     assert clipped.mean().item() == pytest.approx(metrics["actor/pg_clipfrac"], abs=1e-6)
+
+
+@pytest.mark.parametrize("option", REJECTIONS)
+def test_rejections_are_verls(option: str) -> None:
+    torch.manual_seed(1)
+    lengths, longest = (6, 1, 4, 8), 8
+    mask = torch.arange(longest)[None] < torch.tensor(lengths)[:, None]
+    engine, difference = torch.randn(4, longest) - 2, 0.6 * torch.randn(4, longest)
+    threshold = "0.6_1.4" if option.endswith("k1") else "0.3"
+    kept, metrics = compute_rollout_rejection_mask(difference, mask.float(), option, threshold)
+    bounds = parse_bounds("rollout_rs_threshold", threshold)
+    found = [
+        rejected_tokens(
+            (engine + difference)[row, :length].double().numpy(), engine[row, :length].double().numpy(), option, bounds
+        )
+        for row, length in enumerate(lengths)
+    ]
+    for row, length in enumerate(lengths):
+        assert found[row].tolist() == (kept[row, :length] == 0).tolist()
+    share = sum(one.sum() for one in found) / sum(lengths)
+    assert share == pytest.approx(metrics["rollout_rs_masked_fraction"], abs=1e-6)
+
+
+@pytest.mark.parametrize("level", ["token", "sequence"])
+@pytest.mark.parametrize("threshold", [1.5, "0.6_1.4"])
+def test_importance_weights_are_verls(level: str, threshold: float | str) -> None:
+    torch.manual_seed(2)
+    mask = torch.ones(3, 5)
+    engine, difference = torch.randn(3, 5) - 2, 0.4 * torch.randn(3, 5)
+    expected, _ = compute_rollout_correction_weights(difference, mask, level, threshold)
+    bounds = parse_bounds("rollout_is_threshold", threshold)
+    for row in range(3):
+        weights = importance_weights(
+            (engine + difference)[row].double().numpy(), engine[row].double().numpy(), level, bounds
+        )
+        np.testing.assert_allclose(weights, expected[row].numpy(), atol=1e-6)

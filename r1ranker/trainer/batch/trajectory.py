@@ -48,6 +48,8 @@ class Trajectory:
     """equal for the turns of one conversation; -1: it is by itself"""
     turn: int = 0
     """its number in the conversation, from 0"""
+    rejected: np.ndarray | None = None
+    """[L] bool: tokens that are too far from the policy that sampled them to be learned from"""
     root_length: int | None = None
     """tokens of the prompt that the conversation began with; None: all of the prompt"""
 
@@ -67,8 +69,9 @@ class Trajectory:
 
     @property
     def valid(self) -> np.ndarray:
-        """[L] bool: tokens that can be trained on, those whose log-probability is finite."""
-        return np.isfinite(self.rollout_logprobs)
+        """[L] bool: tokens that can be trained on, those whose log-probability is finite, and which were not rejected."""
+        known = np.isfinite(self.rollout_logprobs)
+        return known if self.rejected is None else known & ~self.rejected
 
 
 COLUMNS = ("rollout_logprobs", "old_logprobs", "ref_logprobs", "values", "advantages", "returns", "weights")

@@ -10,6 +10,7 @@ from r1ranker.errors import UserError, suggest
 from r1ranker.rollout.start import ENGINES
 from r1ranker.tasks.labels import ANSWER_STYLES
 from r1ranker.trainer.config.batch_checks import check_batch_sizes, fit_mini_batches
+from r1ranker.trainer.config.correction import parse_bounds, parse_rejections
 from r1ranker.trainer.config.schema import (
     BY_GROUP,
     CORRECTION_LEVELS,
@@ -166,11 +167,6 @@ def _check_ranges(config: Config) -> None:
     for key, found in positive.items():
         if found is not None and not found > 0:
             raise UserError(f"{key}: found {found}; a number over 0 is wanted")
-    if config.algorithm.rollout_correction.rollout_is_threshold <= 0:
-        raise UserError(
-            f"algorithm.rollout_correction.rollout_is_threshold: found "
-            f"{config.algorithm.rollout_correction.rollout_is_threshold}; a number over 0 is wanted"
-        )
     if not actor.clip_ratio_c > 1:
         raise UserError(f"actor_rollout_ref.actor.clip_ratio_c: found {actor.clip_ratio_c}; a number over 1 is wanted")
 
@@ -290,7 +286,9 @@ def _check_async(config: Config) -> None:
             "trainer.async_steps: engines sample while the trainer works; actor_rollout_ref.rollout.placement=separate and "
             "trainer.executor=ray are wanted"
         )
-    if steps and actor.recompute_old_log_probs == "true" and config.algorithm.rollout_correction.rollout_is is None:
+    parse_bounds("rollout_is_threshold", config.algorithm.rollout_correction.rollout_is_threshold)
+    parse_rejections(config.algorithm.rollout_correction)
+    if steps and actor.recompute_old_log_probs == "true" and not config.corrects:
         raise UserError(
             "actor_rollout_ref.actor.recompute_old_log_probs: true takes the trainer's log-probabilities for those of the policy "
             "that sampled, which trainer.async_steps=1 makes an older one; auto, or algorithm.rollout_correction.rollout_is, is wanted"

@@ -31,8 +31,13 @@ class KLControlConfig:
 class RolloutCorrectionConfig:
     rollout_is: str | None = None
     """token | sequence: importance weights against the engine's log-probabilities; null: none"""
-    rollout_is_threshold: float = 2.0
-    """where they are truncated"""
+    rollout_is_threshold: Any = 2.0
+    """where they are truncated; two bounds, as 0.5_5.0: outside them they are 0"""
+    rollout_rs: str | None = None
+    """of token_k1, seq_sum_k1, seq_mean_k1, the same with k2 and k3, seq_max_k2, seq_max_k3, by commas: tokens or whole responses that
+    are too far from the engine's policy are not learned from; null: all are"""
+    rollout_rs_threshold: Any = None
+    """how far: of k1 a ratio, or two as 0.5_2.0; of k2 and k3 nats. One for all, or one for each, by commas"""
 
 
 @dataclass
@@ -360,6 +365,12 @@ class Config:
     @property
     def needs_reference(self) -> bool:
         return self.actor_rollout_ref.actor.use_kl_loss or self.algorithm.use_kl_in_reward
+
+    @property
+    def corrects(self) -> bool:
+        """Whether the trainer's log-probabilities of a batch are held against the engine's."""
+        correction = self.algorithm.rollout_correction
+        return correction.rollout_is is not None or correction.rollout_rs is not None
 
     @property
     def on_policy(self) -> bool:

@@ -29,7 +29,7 @@ METRIC_NAMES = (
     "rollout/{logprob_diff_mean,logprob_diff_max,kl,dropped_tokens}",
     "conversation/turns/{mean,max,min}",
     "filter_groups/{num_gen_batches,kept}",
-    "rollout_corr/{rollout_is_mean,rollout_is_max,rollout_is_min,rollout_is_truncated}",
+    "rollout_corr/{rollout_is_mean,rollout_is_max,rollout_is_min,rollout_is_truncated,rollout_rs_masked_fraction,rollout_rs_seq_masked_fraction}",
     "timing_s/{eliminate,gen,reward,old_log_prob,ref,values,adv,update_critic,update_actor,sync_weights,testing,save_checkpoint,step}",
     "perf/{total_num_tokens,throughput,max_memory_allocated_gb,wait_for_state_s}",
     "val-core/{task}/reward/mean",
@@ -81,7 +81,7 @@ def batch_metrics(trajectories: Sequence[Trajectory], max_prompt: int, max_respo
         metrics["critic/vf_explained_var"] = explained_variance(values, returns)
     groups = number_groups(trajectories)
     metrics["critic/zero_signal_groups"] = float(len(group_statistics(scores.tolist(), groups)[1]))
-    metrics["rollout/dropped_tokens"] = float(sum((~trajectory.valid).sum() for trajectory in trajectories))
+    metrics["rollout/dropped_tokens"] = float(sum((~np.isfinite(one.rollout_logprobs)).sum() for one in trajectories))
     metrics["perf/total_num_tokens"] = float(prompts.sum() + responses.sum())
     if trajectories and trajectories[0].episode >= 0:
         metrics |= conversation_metrics(trajectories)
