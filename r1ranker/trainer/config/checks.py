@@ -80,6 +80,11 @@ def _check_choices(config: Config) -> None:
         )
     if config.data.curriculum is not None:
         _one_of("data.curriculum", config.data.curriculum, ("pool_size",))
+    _one_of("algorithm.credit", config.algorithm.credit, ("response", "rank"))
+    if config.algorithm.credit == "rank" and config.actor_rollout_ref.rollout.every_answer:
+        raise UserError(
+            "algorithm.credit: rank is of sampled rankings; actor_rollout_ref.rollout.every_answer=false is wanted"
+        )
     _one_of("data.rounds", config.data.rounds, ("separate", "conversation"))
     if config.data.answer_style is not None:
         _one_of("data.answer_style", config.data.answer_style, ANSWER_STYLES)

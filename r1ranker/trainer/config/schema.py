@@ -57,7 +57,9 @@ class AlgorithmConfig:
     gamma: float = 1.0
     lam: float = 1.0
     turn_gamma: float = 0.0
-    """discount from one turn of a conversation to the next; 0: a turn's reward is that of its own elimination"""
+    """discount from one turn of a conversation to the next; 0: a turn's reward is that of its own elimination. Likewise of ranks"""
+    credit: str = "response"
+    """response | rank: a direct ranking is rewarded as a whole, or each of its lines by what it adds to NDCG"""
     norm_adv_by_std_in_grpo: bool = True
     use_kl_in_reward: bool = False
     kl_penalty: str = "k1"

@@ -51,7 +51,7 @@ class SampledBatch:
         self.elimination_tokens = 0
         """spent on making the pools smaller; a prompt counts for each of its answers"""
         self.prompts, self.arriving = prompts, arriving
-        self._tokenizer, self._rewards = tokenizer, rewards
+        self.tokenizer, self._rewards = tokenizer, rewards
         self.policy_version = policy_version
         each = max(1, episodes)
         self._turns: list[list[Turn]] = [[] for _ in range(each * len(prompts))]
@@ -93,7 +93,7 @@ class SampledBatch:
             prompt = replace(prompt, extra_info={**prompt.extra_info, OUT: list(turn.out)})
         said = turn.completion
         return self._rewards.submit(
-            prompt, decode_response(self._tokenizer, said.token_ids, said.finish_reason == "stop")
+            prompt, decode_response(self.tokenizer, said.token_ids, said.finish_reason == "stop")
         )
 
     def state(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from r1ranker.trainer.algorithm.statistics import SIGNAL_TOLERANCE
 from r1ranker.trainer.batch.trajectory import Trajectory, number_groups
 from r1ranker.trainer.config.schema import Config, OverlongBufferConfig
 from r1ranker.trainer.experience.collect import SampledBatch
+from r1ranker.trainer.experience.lines import split_by_rank
 from r1ranker.trainer.monitoring.metrics import mean_reward_parts
 
 
@@ -32,13 +33,16 @@ class ScoredBatch:
 
 
 def score(batch: SampledBatch, config: Config, timing: dict[str, float]) -> ScoredBatch:
-    """A batch with its rewards, less what reward.overlong_buffer takes off."""
+    """A batch with its rewards, less what reward.overlong_buffer takes off; each rank with its own where algorithm.credit says so."""
     trajectories, metrics = batch.trajectories(timing)
-    if config.reward.overlong_buffer.enable:
-        metrics |= shape_overlong(
-            trajectories, batch.parts, config.reward.overlong_buffer, config.data.max_response_length
-        )
-    return ScoredBatch(list(batch.prompts), trajectories, batch.parts, metrics, batch.elimination_tokens)
+    parts, buffer = batch.parts, config.reward.overlong_buffer
+    if buffer.enable:
+        metrics |= shape_overlong(trajectories, parts, buffer, config.data.max_response_length)
+    if config.algorithm.credit == "rank":
+        gamma = config.algorithm.turn_gamma
+        trajectories, origins = split_by_rank(batch.tokenizer, batch.prompts, trajectories, gamma)
+        parts = [parts[place] for place in origins]
+    return ScoredBatch(list(batch.prompts), trajectories, parts, metrics, batch.elimination_tokens)
 
 
 def shape_overlong(
