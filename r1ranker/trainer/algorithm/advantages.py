@@ -73,31 +73,31 @@ def exact_advantages(
     return advantages
 
 
-def gae(rewards: Ragged, values: Ragged, gammas: float | Ragged, lam: float) -> tuple[Ragged, Ragged]:
+def gae(rewards: Ragged, values: Ragged, gamma: float | Ragged, lam: float) -> tuple[Ragged, Ragged]:
     """Generalised advantage estimates and returns, each [L] a response (arXiv 1506.02438).
 
     delta_t = r_t + gamma_t V_{t+1} - V_t; A_t = delta_t + gamma_t lam A_{t+1}; the return is A_t + V_t. After the last token
-    there is no state: V = 0. `gammas`: the same everywhere, or [L] a response.
+    there is no state: V = 0. `gamma`: the same everywhere, or [L] a response.
     """
     advantages: Ragged = []
     returns: Ragged = []
-    discounts = [np.full(len(reward), gammas) for reward in rewards] if isinstance(gammas, int | float) else gammas
+    discounts = [np.full(len(reward), gamma) for reward in rewards] if isinstance(gamma, int | float) else gamma
     for reward, value, discount in zip(rewards, values, discounts, strict=True):
         reward, value = np.asarray(reward, dtype=np.float64), np.asarray(value, dtype=np.float64)
         advantage = np.zeros(len(reward))
         following, next_value = 0.0, 0.0
         for step in range(len(reward) - 1, -1, -1):
-            gamma = discount[step]
-            following = reward[step] + gamma * next_value - value[step] + gamma * lam * following
+            share = discount[step]
+            following = reward[step] + share * next_value - value[step] + share * lam * following
             advantage[step], next_value = following, value[step]
         advantages.append(advantage)
         returns.append(advantage + value)
     return advantages, returns
 
 
-def discounted_returns(rewards: Ragged, gammas: float | Ragged) -> Ragged:
+def discounted_returns(rewards: Ragged, gamma: float | Ragged) -> Ragged:
     """Returns [L] of each response: R_t = r_t + gamma_t R_{t+1}, the advantage of REINFORCE++ before whitening."""
-    return gae(rewards, [np.zeros(len(reward)) for reward in rewards], gammas, 1.0)[1]
+    return gae(rewards, [np.zeros(len(reward)) for reward in rewards], gamma, 1.0)[1]
 
 
 def whiten(ragged: Ragged, valid: Sequence[np.ndarray], epsilon: float = 1e-8) -> Ragged:
