@@ -37,6 +37,7 @@ from r1ranker.trainer.prepare import is_stale, prepare
 from r1ranker.trainer.scoring.pool import RewardPool
 from r1ranker.trainer.update import Updater
 from r1ranker.trainer.workers.cluster import Cluster, call_all
+from r1ranker.trainer.workers.profiling import DIRECTORY as PROFILES
 
 
 class Run:
@@ -91,7 +92,16 @@ class Run:
         self.sampler.rewards.close()
 
     def step(self, cluster: Cluster, step: int) -> dict[str, float]:
-        """One batch; returns its metrics."""
+        """One batch; returns its metrics. Profiled where trainer.profile_steps names it."""
+        if step not in self.config.trainer.profile_steps:
+            return self._step(cluster, step)
+        call_all(cluster, "start_profile")
+        metrics = self._step(cluster, step)
+        for summary in call_all(cluster, "stop_profile", str(Path(self.config.output_dir) / PROFILES), step):
+            self.say(summary)
+        return metrics
+
+    def _step(self, cluster: Cluster, step: int) -> dict[str, float]:
         timing: dict[str, float] = {}
         with timed(timing, "step"):
             version, is_last = self.updater.policy_version, step == self.total_steps

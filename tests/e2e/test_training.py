@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 from pathlib import Path
@@ -90,6 +91,19 @@ def test_every_kind_of_run_writes_known_finite_metrics_and_a_model_that_ranks(
         ["Silent Harbour"], ["Golden Verdict", "Broken Mirror", "Crimson Island"]
     )
     assert sorted(result.ranking) == ["Broken Mirror", "Crimson Island", "Golden Verdict"]
+
+
+def test_chosen_steps_are_profiled(
+    toy: Path, tiny_model: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(toy, tiny_model, tmp_path, "trainer.profile_steps=[2]", "trainer.val_before_train=false")
+    assert [path.name for path in (tmp_path / "profile").iterdir()] == ["step_2_process_0.json.gz"]
+    with gzip.open(tmp_path / "profile" / "step_2_process_0.json.gz") as file:
+        names = {event.get("name") for event in json.load(file)["traceEvents"]}
+    assert {"aten::addmm", "aten::mm"} & names
+    printed = capsys.readouterr().out
+    assert "step 2, process 0: " in printed
+    assert "aten::" in printed
 
 
 def test_known_names_are_known_and_others_are_not() -> None:

@@ -126,6 +126,9 @@ def _check_ranges(config: Config) -> None:
         raise UserError(
             f"trainer.rollout_data_prompts: found {trainer.rollout_data_prompts}; at least 0, or -1 for all, is wanted"
         )
+    for step in trainer.profile_steps:
+        if step < 1:
+            raise UserError(f"trainer.profile_steps: found {step}; steps are counted from 1")
     optional = {
         "data.val_batch_size": config.data.val_batch_size,
         "critic.ppo_epochs": config.critic.ppo_epochs,

@@ -344,6 +344,8 @@ class TrainerConfig:
     """rollouts to read, a file a step; null: rollouts/ in the run's directory"""
     rollout_data_prompts: int = 2
     """prompts of a step whose responses are written there; 0: none, -1: all"""
+    profile_steps: list[int] = field(default_factory=list)
+    """steps that torch's profiler is on in, a trace a process in profile/ of the run's directory, with a summary on the console"""
     default_hdfs_dir: str | None = None
     """checkpoints go to a local directory: only null is taken"""
     logger: list[str] = field(default_factory=lambda: ["console"])

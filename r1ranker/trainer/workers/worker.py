@@ -27,6 +27,7 @@ from r1ranker.trainer.learners.policy import Bins, Policy, PolicyLoss
 from r1ranker.trainer.memory.estimate import MemoryModel
 from r1ranker.trainer.memory.out_of_memory import explain_out_of_memory
 from r1ranker.trainer.workers.process import Process
+from r1ranker.trainer.workers.profiling import StepProfiler
 
 
 class Worker(Process):
@@ -40,6 +41,7 @@ class Worker(Process):
         self.join(address, world, beside=config.trainer.n_gpus_per_node + generating)
         path = str(model.path)
         self.tokenizer = load_tokenizer(path)
+        self.profiler = StepProfiler()
         actor = config.actor_rollout_ref.actor
         self.dtype = compute_dtype(self.device, model.dtype)
         summed = self._summed_on_gpu()
@@ -126,6 +128,14 @@ class Worker(Process):
             return self.policy.losses(bins, self.policy_loss)
         assert self.critic is not None
         return self.critic.losses(bins)
+
+    def start_profile(self) -> None:
+        """Have torch's profiler note down what this process does."""
+        self.profiler.start()
+
+    def stop_profile(self, directory: str, step: int) -> str:
+        """Write the trace of `step`; returns a summary."""
+        return self.profiler.stop(directory, step, self.rank)
 
     def end_step(self, actor_updated: bool = True) -> dict[str, float]:
         """Move the schedules on by one training step; returns the learning rates that were in force.
