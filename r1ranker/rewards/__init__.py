@@ -14,6 +14,7 @@ from r1ranker.rewards.parts import (
     iterative_task_score,
     linear_gain,
     tags_score,
+    window_task_score,
 )
 from r1ranker.rewards.registry import REWARDS, get_reward, register
 from r1ranker.tasks.answers import parse_answer, prepend_prefill
@@ -27,6 +28,7 @@ __all__ = [
     "compute_score_first",
     "compute_score_linear",
     "compute_score_task",
+    "compute_score_window",
     "get_reward",
     "register",
 ]
@@ -70,6 +72,15 @@ def compute_score_linear(
 ) -> dict[str, float]:
     """The same with the grade itself as its gain in NDCG."""
     return _score(data_source, solution_str, ground_truth, extra_info, partial(direct_task_score, gain=linear_gain))
+
+
+@register("compute_score_window")
+def compute_score_window(
+    data_source: str, solution_str: str, ground_truth: Mapping[str, Any], extra_info: Mapping[str, Any] | None = None
+) -> dict[str, float]:
+    """The same with the task's part of a direct ranking made for windows that slide over a long list: who is among the first ten
+    counts beside their order, as `window_task_score` has it."""
+    return _score(data_source, solution_str, ground_truth, extra_info, window_task_score)
 
 
 @register("compute_score_task")

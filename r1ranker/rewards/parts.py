@@ -7,6 +7,8 @@ import re
 from collections.abc import Callable, Sequence
 
 CUTOFF = 20
+WINDOW_CUTOFF = 10
+"""of a window of 20, whose first ten go on to the next"""
 
 
 def binary_ndcg(ranking: Sequence[int], positive: int, cutoff: int = CUTOFF) -> float:
@@ -45,6 +47,31 @@ def direct_task_score(
     """NDCG@20 of the named candidates' order, plus the share of candidates named, less 1."""
     ndcg = graded_ndcg(named, grades, gain) if grades else binary_ndcg(named, positive)
     return ndcg + len(set(named)) / candidates - 1.0
+
+
+def rank_biased_overlap(ranking: Sequence[int], ideal: Sequence[int], p: float = 0.9) -> float:
+    """Rank-biased overlap of two orders, to the depth of the longer one (Webber et al., 2010, equation 7, scaled so that equal ones have 1).
+
+    (1 - p) / (1 - p^k) times the sum over depths d = 1..k of p^(d - 1) times the share of both first d that they have in common.
+    """
+    depth = max(len(ranking), len(ideal))
+    common = [len(set(ranking[:d]) & set(ideal[:d])) / d for d in range(1, depth + 1)]
+    total = sum(p ** (d - 1) for d in range(1, depth + 1))
+    return sum(p**d * share for d, share in enumerate(common)) / total if depth else 0.0
+
+
+def window_task_score(named: Sequence[int], positive: int, candidates: int, grades: Sequence[float] = ()) -> float:
+    """NDCG@10 + 0.2 Recall@10 + 0.1 RBO (ReasonRank, arXiv 2508.07050), over 1.3, plus the share of candidates named, less 1.
+
+    RBO is held against the order by grades, of equals the first shown first. Without grades the positive alone has one.
+    """
+    known = list(grades) if grades else [float(place == positive) for place in range(candidates)]
+    relevant = {place for place, grade in enumerate(known) if grade > 0}
+    recall = len(relevant & set(named[:WINDOW_CUTOFF])) / min(len(relevant), WINDOW_CUTOFF) if relevant else 0.0
+    ideal = sorted(range(candidates), key=lambda place: (-known[place], place))
+    ndcg = graded_ndcg(named, known, exponential_gain, WINDOW_CUTOFF)
+    whole = ndcg + 0.2 * recall + 0.1 * rank_biased_overlap(named, ideal)
+    return whole / 1.3 + len(set(named)) / candidates - 1.0
 
 
 def first_task_score(named: Sequence[int], positive: int, candidates: int, grades: Sequence[float] = ()) -> float:

@@ -16,6 +16,7 @@ from sklearn.metrics import ndcg_score
 
 from r1ranker.errors import UserError
 from r1ranker.rewards import compute_score, get_reward
+from r1ranker.rewards.parts import rank_biased_overlap
 
 POOL = [f"film {letter}" for letter in "abcdefgh"]
 TRUTH = {"candidate_text": POOL, "gt": POOL[2]}
@@ -171,3 +172,35 @@ def test_the_first_place_alone_can_count_in_a_direct_ranking(answer: str, task: 
     assert second["task"] == 1.0
     for name in ("compute_score", "compute_score_first"):
         assert get_reward(name)("iterative_ranking", "two</answer>", truth, {"think": False})["task"] == 1.0
+
+
+def overlap_by_hand(one: list[int], other: list[int], p: float = 0.9) -> float:
+    depth = max(len(one), len(other))
+    weights = [(1 - p) * p**d for d in range(depth)]
+    agreements = [sum(name in other[: d + 1] for name in one[: d + 1]) / (d + 1) for d in range(depth)]
+    return sum(w * a for w, a in zip(weights, agreements, strict=True)) / (1 - p**depth)
+
+
+@given(st.permutations(range(8)), st.integers(0, 8))
+def test_rank_biased_overlap_is_the_papers_sum(order: list[int], named: int) -> None:
+    ideal = list(range(8))
+    assert rank_biased_overlap(order[:named], ideal) == pytest.approx(overlap_by_hand(order[:named], ideal))
+    assert rank_biased_overlap(order, order) == pytest.approx(1.0)
+    assert rank_biased_overlap(order, ideal) == pytest.approx(rank_biased_overlap(ideal, order))
+
+
+def test_a_window_is_worth_who_is_among_the_first_ten_and_their_order() -> None:
+    names = [f"candidate {place}" for place in range(12)]
+    truth = {"candidate_text": names, "gt": "candidate 0", "grades": [3, 2, 1, *[0] * 9]}
+    about = {"think": False, "answer_style": "name"}
+
+    def score(order: list[int]) -> float:
+        text = "\n".join(names[place] for place in order) + "</answer>"
+        return float(get_reward("compute_score_window")("direct_ranking", text, truth, about)["score"])
+
+    ideal = list(range(12))
+    assert score(ideal) == pytest.approx(1.0)
+    late = [*range(3, 12), 0, 1, 2]  # one of the three is among the first ten
+    ndcg = 7 / np.log2(11) / (7 + 3 / np.log2(3) + 1 / 2)
+    assert score(late) == pytest.approx((ndcg + 0.2 / 3 + 0.1 * overlap_by_hand(late, ideal)) / 1.3)
+    assert score(ideal[:6]) == pytest.approx((1.2 + 0.1 * overlap_by_hand(ideal[:6], ideal)) / 1.3 - 0.5)
