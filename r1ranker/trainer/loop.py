@@ -67,6 +67,10 @@ class Run:
         if data.val_files:
             validation = load_split(config, tokenizer, data.val_files, "data.val_files", self.notes.append)
         self.validation = subsample_by_task(validation, data.val_max_samples)
+        if config.algorithm.credit == "rank" and train[0].mode != "direct":
+            raise UserError(
+                "algorithm.credit: rank is of direct_ranking rows, and data.train_files holds iterative ones; response is wanted"
+            )
         if data.rounds == "conversation":
             self.notes += describe_turns(config, tokenizer, train)
         self.loader = PromptLoader(

@@ -26,6 +26,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from r1ranker.errors import RunError, UserError
 from r1ranker.trainer.checkpoint import shards
+from r1ranker.trainer.checkpoint import state as states_on_disk
 from r1ranker.trainer.checkpoint.export import export_actor
 from r1ranker.trainer.learners.optimisation import Optimisation
 from r1ranker.trainer.loop import Run
@@ -233,6 +234,29 @@ def test_a_run_goes_on_from_a_state_that_is_named(
     assert figures(other) == figures(undisturbed)[3:]
     monkeypatch.chdir(left_at_four)
     train(toy, tiny_model, left_at_four, *SMALL, "trainer.resume_mode=state/step_3")  # one of its own
+    assert_same_run(left_at_four, undisturbed)
+
+
+def test_a_state_from_before_a_setting_was_there_goes_on(
+    undisturbed: Path, left_at_four: Path, toy: Path, tiny_model: str
+) -> None:
+    for number in (3, 4):
+        directory = left_at_four / "state" / f"step_{number}"
+        driver = json.loads((directory / "driver.json").read_text())
+        for section, key in (
+            ("algorithm", "filter_groups"),
+            ("algorithm", "credit"),
+            ("data", "rounds"),
+            ("reward", "overlong_buffer"),
+        ):
+            del driver["config"][section][key]
+        (directory / "driver.json").write_text(json.dumps(driver))
+        manifest = json.loads((directory / "manifest.json").read_text())
+        manifest["files"]["driver.json"] = states_on_disk.describe_file(directory / "driver.json")
+        (directory / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"algorithm\.credit: found 'rank'"):
+        train(toy, tiny_model, left_at_four, *SMALL, "algorithm.credit=rank", mode="direct")
+    train(toy, tiny_model, left_at_four, *SMALL, "trainer.profile_steps=[6]")
     assert_same_run(left_at_four, undisturbed)
 
 

@@ -174,6 +174,7 @@ def test_the_samples_are_written_whole_and_come_back(config: Config, tmp_path: P
     tokenizer = load_tokenizer(str(config.actor_rollout_ref.model.path))
     batch = poisoned("advantages", math.nan)
     batch[4].allowed = [[7, 9], *[[] for _ in batch[4].response_ids[1:]]]
+    batch[4].rejected = np.arange(len(batch[4].response_ids)) == 0
     said = NonFiniteSteps(config, tokenizer).record(NonFiniteError("advantages are not finite", batch, [batch[4]]), 7)
     file = tmp_path / "run" / "bad_steps" / "step_7.jsonl"
     assert said.startswith("advantages are not finite (1 of 6 samples, of group 1); no update was made of it")
@@ -188,6 +189,8 @@ def test_the_samples_are_written_whole_and_come_back(config: Config, tmp_path: P
             np.testing.assert_array_equal(getattr(back, name), value)
         else:
             assert getattr(back, name) == value
+    del line["rejected"], line["episode"]  # as written before there were these
+    assert read_samples([line])[0].episode == -1
 
 
 def test_a_bad_step_is_skipped_or_ends_the_run_and_so_do_many_in_a_row(config: Config) -> None:

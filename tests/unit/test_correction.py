@@ -126,6 +126,7 @@ def test_what_is_rejected_is_in_no_loss_and_no_denominator() -> None:
         ({"rollout_rs": "token_k2", "rollout_rs_threshold": "0.5_2.0"}, "found two bounds for token_k2"),
         ({"rollout_rs": "token_k1", "rollout_rs_threshold": "2.0_0.5"}, "the smaller one first"),
         ({"rollout_rs": "token_k1", "rollout_rs_threshold": "few"}, "found 'few'"),
+        ({"rollout_rs": "token_k1", "rollout_rs_threshold": "0.5"}, "found 0.5 alone for token_k1"),
     ],
 )
 def test_options_and_bounds_that_cannot_be_are_refused(changes: dict[str, Any], said: str) -> None:

@@ -115,6 +115,12 @@ def test_long_responses_lose_in_proportion(length: int, expected: float) -> None
     }
 
 
+def test_a_batch_without_a_turn_to_learn_from_is_told() -> None:
+    nothing: Any = SimpleNamespace(prompts=["a0"], parts=[], elimination_tokens=0, trajectories=lambda timing: ([], {}))
+    with pytest.raises(UserError, match=r"no conversation of a batch came to a turn that is learned from; a larger"):
+        score(nothing, Config(), {})
+
+
 def test_without_a_buffer_scores_stay() -> None:
     plain = score(batch_of((0.0, 1.0)), Config(), {})
     assert [one.score for one in plain.trajectories] == [0.0, 1.0]

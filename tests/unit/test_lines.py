@@ -52,7 +52,7 @@ def test_lines_up_to_the_positive_are_rewarded_each_for_itself(tokenizer: PreTra
     # nothing can be gained behind the positive
     assert [tokenizer.decode(one.response_ids) for one in lines] == ["Alien\n", "Ran\n"]
     assert [one.score for one in lines] == [pytest.approx(0.0), pytest.approx(1 / np.log2(3))]
-    assert [one.turn for one in lines] == [0, 1]
+    assert [one.turn for one in lines] == [1, 2]
     whole = said(tokenizer, prompt_of(), text)
     assert lines[1].prompt_ids == [5, 6, *lines[0].response_ids]
     assert [*lines[0].response_ids, *lines[1].response_ids] == whole.response_ids[
@@ -108,6 +108,17 @@ def test_what_is_no_list_of_lines_stays_whole(tokenizer: PreTrainedTokenizerBase
     assert split_by_rank(tokenizer, [prompt_of()], [whole], 0.0) == ([whole], [0])
     iterative = prompt_of(mode="iterative")
     assert split_by_rank(tokenizer, [iterative], [whole], 0.0)[0] == [whole]
+
+
+def test_what_the_reward_has_beside_ndcg_is_in_every_lines_return_once(tokenizer: PreTrainedTokenizerBase) -> None:
+    prompt, text = prompt_of(), "Heat\nAlien\nRan</answer>"  # one is left out, which costs a quarter
+    for gamma in (0.0, 0.5, 1.0):
+        lines = lines_of(tokenizer, prompt, text, gamma)
+        config = AlgorithmConfig(adv_estimator="reinforce_plus_plus", turn_gamma=gamma)
+        assign_advantages(lines, config, KLController(0.0))
+        for place, one in enumerate(lines):
+            assert one.returns is not None
+            assert one.returns[0] == pytest.approx(gamma ** (2 - place) / 2 - 0.25)
 
 
 def test_a_line_is_held_against_the_same_rank_of_its_group(tokenizer: PreTrainedTokenizerBase) -> None:

@@ -102,7 +102,9 @@ def _token_rewards(
         rewards = [reward - kl_control.value * kl for reward, kl in zip(rewards, penalties, strict=True)]
         tokens = max(1, sum(int(trajectory.valid.sum()) for trajectory in trajectories))
         metrics["actor/reward_kl_penalty"] = float(sum(kl.sum() for kl in penalties) / tokens)
-        kl_control.update(metrics["actor/reward_kl_penalty"], len(trajectories))
+        episodes = {one.episode for one in trajectories if one.episode >= 0}
+        alone = sum(one.episode < 0 for one in trajectories)
+        kl_control.update(metrics["actor/reward_kl_penalty"], alone + len(episodes))
     standing = np.array([trajectory.sample_weight for trajectory in trajectories])
     return rewards, metrics | summarise("critic/rewards", np.array([reward.sum() for reward in rewards]), standing)
 

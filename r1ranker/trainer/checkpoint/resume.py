@@ -16,7 +16,7 @@ from r1ranker.trainer.config.schema import Config
 FREE_KEYS = (
     "trainer.executor", "trainer.n_gpus_per_node", "trainer.nnodes", "trainer.total_epochs", "trainer.total_training_steps",
     "trainer.val_before_train", "trainer.test_freq", "trainer.save_freq", "trainer.project_name", "trainer.experiment_name",
-    "trainer.default_local_dir", "trainer.logger", "trainer.rollout_data_dir", "trainer.rollout_data_prompts", "trainer.resume_mode", "trainer.max_actor_ckpt_to_keep",
+    "trainer.default_local_dir", "trainer.logger", "trainer.profile_steps", "trainer.rollout_data_dir", "trainer.rollout_data_prompts", "trainer.resume_mode", "trainer.max_actor_ckpt_to_keep",
     "trainer.best_metric", "trainer.max_restarts", "trainer.timeout", "data.train_files", "data.val_files",
     "data.val_max_samples", "data.val_batch_size", "data.cache_dir", "reward.num_workers", "reward.timeout",
     "reward.max_failure_rate", "trainer.on_bad_step",
@@ -58,7 +58,7 @@ def choose_state(config: Config, data: Mapping[str, str], again: bool, say: Say)
 
 
 def _refuse_other_run(config: Config, data: Mapping[str, str], state: State) -> None:
-    before, now = _select_shaping(state.driver["config"]), _select_shaping(to_dict(config))
+    before, now = _shaping_of(state), _select_shaping(to_dict(config))
     different = [key for key in {**now, **before} if now.get(key) != before.get(key)]
     where = f"{state.directory}: the run in this directory"
     cure = "the same, another trainer.default_local_dir, or trainer.resume_mode=disable is wanted"
@@ -82,7 +82,7 @@ def _read_named_state(directory: Path, config: Config, data: Mapping[str, str], 
         raise UserError(
             f"trainer.resume_mode: {directory} is deleted with this run's first state; move it elsewhere first"
         )
-    before, now = _select_shaping(state.driver["config"]), _select_shaping(to_dict(config))
+    before, now = _shaping_of(state), _select_shaping(to_dict(config))
     changed = [
         f"{key} {before.get(key)!r} -> {now.get(key)!r}" for key in {**now, **before} if now.get(key) != before.get(key)
     ]
@@ -91,6 +91,11 @@ def _read_named_state(directory: Path, config: Config, data: Mapping[str, str], 
     if changed:
         say(f"changed since {directory}: {'; '.join(changed)}")
     return state
+
+
+def _shaping_of(state: State) -> dict[str, Any]:
+    """What shaped the training of a state; a key that there was not yet had the effect that its default has."""
+    return _select_shaping(to_dict(Config())) | _select_shaping(state.driver["config"])
 
 
 def _select_shaping(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -272,6 +272,11 @@ def _check_conversation(config: Config) -> None:
         raise UserError(
             f"actor_rollout_ref.rollout.max_turns: found {rollout.max_turns}; at least 1 is wanted, or null"
         )
+    if algorithm.turn_gamma and config.data.rounds != "conversation" and algorithm.credit != "rank":
+        raise UserError(
+            f"algorithm.turn_gamma: found {algorithm.turn_gamma} and single turns; data.rounds=conversation or algorithm.credit=rank is "
+            "wanted"
+        )
     if config.data.rounds != "conversation":
         return
     if rollout.eliminate_to is not None and rollout.constrain != "candidates":

@@ -53,7 +53,11 @@ def parse_rejections(config: RolloutCorrectionConfig) -> dict[str, Bounds]:
         len(options) // max(1, len(thresholds))
     )
     found = dict(zip(options, bounds, strict=True))
-    for option, (lower, _) in found.items():
+    for option, (lower, upper) in found.items():
+        if lower is None and option.endswith("k1") and upper < 1:
+            raise UserError(
+                f"{where}_threshold: found {upper:g} alone for {option}; a ratio of at least 1, or two as 0.5_2.0, are wanted"
+            )
         if lower is not None and not option.endswith("k1"):
             raise UserError(f"{where}_threshold: found two bounds for {option}; one is wanted")
     return found

@@ -26,8 +26,12 @@ from r1ranker.trainer.config.overrides import (
 )
 from r1ranker.trainer.config.schema import Config
 
-TRUTH_AS_TEXT = "actor_rollout_ref.actor.recompute_old_log_probs"
-"""auto, or true or false, which YAML has without quotes"""
+BARE_TEXT = (
+    "actor_rollout_ref.actor.recompute_old_log_probs",
+    "algorithm.rollout_correction.rollout_is_threshold",
+    "algorithm.rollout_correction.rollout_rs_threshold",
+)
+"""texts that may be true, false or a number, which YAML has without quotes"""
 MISSING = "???"
 """to OmegaConf, a value that has to be given"""
 BUILT_IN = Path(__file__).parents[3] / "configs"
@@ -100,7 +104,7 @@ def to_config(
             raise UserError(f"{begun}: found '???', which stands for what is missing; {wanted} is wanted") from error
         except OmegaConfBaseException as error:
             raise UserError(f"{begun}: {first_line(error)}") from error
-        if isinstance(value, int | float) and is_text(key) and key != TRUTH_AS_TEXT:
+        if isinstance(value, int | float) and is_text(key) and key not in BARE_TEXT:
             raise UserError(f"{begun}: found {value!r}; text is wanted, which has quotes where it looks like a number")
         if not all(map(is_name, value if isinstance(value, list) else [value])):
             raise UserError(f"{begun}: found {value!a}; a name in UTF-8 is wanted")

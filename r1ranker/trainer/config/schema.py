@@ -31,12 +31,12 @@ class KLControlConfig:
 class RolloutCorrectionConfig:
     rollout_is: str | None = None
     """token | sequence: importance weights against the engine's log-probabilities; null: none"""
-    rollout_is_threshold: Any = 2.0
+    rollout_is_threshold: str = "2.0"
     """where they are truncated; two bounds, as 0.5_5.0: outside them they are 0"""
     rollout_rs: str | None = None
     """of token_k1, seq_sum_k1, seq_mean_k1, the same with k2 and k3, seq_max_k2, seq_max_k3, by commas: tokens or whole responses that
     are too far from the engine's policy are not learned from; null: all are"""
-    rollout_rs_threshold: Any = None
+    rollout_rs_threshold: str | None = None
     """how far: of k1 a ratio, or two as 0.5_2.0; of k2 and k3 nats. One for all, or one for each, by commas"""
 
 
@@ -345,7 +345,7 @@ class TrainerConfig:
     rollout_data_prompts: int = 2
     """prompts of a step whose responses are written there; 0: none, -1: all"""
     profile_steps: list[int] = field(default_factory=list)
-    """steps that torch's profiler is on in, a trace a process in profile/ of the run's directory, with a summary on the console"""
+    """steps that torch's profiler is on in: a trace a process of the trainer in profile/ of the run's directory, and a summary on the console"""
     default_hdfs_dir: str | None = None
     """checkpoints go to a local directory: only null is taken"""
     logger: list[str] = field(default_factory=lambda: ["console"])

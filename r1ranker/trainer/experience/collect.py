@@ -82,7 +82,8 @@ class SampledBatch:
                 self._pending[place] = [self._score(self.prompt_of(place), turn) for turn in turns]
                 for pending in self._pending[place]:
                     pending.add_done_callback(self._note_failure)
-                refuse_too_many_failures(self._early, len(turns) * len(self._turns), self._max_failure_rate)
+                if not self._episodes:  # how many turns others have is not known yet
+                    refuse_too_many_failures(self._early, len(turns) * len(self._turns), self._max_failure_rate)
 
     def prompt_of(self, place: int) -> Prompt:
         """The prompt of what arrived at `place`."""
@@ -198,8 +199,12 @@ def as_turns(prompt: Prompt, samples: Sequence[Completion]) -> list[Turn]:
     return [Turn(prompt.token_ids, one) for one in samples]
 
 
-def replay_turns(state: Mapping[str, Any]) -> Iterator[tuple[int, list[Turn]]]:
+def replay_turns(state: Mapping[str, Any], prompts: Sequence[Prompt]) -> Iterator[tuple[int, list[Turn]]]:
     """What `SampledBatch.state` holds, as if it were arriving."""
+    if "turns" not in state:  # from before there were conversations
+        for place, samples in enumerate(state["completions"]):
+            yield place, as_turns(prompts[place], [Completion(**one) for one in samples])
+        return
     for place, turns in enumerate(state["turns"]):
         yield place, [Turn(one["prompt_ids"], Completion(**one["completion"]), tuple(one["out"])) for one in turns]
 

@@ -14,7 +14,7 @@ from r1ranker.trainer.batch.trajectory import Trajectory, number_groups
 from r1ranker.trainer.config.schema import Config, OverlongBufferConfig
 from r1ranker.trainer.experience.collect import SampledBatch
 from r1ranker.trainer.experience.lines import split_by_rank
-from r1ranker.trainer.monitoring.metrics import mean_reward_parts
+from r1ranker.trainer.monitoring.metrics import count_tokens, mean_reward_parts
 
 
 @dataclass
@@ -35,6 +35,11 @@ class ScoredBatch:
 def score(batch: SampledBatch, config: Config, timing: dict[str, float]) -> ScoredBatch:
     """A batch with its rewards, less what reward.overlong_buffer takes off; each rank with its own where algorithm.credit says so."""
     trajectories, metrics = batch.trajectories(timing)
+    if not trajectories:
+        raise UserError(
+            "data.rounds: no conversation of a batch came to a turn that is learned from; a larger rollout.max_turns, "
+            "data.max_prompt_length or rollout.eliminate_to is wanted"
+        )
     parts, buffer = batch.parts, config.reward.overlong_buffer
     if buffer.enable:
         metrics |= shape_overlong(trajectories, parts, buffer, config.data.max_response_length)
@@ -90,7 +95,8 @@ def fill_with_signal(
         batch.receive(timing)
     used = len(kept.prompts)
     if not used:
-        kept = ScoredBatch(scored.prompts, scored.trajectories, scored.parts, {}, kept.spent)
+        spent = kept.spent - count_tokens(scored.trajectories)  # which are taken after all
+        kept = ScoredBatch(scored.prompts, scored.trajectories, scored.parts, {}, spent)
     kept.metrics = {name: float(np.mean([one[name] for one in found if name in one])) for name in found[0]}
     kept.metrics |= {"filter_groups/num_gen_batches": float(drawn), "filter_groups/kept": float(used)}
     return kept
@@ -117,11 +123,11 @@ def _move(scored: ScoredBatch, chosen: Sequence[int], into: ScoredBatch) -> None
     """Put the chosen groups behind those that are kept, with numbers of their own."""
     places = {group: len(into.prompts) + place for place, group in enumerate(chosen)}
     into.prompts += [scored.prompts[group] for group in chosen]
-    into.spent += scored.spent
+    left_out = [one for one in scored.trajectories if one.group_id not in places]
+    into.spent += scored.spent + count_tokens(left_out)
     most = max((one.episode for one in into.trajectories), default=-1) + 1
     for one, parts in zip(scored.trajectories, scored.parts, strict=True):
         if one.group_id not in places:
-            into.spent += len(one)
             continue
         one.group_id = places[one.group_id]
         if one.episode >= 0:

@@ -45,7 +45,8 @@ def load_split(
     )
     if left_out:
         say(f"{key}: {left_out} prompts over {data.max_prompt_length} tokens left out, {len(prompts)} kept")
-    longest = int(prompts.lengths.max())
+    # a conversation goes on until its prompt is as long as may be
+    longest = data.max_prompt_length if data.rounds == "conversation" else int(prompts.lengths.max())
     for model in (config.actor_rollout_ref.model, *([config.critic.model] if config.needs_critic else [])):
         check_fits(
             str(model.path), longest, data.max_response_length,

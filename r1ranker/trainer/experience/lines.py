@@ -27,7 +27,8 @@ def split_by_rank(
 ) -> tuple[list[Trajectory], list[int]]:
     """The lines of all direct rankings as trajectories, and of each the place of the response that it is of.
 
-    A line's reward is what it adds to NDCG@20, and what the whole response's reward has beside NDCG. What comes before the list, a
+    A line's reward is what it adds to NDCG@20, and what the whole response's reward has beside NDCG (with a discount over lines, so
+    much of it that every line's return holds it once). What comes before the list, a
     thought, has the whole response's reward. Lines after which nothing can be gained are not learned from, and left out. A response
     that is no list of lines stays as it is, and so do those of iterative rows.
     """
@@ -56,12 +57,16 @@ def _split(
     # behind the last candidate that has a grade, whichever line it is in, nothing is to be gained
     kept = max((number + 1 for number, gain in enumerate(gains) if gain), default=len(gains))
     rest = one.score - sum(gains)
-    scores = [gain + rest for gain in gains[:kept]]
+    # handed back over lines, it counts once
+    shared = [rest * (1 - turn_gamma)] * (kept - 1) + [rest]
+    scores = [gain + share for gain, share in zip(gains[:kept], shared, strict=True)]
     pieces = [(start, end, score) for (start, end), score in zip(spans, scores, strict=False)]
     if begun:
         returns = sum(turn_gamma**number * score for number, score in enumerate(scores, start=1))
         pieces.insert(0, (0, begun, one.score - returns))  # whose return is then the whole response's reward
-    return [_piece(one, start, end, score, turn, place) for turn, (start, end, score) in enumerate(pieces)]
+    # number 0 is for thoughts, and for responses that stay whole: their rewards are no line's
+    first = 0 if begun else 1
+    return [_piece(one, start, end, score, turn, place) for turn, (start, end, score) in enumerate(pieces, first)]
 
 
 def _piece(one: Trajectory, start: int, end: int, score: float, turn: int, place: int) -> Trajectory:

@@ -159,4 +159,5 @@ class Sampler:
         if ahead is not None:
             self._before_ahead = state["loader"]
             episodes = self.config.actor_rollout_ref.rollout.n if self.config.data.rounds == "conversation" else 0
-            self._ahead = self._made(self.loader.next(), replay_turns(ahead), ahead["policy_version"], episodes)
+            prompts = self.loader.next()
+            self._ahead = self._made(prompts, replay_turns(ahead, prompts), ahead["policy_version"], episodes)

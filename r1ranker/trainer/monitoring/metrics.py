@@ -82,27 +82,25 @@ def batch_metrics(trajectories: Sequence[Trajectory], max_prompt: int, max_respo
     groups = number_groups(trajectories)
     metrics["critic/zero_signal_groups"] = float(len(group_statistics(scores.tolist(), groups)[1]))
     metrics["rollout/dropped_tokens"] = float(sum((~np.isfinite(one.rollout_logprobs)).sum() for one in trajectories))
-    metrics["perf/total_num_tokens"] = float(prompts.sum() + responses.sum())
-    if trajectories and trajectories[0].episode >= 0:
-        metrics |= conversation_metrics(trajectories)
-    return metrics
-
-
-def conversation_metrics(trajectories: Sequence[Trajectory]) -> dict[str, float]:
-    """Turns of conversations, and their tokens: a conversation counts once, and what else could have been answered on top."""
+    metrics["perf/total_num_tokens"] = float(count_tokens(trajectories))
     turns: dict[int, int] = {}
-    whole: dict[int, tuple[int, int]] = {}
-    """of each conversation: tokens before the last turn that is learned from, and of an answer to it"""
-    answers = 0
     for one in trajectories:
-        turns[one.episode] = max(turns.get(one.episode, 0), one.turn + 1)
+        if one.episode >= 0:
+            turns[one.episode] = max(turns.get(one.episode, 0), one.turn + 1)
+    return metrics | summarise("conversation/turns", np.array(list(turns.values())))
+
+
+def count_tokens(trajectories: Sequence[Trajectory]) -> int:
+    """Tokens of responses, each with its prompt. A conversation counts once, and what else could have been answered on top."""
+    alone, whole, answers = 0, dict[int, tuple[int, int]](), dict[tuple[int, int], list[int]]()
+    for one in trajectories:
+        if one.episode < 0:
+            alone += len(one)
+            continue
+        # its last turn has all of the others in its prompt
         whole[one.episode] = max(whole.get(one.episode, (0, 0)), (len(one.prompt_ids), len(one.response_ids)))
-        answers += len(one.response_ids)
-    chosen = {(one.episode, one.turn): len(one.response_ids) for one in trajectories}
-    alternatives = answers - sum(chosen.values())
-    return summarise("conversation/turns", np.array(list(turns.values()))) | {
-        "perf/total_num_tokens": float(sum(map(sum, whole.values())) + alternatives)
-    }
+        answers.setdefault((one.episode, one.turn), []).append(len(one.response_ids))
+    return alone + sum(map(sum, whole.values())) + sum(sum(some[1:]) for some in answers.values())
 
 
 def mean_reward_parts(
@@ -130,7 +128,7 @@ def validation_metrics(tasks: Sequence[str], outcomes: Sequence[Mapping[str, Any
 
 
 def validation_turns(tasks: Sequence[str], turns: Sequence[int]) -> dict[str, float]:
-    """Mean turns of each task's conversations, which end when the positive goes out: as many as candidates were ranked below it."""
+    """Mean turns of each task's conversations, of which the last one is that in which the positive goes out, or one is left."""
     return {
         f"val-aux/{task}/turns/mean": float(
             np.mean([own for own, other in zip(turns, tasks, strict=True) if other == task])

@@ -116,6 +116,8 @@ def _writable(value: Any) -> Any:
     """`value` as JSON; numbers that are not finite as text, since JSON has none."""
     if isinstance(value, np.ndarray | list | tuple):
         return [_writable(one) for one in value]
+    if isinstance(value, np.bool_):
+        return bool(value)
     if isinstance(value, float | np.floating):
         return float(value) if math.isfinite(value) else str(float(value))
     return value
@@ -127,11 +129,14 @@ def read_samples(lines: Sequence[dict[str, Any]]) -> list[Trajectory]:
 
 
 def _read(line: dict[str, Any]) -> Trajectory:
-    fields = {name: line[_KEYS.get(name, name)] for name in Trajectory.__dataclass_fields__}
+    keys = {name: _KEYS.get(name, name) for name in Trajectory.__dataclass_fields__}
+    fields = {name: line[key] for name, key in keys.items() if key in line}  # an older file lacks some
     for name in COLUMNS:
-        if fields[name] is not None:
+        if fields.get(name) is not None:
             fields[name] = np.array(fields[name], dtype=np.float64)
+    if fields.get("rejected") is not None:
+        fields["rejected"] = np.array(fields["rejected"], dtype=bool)
     for name in ("score", "loss"):
-        if fields[name] is not None:
+        if fields.get(name) is not None:
             fields[name] = float(fields[name])
     return Trajectory(**fields)

@@ -72,7 +72,8 @@ class RolloutLog:
     def _row(
         self, step: int, prompt: Prompt, asked: RankingExample, one: Trajectory, parts: Mapping[str, float]
     ) -> dict[str, Any]:
-        response = decode_response(self._tokenizer, one.response_ids, one.finish_reason == "stop")
+        ended = one.episode < 0 or one.response_ids[-1:] == [self._tokenizer.eos_token_id]
+        response = decode_response(self._tokenizer, one.response_ids, one.finish_reason == "stop" and ended)
         advantages = None if one.advantages is None else [float(value) for value in one.advantages]
         return {
             "step": step,
@@ -83,7 +84,7 @@ class RolloutLog:
             "mode": prompt.mode,
             "answer_style": prompt.answer_format.answer_style,
             "think": prompt.answer_format.think,
-            "input": _cut(str(self._tokenizer.decode(list(prompt.token_ids), skip_special_tokens=False))),
+            "input": _cut(str(self._tokenizer.decode(list(one.prompt_ids), skip_special_tokens=False))),
             "output": _cut(response),
             "turn": one.turn,
             "gts": prompt.ground_truth,

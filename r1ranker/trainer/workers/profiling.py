@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from torch import profiler
+from torch.autograd import DeviceType
 
 from r1ranker.atomic import atomic_path
 
@@ -33,12 +35,19 @@ class StepProfiler:
         file = Path(directory) / f"step_{step}_process_{rank}.json.gz"
         with atomic_path(file) as temporary:
             running.export_chrome_trace(str(temporary))
-        found = sorted(running.key_averages(), key=_own_time, reverse=True)
-        total = sum(map(_own_time, found)) or 1.0
-        lines = [f"  {_own_time(one) / 1e6:8.3f} s  {_own_time(one) / total:4.0%}  {one.key}" for one in found[:ROWS]]
+        times = _own_times(running.key_averages())
+        total = sum(times.values()) or 1.0
+        longest = sorted(times, key=lambda name: -times[name])[:ROWS]
+        lines = [f"  {times[name] / 1e6:8.3f} s  {times[name] / total:4.0%}  {name}" for name in longest]
         return "\n".join([f"step {step}, process {rank}: {total / 1e6:.3f} s of operations; {file}", *lines])
 
 
-def _own_time(event: Any) -> float:
-    """Microseconds on the device where there is one, else on the CPU, without what an operation calls."""
-    return float(event.self_device_time_total or event.self_cpu_time_total)
+def _own_times(events: Iterable[Any]) -> dict[str, float]:
+    """Microseconds of each operation without what it calls: of a GPU's kernels where there are any, else on the CPU."""
+    on_cpu, on_device = dict[str, float](), dict[str, float]()
+    for one in events:
+        if one.device_type == DeviceType.CPU:
+            on_cpu[one.key] = float(one.self_cpu_time_total)
+        elif not one.is_user_annotation:  # the operations that started kernels have their times as well
+            on_device[one.key] = float(one.self_device_time_total)
+    return on_device or on_cpu
