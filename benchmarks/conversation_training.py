@@ -1,6 +1,6 @@
 """What an update costs where eliminations are asked anew, and where they are turns of a conversation, for as many rewards of steps.
 
-python benchmarks/conversation_training.py MODEL [--candidates 10 20 50] [--samples 8] [--dtype bfloat16] [--queries 1]
+python benchmarks/conversation_training.py MODEL [--candidates 10 20 50] [--samples 8] [--dtype bfloat16] [--runs 0]
 Films with a history of 20, answers by letters. Eliminations are made up; nothing is generated. Each way has the same step rewards: all
 rounds of every request, of which all answers are known (one elimination a request), or some answers are sampled (an elimination each).
 """
@@ -8,6 +8,7 @@ rounds of every request, of which all answers are known (one elimination a reque
 from __future__ import annotations
 
 import argparse
+import math
 import random
 import time
 from collections.abc import Sequence
@@ -35,7 +36,6 @@ from r1ranker.trainer.learners.policy import Policy, PolicyLoss
 from r1ranker.trainer.workers.process import join_process_group
 
 FORMAT = AnswerFormat("letter", think=False)
-RUNS = 3
 
 
 def prompt_of(tokenizer: PreTrainedTokenizerBase, example: RankingExample) -> tuple[list[int], tuple[str, ...], str]:
@@ -102,6 +102,7 @@ def main() -> None:
     parser.add_argument("--candidates", nargs="+", type=int, default=[10, 20])
     parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--runs", type=int, default=3, help="that are timed, after one that is not; 0: tokens alone")
     asked = parser.parse_args()
     tokenizer, device = load_tokenizer(asked.model), torch.device("cpu")
     join_process_group(None, 0, 1, device, 600)
@@ -129,7 +130,7 @@ def main() -> None:
                 way: make(tokenizer, example, orders, samples)
                 for way, make in (("separate", separate), ("conversation", conversation))
             }
-            for run in range(RUNS + 1):
+            for run in range(asked.runs and asked.runs + 1):
                 for way, batch in batches.items():
                     assign_loss_weights(batch, "token-mean")
                     for one in batch:
@@ -140,7 +141,7 @@ def main() -> None:
                         seconds[way].append(time.perf_counter() - began)
                     policy.module.zero_grad(set_to_none=True)
             tokens = {way: count_row_tokens(chain(batch, forced_ends=False)) for way, batch in batches.items()}
-            took = {way: median(some) for way, some in seconds.items()}
+            took = {way: median(some) if some else math.nan for way, some in seconds.items()}
             for way, batch in batches.items():
                 table.add_row(
                     str(candidates),

@@ -275,6 +275,21 @@ def test_every_answer_of_a_turn_costs_no_token_where_answers_differ_in_one(model
     assert logprobs.view(2, 3, 2)[..., 1].abs().max() == 0
 
 
+def test_answers_of_several_tokens_share_all_that_came_before_them(model: PreTrainedModel) -> None:
+    *_, last = episode(0, 4, np.random.default_rng(2))
+    every = [
+        replace(last, response_ids=[token, 8, 9], allowed=[[4, 5, 6, 7], [8, 10], [9]], rollout_logprobs=np.zeros(3))
+        for token in (4, 5, 6, 7)
+    ]
+    (_, *others) = chain(every, forced_ends=False)
+    assert [list(one.prompt) for one in others] == [last.prompt_ids] * 3
+    # a single one costs least behind the prompt that its group shares
+    assert len(chain(every[:2], forced_ends=False)[1].prompt) == last.root_length
+    torch.testing.assert_close(
+        policy_pass_logprobs(model, every), policy_pass(model, every, False, False)[0], atol=1e-5, rtol=1e-5
+    )
+
+
 def policy_pass_logprobs(model: PreTrainedModel, batch: list[Trajectory]) -> torch.Tensor:
     assign_loss_weights(batch, "token-mean")
     for one in batch:

@@ -41,10 +41,6 @@ def _chain_episode(
     trajectories: Sequence[Trajectory], members: list[int], share: bool, forced_ends: bool
 ) -> list[Chain]:
     ends = {place: trajectories[place].count_inputs(forced_ends) for place in members}
-    if len(members) == 1:
-        (place,) = members
-        one = trajectories[place]
-        return [_chain_of(one, (place,), ends[place], share, len(one.response_ids))]
     # the longest sequence holds all turns but those that went on in another way
     longest = max(members, key=lambda place: (len(trajectories[place].prompt_ids) + ends[place], -place))
     carrier = trajectories[longest]
@@ -52,26 +48,35 @@ def _chain_episode(
     begins: dict[int, bool] = {}
     """whether the sequence begins with a prompt, which alternatives have in common"""
     held: list[int] = []
-    apart: list[int] = []
+    apart: dict[int, list[int]] = {}
+    """others, by the prompt that they have in common"""
     for place in members:
         one = trajectories[place]
         length = len(one.prompt_ids)
         if id(one.prompt_ids) not in begins:
             begins[id(one.prompt_ids)] = whole[:length] == one.prompt_ids
-        is_held = begins[id(one.prompt_ids)] and whole[length : length + ends[place]] == one.response_ids[: ends[place]]
-        (held if is_held else apart).append(place)
-    sampled = sum(len(trajectories[place].response_ids) for place in held)
-    rest = [
-        _chain_of(trajectories[place], (place,), ends[place], share, len(trajectories[place].response_ids))
-        for place in apart
-    ]
-    return [_chain_of(carrier, tuple(held), ends[longest], share, sampled), *rest]
+        if begins[id(one.prompt_ids)] and whole[length : length + ends[place]] == one.response_ids[: ends[place]]:
+            held.append(place)
+        else:
+            apart.setdefault(id(one.prompt_ids), []).append(place)
+    root = carrier.root_length if share else None
+    found = [_chain_of(trajectories, longest, held, ends[longest], root)]
+    for places in apart.values():
+        prompt = len(trajectories[places[0]].prompt_ids)
+        behind = prompt - (prompt if root is None else root)
+        # several answers to a turn: all that came before once, or what came behind the first prompt for each
+        own = None if len(places) * behind > prompt + behind else root
+        found += [_chain_of(trajectories, place, [place], ends[place], own) for place in places]
+    return found
 
 
-def _chain_of(carrier: Trajectory, members: tuple[int, ...], end: int, share: bool, sampled: int) -> Chain:
-    root = carrier.prompt_ids if carrier.root_length is None or not share else carrier.prompt_ids[: carrier.root_length]
-    behind = carrier.prompt_ids[len(root) :]
-    return Chain(members, root, [*behind, *carrier.response_ids[:end]], sampled)
+def _chain_of(
+    trajectories: Sequence[Trajectory], carrier: int, members: Sequence[int], end: int, root_length: int | None
+) -> Chain:
+    ids, response = trajectories[carrier].prompt_ids, trajectories[carrier].response_ids[:end]
+    prompt = ids if root_length is None else ids[:root_length]
+    sampled = sum(len(trajectories[place].response_ids) for place in members)
+    return Chain(tuple(members), prompt, [*ids[len(prompt) :], *response], sampled)
 
 
 def group_by_prompt(chains: Sequence[Chain], share: bool = True) -> list[list[int]]:
