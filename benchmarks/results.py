@@ -31,6 +31,7 @@ EXPERIMENTS: dict[str, str | None] = {
     "nine": "",
     "algorithms": "*/ml-100k.inter",
     "conversation": "*/ml-100k.inter",
+    "credit": "*/ml-100k.inter",
     "direct_iterative": None,
     "answers": None,
     "thinking": None,

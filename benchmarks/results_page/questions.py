@@ -101,6 +101,17 @@ QUESTIONS = (
         shows="MRR by the form of rounds at the end with intervals, and over training tokens and seconds",
     ),
     Question(
+        "credit",
+        "credit",
+        rows=(
+            Row("each_rank, after", "DRanker, credit for each rank"), Row("whole_list, after", "DRanker, credit for the list"),
+            Row("IRanker, after", "IRanker", file="rec_movie"),
+        ),
+        columns=(MRR, SEEDS, Column("training tokens, million"), Column("training, s")),
+        picture=MRR_BARS,
+        shows="MRR of direct rankers by credit, and of the IRanker",
+    ),
+    Question(
         "routing",
         "routing",
         rows=(

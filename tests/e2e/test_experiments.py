@@ -99,6 +99,8 @@ def test_what_is_no_experiment_is_refused(name: str, overrides: list[str], messa
     assert {path.stem for path in BUILT_IN.glob("*.yaml")} == {
         "algorithms",
         "answers",
+        "conversation",
+        "credit",
         "direct_iterative",
         "model_sizes",
         "nine",
