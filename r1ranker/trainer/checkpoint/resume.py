@@ -95,7 +95,10 @@ def _read_named_state(directory: Path, config: Config, data: Mapping[str, str], 
 
 def _shaping_of(state: State) -> dict[str, Any]:
     """What shaped the training of a state; a key that there was not yet had the effect that its default has."""
-    return _select_shaping(to_dict(Config())) | _select_shaping(state.driver["config"])
+    found = _select_shaping(state.driver["config"])
+    # an empty mapping is no key of its own: what it held stands by itself
+    usual = {key: value for key, value in _select_shaping(to_dict(Config())).items() if not isinstance(value, Mapping)}
+    return usual | found
 
 
 def _select_shaping(config: Mapping[str, Any]) -> dict[str, Any]:
