@@ -7,6 +7,9 @@ from results_page.layout import Bars, Column, Lines, Question, Row
 MRR, NDCG, SEEDS = Column("MRR"), Column("NDCG@10"), Column("MRR by seed")
 CALLS, PROMPT, RESPONSE = Column("calls a query"), Column("prompt tokens"), Column("response tokens")
 MRR_BARS = (Bars(("MRR",)),)
+CURVES = tuple(
+    Lines("{arm}, step", cost, "MRR", cost, "MRR x 100") for cost in ("training tokens, million", "training, s")
+)
 PASSAGES = ("Passage-5", "Passage-7", "Passage-9")
 RECOMMENDATION, ROUTING = (
     ("Rec-Movie", "Rec-Music", "Rec-Game"),
@@ -82,9 +85,7 @@ QUESTIONS = (
         ),
         columns=(MRR, SEEDS, Column("training tokens, million"), Column("training, s")),
         picture=(
-            *MRR_BARS,
-            Lines("{arm}, step", "training tokens, million", "MRR", "training tokens, million", "MRR x 100"),
-            Lines("{arm}, step", "training, s", "MRR", "training, s", "MRR x 100"),
+            *MRR_BARS, *CURVES,
         ),
         shows="MRR by estimator at the end with intervals, and over training tokens and seconds",
     ),
@@ -94,9 +95,7 @@ QUESTIONS = (
         rows=(Row("separate, after", "separate rounds"), Row("conversation, after", "one conversation")),
         columns=(MRR, SEEDS, Column("training tokens, million"), Column("training, s")),
         picture=(
-            *MRR_BARS,
-            Lines("{arm}, step", "training tokens, million", "MRR", "training tokens, million", "MRR x 100"),
-            Lines("{arm}, step", "training, s", "MRR", "training, s", "MRR x 100"),
+            *MRR_BARS, *CURVES,
         ),
         shows="MRR by the form of rounds at the end with intervals, and over training tokens and seconds",
     ),

@@ -94,6 +94,11 @@ def encode_completion(tokenizer: PreTrainedTokenizerBase, messages: Sequence[dic
     return ids + encode_continuation(tokenizer, context + before + tag, answer)
 
 
+def decode_response(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], stopped: bool) -> str:
+    """The response as text, without the token that ended it; control tokens elsewhere stay visible."""
+    return str(tokenizer.decode(list(token_ids[:-1] if stopped else token_ids), skip_special_tokens=False))
+
+
 @lru_cache(maxsize=1024)
 def _context_ids(template: ChatTemplate, context: str) -> tuple[int, ...]:
     return tuple(_batch(template.tokenizer, [context])[0])

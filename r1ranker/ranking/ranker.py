@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from transformers import PreTrainedTokenizerBase
 
-from r1ranker.data.tokenise import encode_chat
+from r1ranker.data.tokenise import decode_response, encode_chat
 from r1ranker.data.turns import drop_thought, encode_next_turn
 from r1ranker.errors import UserError, check_at_least, note
 from r1ranker.pretrained import check_model_directory
@@ -262,8 +262,7 @@ class Ranker:
             return [Reply("", len(request.token_ids), 1, weighed.cached_tokens, branches, prompt_ids)]
         replies = []
         for number, completion in enumerate(completions):
-            ids = completion.token_ids[:-1] if completion.finish_reason == "stop" else completion.token_ids
-            text = str(self.tokenizer.decode(ids, skip_special_tokens=False))
+            text = decode_response(self.tokenizer, completion.token_ids, completion.finish_reason == "stop")
             first, said = number == 0, completion.token_ids
             if not self.settings.keep_thoughts:
                 said = drop_thought(self.tokenizer, said)

@@ -31,10 +31,19 @@ def graded_ndcg(
     ranking: Sequence[int], grades: Sequence[float], gain: Callable[[float], float], cutoff: int = CUTOFF
 ) -> float:
     """NDCG@cutoff: sum of gain / log2(rank + 1) over the ranking, divided by that of the ideal order of all candidates."""
-    found = sum(gain(grades[index]) / math.log2(place + 2) for place, index in enumerate(ranking[:cutoff]))
-    best = sorted(grades, reverse=True)[:cutoff]
-    ideal = sum(gain(grade) / math.log2(place + 2) for place, grade in enumerate(best))
+    found = sum(discounted_gains([grades[index] for index in ranking[:cutoff]], gain))
+    ideal = sum(discounted_gains(sorted(grades, reverse=True)[:cutoff], gain))
     return found / ideal if ideal > 0 else 0.0
+
+
+def discounted_gains(grades: Sequence[float], gain: Callable[[float], float]) -> list[float]:
+    """gain / log2(rank + 1) of grades in the order of their ranks, which are from 1."""
+    return [gain(grade) / math.log2(place + 2) for place, grade in enumerate(grades)]
+
+
+def known_grades(positive: int, candidates: int, grades: Sequence[float] = ()) -> list[float]:
+    """The grades; where there are none, 1 for the positive and 0 for the others."""
+    return list(grades) if grades else [float(place == positive) for place in range(candidates)]
 
 
 def direct_task_score(
@@ -65,7 +74,7 @@ def window_task_score(named: Sequence[int], positive: int, candidates: int, grad
 
     RBO is held against the order by grades, of equals the first shown first. Without grades the positive alone has one.
     """
-    known = list(grades) if grades else [float(place == positive) for place in range(candidates)]
+    known = known_grades(positive, candidates, grades)
     relevant = {place for place, grade in enumerate(known) if grade > 0}
     recall = len(relevant & set(named[:WINDOW_CUTOFF])) / min(len(relevant), WINDOW_CUTOFF) if relevant else 0.0
     ideal = sorted(range(candidates), key=lambda place: (-known[place], place))

@@ -9,6 +9,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from r1ranker.data.chat_template import ChatTemplate, chat_template_of
+from r1ranker.data.tokenise import decode_response
 from r1ranker.data.turns import drop_thought, go_on
 from r1ranker.rollout.constraint import PoolConstraint
 from r1ranker.rollout.engine import Completion, Request, SamplingParams, Session
@@ -95,8 +96,7 @@ class _Open:
         rules, example = self.asked.rules, self.asked.example
         self.turns.append(Turn(self.prompt_ids, completion, self.out))
         stopped = completion.finish_reason == "stop"
-        ids = completion.token_ids[:-1] if stopped else completion.token_ids
-        text = str(template.tokenizer.decode(ids, skip_special_tokens=False))
+        text = decode_response(template.tokenizer, completion.token_ids, stopped)
         answer = parse_answer(
             prepend_prefill(text, rules.answer_format.think), example.candidates, "iterative", rules.answer_format
         ).without(self.out)

@@ -26,9 +26,10 @@ from r1ranker.trainer.config.load import to_dict
 from r1ranker.trainer.config.schema import Config
 from r1ranker.trainer.experience.collect import SampledBatch
 from r1ranker.trainer.experience.conversing import describe_turns
-from r1ranker.trainer.experience.filtering import ScoredBatch, fill_with_signal, score
+from r1ranker.trainer.experience.filtering import fill_with_signal
 from r1ranker.trainer.experience.inputs import load_shared_tokenizer, load_split
 from r1ranker.trainer.experience.sampler import Sampler
+from r1ranker.trainer.experience.scored import ScoredBatch, score
 from r1ranker.trainer.experience.validation import validate
 from r1ranker.trainer.monitoring.metrics import policy_lag, step_metrics, timed
 from r1ranker.trainer.monitoring.non_finite import NonFiniteSteps, refuse_non_finite

@@ -250,6 +250,7 @@ def test_a_state_from_before_a_setting_was_there_goes_on(
             ("reward", "overlong_buffer"),
         ):
             del driver["config"][section][key]
+        driver["config"]["algorithm"]["rollout_correction"]["rollout_is_threshold"] = 2.0
         (directory / "driver.json").write_text(json.dumps(driver))
         manifest = json.loads((directory / "manifest.json").read_text())
         manifest["files"]["driver.json"] = states_on_disk.describe_file(directory / "driver.json")

@@ -19,13 +19,14 @@ import r1ranker.rewards
 from r1ranker.data.files.parquet import read_training_rows
 from r1ranker.data.loader import load_prompts
 from r1ranker.data.sft import read_sft_rows
+from r1ranker.data.tokenise import decode_response
 from r1ranker.model.init import CHAT_TEMPLATE
 from r1ranker.rewards import compute_score, compute_score_linear
 from r1ranker.trainer.algorithm.correction import importance_weights, rejected_tokens
 from r1ranker.trainer.algorithm.losses import loss_weights
 from r1ranker.trainer.algorithm.policy_losses import POLICY_LOSSES, ClipRange, TokenTerms
 from r1ranker.trainer.config.correction import REJECTIONS, parse_bounds
-from r1ranker.trainer.scoring.outcome import decode_response, score_response
+from r1ranker.trainer.scoring.outcome import score_response
 
 pytest.importorskip("verl", reason="veRL cannot be imported; docs/verl.md says what to install")
 

@@ -18,7 +18,8 @@ from r1ranker.trainer.config.schema import (
     OverlongBufferConfig,
     RewardConfig,
 )
-from r1ranker.trainer.experience.filtering import fill_with_signal, score, shape_overlong
+from r1ranker.trainer.experience.filtering import fill_with_signal
+from r1ranker.trainer.experience.scored import score, shape_overlong
 
 
 def batch_of(*groups: tuple[float, ...], name: str = "a", episodes: bool = False) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 from r1ranker.errors import UserError
 from r1ranker.trainer.checkpoint import state as states_on_disk
 from r1ranker.trainer.checkpoint.state import ASIDE, STATES, Say, State
-from r1ranker.trainer.config.load import to_dict
+from r1ranker.trainer.config.load import BARE_TEXT, to_dict
 from r1ranker.trainer.config.schema import Config
 
 FREE_KEYS = (
@@ -96,6 +96,7 @@ def _read_named_state(directory: Path, config: Config, data: Mapping[str, str], 
 def _shaping_of(state: State) -> dict[str, Any]:
     """What shaped the training of a state; a key that there was not yet had the effect that its default has."""
     found = _select_shaping(state.driver["config"])
+    found |= {key: str(found[key]) for key in BARE_TEXT if found.get(key) is not None}  # once numbers, now texts
     # an empty mapping is no key of its own: what it held stands by itself
     usual = {key: value for key, value in _select_shaping(to_dict(Config())).items() if not isinstance(value, Mapping)}
     return usual | found

@@ -11,6 +11,7 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from r1ranker.data.prompt_store import Prompt
+from r1ranker.data.tokenise import decode_response
 from r1ranker.rewards import OUT
 from r1ranker.rollout.constraint import build_constraint
 from r1ranker.rollout.engine import Completion, Request
@@ -19,13 +20,7 @@ from r1ranker.trainer.batch.trajectory import Trajectory
 from r1ranker.trainer.config.schema import Config
 from r1ranker.trainer.experience.enumeration import answer_probabilities
 from r1ranker.trainer.monitoring.metrics import mean_reward_parts, timed
-from r1ranker.trainer.scoring.outcome import (
-    Failure,
-    Outcome,
-    decode_response,
-    refuse_too_many_failures,
-    report_failures,
-)
+from r1ranker.trainer.scoring.outcome import Failure, Outcome, refuse_too_many_failures, report_failures
 from r1ranker.trainer.scoring.pool import RewardPool
 
 
@@ -50,7 +45,7 @@ class SampledBatch:
         self._every_answer, self._episodes = every_answer, episodes
         self.elimination_tokens = 0
         """spent on making the pools smaller; a prompt counts for each of its answers"""
-        self.prompts, self.arriving = prompts, arriving
+        self.prompts, self._arriving = prompts, arriving
         self.tokenizer, self._rewards = tokenizer, rewards
         self.policy_version = policy_version
         each = max(1, episodes)
@@ -72,7 +67,7 @@ class SampledBatch:
         """
         while True:
             with timed(timing, "gen"):
-                arrived = next(self.arriving, None)
+                arrived = next(self._arriving, None)
             if arrived is None:
                 return
             place, turns = arrived

@@ -132,4 +132,4 @@ def learned_turns(
     most = config.actor_rollout_ref.rollout.eliminate_to
     for place, turns in arriving:
         pool = len(prompts[place // each].candidates)
-        yield place, [turn for turn in turns if most is None or pool - len(turn.out) <= max(most, 2)]
+        yield place, [turn for turn in turns if most is None or pool - len(turn.out) <= most]

@@ -15,14 +15,13 @@ from transformers import PreTrainedTokenizerBase
 
 from r1ranker.data.files.parquet import row_to_example
 from r1ranker.data.prompt_store import Prompt
-from r1ranker.data.tokenise import encode_chats
+from r1ranker.data.tokenise import decode_response, encode_chats
 from r1ranker.rollout.engine import Completion, SamplingParams
 from r1ranker.tasks.answers import parse_answer
 from r1ranker.tasks.prompts import render_problem, user_message
 from r1ranker.trainer.config.schema import Config
 from r1ranker.trainer.experience.collect import build_requests
 from r1ranker.trainer.experience.enumeration import answer_probabilities, enumerate_answers
-from r1ranker.trainer.scoring.outcome import decode_response
 from r1ranker.trainer.workers.cluster import Cluster
 from r1ranker.trainer.workers.dispatch import generate
 
@@ -43,7 +42,8 @@ def eliminate_to_pool(
 ) -> tuple[list[Prompt], int]:
     """A batch on the pools that the policy leaves, and the tokens that its answers took, each with its prompt.
 
-    `when`: the step, and the number of the batch drawn for it. With rollout.every_answer those that are most likely to go out go, at once; else those that sampled answers name.
+    `when`: the step, and the number of the batch drawn for it. With rollout.every_answer those that are most likely to go out go, at
+    once; else those that sampled answers name.
     """
     rollout, spent = config.actor_rollout_ref.rollout, [0]
     assert rollout.eliminate_to is not None

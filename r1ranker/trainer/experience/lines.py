@@ -5,7 +5,6 @@ Rank-GRPO (arXiv 2510.20150) has a reward and an importance ratio for each rank;
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
@@ -16,7 +15,7 @@ from transformers import PreTrainedTokenizerBase
 from r1ranker.data.names import CLOSING
 from r1ranker.data.prompt_store import Prompt
 from r1ranker.data.tokenise import ANSWER, BREAK
-from r1ranker.rewards.parts import CUTOFF, exponential_gain, graded_ndcg
+from r1ranker.rewards.parts import CUTOFF, discounted_gains, exponential_gain, known_grades
 from r1ranker.tasks.answers import parse_answer
 from r1ranker.tasks.text import find_name
 from r1ranker.trainer.batch.trajectory import Trajectory
@@ -119,20 +118,10 @@ def _named(prompt: Prompt, text: str) -> int | None:
 
 def _gains(prompt: Prompt, places: Sequence[int]) -> list[float]:
     """What each rank adds to NDCG@20, as graded_ndcg sums it."""
-    known = prompt.ground_truth.get("grades")
     positive = find_name(prompt.candidates, str(prompt.ground_truth["gt"]))
-    grades = (
-        [float(grade) for grade in known]
-        if known is not None
-        else [float(place == positive) for place in range(len(prompt.candidates))]
-    )
-    ideal = sum(
-        exponential_gain(grade) / math.log2(rank + 2)
-        for rank, grade in enumerate(sorted(grades, reverse=True)[:CUTOFF])
-    )
-    gains = [
-        exponential_gain(grades[place]) / math.log2(rank + 2) / ideal if rank < CUTOFF and ideal > 0 else 0.0
-        for rank, place in enumerate(places)
-    ]
-    assert math.isclose(sum(gains), graded_ndcg(places, grades, exponential_gain), abs_tol=1e-9)
-    return gains
+    assert positive is not None  # the reward was computed
+    own = [float(grade) for grade in prompt.ground_truth.get("grades") or ()]
+    grades = known_grades(positive, len(prompt.candidates), own)
+    ideal = sum(discounted_gains(sorted(grades, reverse=True)[:CUTOFF], exponential_gain))
+    gains = discounted_gains([grades[place] for place in places[:CUTOFF]], exponential_gain)
+    return [gain / ideal if ideal > 0 else 0.0 for gain in gains] + [0.0] * (len(places) - len(gains))

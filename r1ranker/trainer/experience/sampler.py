@@ -98,15 +98,12 @@ class Sampler:
         if rollout.every_answer:  # nothing of what is sampled is learned: whom the ranker would let go goes
             params = replace(params, temperature=0.0)
         episodes = build_episodes(self.config, self.tokenizer, prompts, each, *when, to_learn=True)
-        batch = self.send_episodes(cluster, prompts, episodes, params, policy_version)
-        batch.arriving = learned_turns(self.config, prompts, each, batch.arriving)
-        if not rollout.every_answer:
-            return batch
-        with timed(timing, "gen"):
-            went = dict(batch.arriving)
-            answers = enumerate_turns(cluster, self.config, self.tokenizer, prompts, went)
-        batch.arriving = enumerate(answers)
-        return batch
+        arriving = learned_turns(self.config, prompts, each, self._play(cluster, episodes, params))
+        if rollout.every_answer:
+            with timed(timing, "gen"):
+                answers = enumerate_turns(cluster, self.config, self.tokenizer, prompts, dict(arriving))
+            arriving = enumerate(answers)
+        return self._made(prompts, arriving, policy_version, each)
 
     def send(
         self,
@@ -130,9 +127,13 @@ class Sampler:
         policy_version: int,
     ) -> SampledBatch:
         """Episodes, as many of each prompt, on their way to the engines."""
-        size, each = self.config.actor_rollout_ref.rollout.tensor_model_parallel_size, len(episodes) // len(prompts)
-        arriving = dispatch.stream_episodes(cluster, episodes, replace(params, n=1), size)
-        return self._made(prompts, arriving, policy_version, each)
+        return self._made(prompts, self._play(cluster, episodes, params), policy_version, len(episodes) // len(prompts))
+
+    def _play(
+        self, cluster: Cluster, episodes: Sequence[EpisodeRequest], params: SamplingParams
+    ) -> Iterator[tuple[int, list[Turn]]]:
+        size = self.config.actor_rollout_ref.rollout.tensor_model_parallel_size
+        return dispatch.stream_episodes(cluster, episodes, replace(params, n=1), size)
 
     def _batch(
         self, prompts: Sequence[Prompt], arriving: Iterator[tuple[int, list[Completion]]], policy_version: int

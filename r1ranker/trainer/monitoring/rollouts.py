@@ -13,11 +13,12 @@ from transformers import PreTrainedTokenizerBase
 from r1ranker.atomic import atomic_path
 from r1ranker.data.files.parquet import row_to_example
 from r1ranker.data.prompt_store import Prompt
+from r1ranker.data.tokenise import decode_response
 from r1ranker.tasks.custom import request_of
 from r1ranker.tasks.example import RankingExample
 from r1ranker.trainer.batch.trajectory import Trajectory
 from r1ranker.trainer.config.schema import Config
-from r1ranker.trainer.scoring.outcome import decode_response, describe_row
+from r1ranker.trainer.scoring.outcome import describe_row
 
 DIRECTORY = "rollouts"
 """in the run's directory, where trainer.rollout_data_dir names no other"""

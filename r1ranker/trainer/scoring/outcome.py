@@ -8,16 +8,13 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Real
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from r1ranker.data.prompt_store import Prompt
 from r1ranker.errors import Terminated, UserError
 from r1ranker.rewards.registry import get_reward
 from r1ranker.tasks.text import one_line
 from r1ranker.trainer.config.schema import RewardFunctionConfig
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase  # brings torch, which processes of the reward do without
 
 RewardFunction = Callable[..., Any]
 MAX_SHOWN = 300
@@ -44,11 +41,6 @@ Outcome = dict[str, float] | Failure
 def load_reward(config: RewardFunctionConfig) -> RewardFunction:
     """The user's own function where a path is given, else the built-in compute_score."""
     return get_reward(f"{config.path}:{config.name}" if config.path else config.name)
-
-
-def decode_response(tokenizer: PreTrainedTokenizerBase, token_ids: Sequence[int], stopped: bool) -> str:
-    """The response as text, without the token that ended it; control tokens elsewhere stay visible."""
-    return str(tokenizer.decode(list(token_ids[:-1] if stopped else token_ids), skip_special_tokens=False))
 
 
 def describe_row(prompt: Prompt) -> str:
