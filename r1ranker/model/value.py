@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -14,7 +15,7 @@ class ValueModel(nn.Module):
     def __init__(self, language_model: PreTrainedModel) -> None:
         super().__init__()
         self.trunk: Any = language_model.base_model
-        self.head = nn.Linear(language_model.config.hidden_size, 1, bias=True, dtype=language_model.dtype)
+        self.head = nn.Linear(language_model.config.hidden_size, 1, bias=True, dtype=torch.float32)
         # zero: the first values are 0 everywhere, so that advantages start as plain returns
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)

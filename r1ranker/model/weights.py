@@ -101,11 +101,11 @@ def materialise(module: nn.Module, device: torch.device) -> None:
 def read_weights(model: PreTrainedModel, sources: Sources, path: str) -> None:
     """Fill the model's parameters, sharded or whole, with this process's rows of them.
 
-    What is still on the meta device is left out, such as the output embedding of a critic. Raises UserError for a
-    damaged file.
+    What is still on the meta device is left out, such as the output embedding of a critic, and what has no source. Raises
+    UserError for a damaged file.
     """
     for parameter, names in aliases(model):
-        if parameter.is_meta:
+        if parameter.is_meta or names[0] not in sources:
             continue
         name, file = sources[names[0]]
         rows, first = local_shard(parameter)

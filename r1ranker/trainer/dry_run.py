@@ -58,12 +58,14 @@ def dry_run(config: Config, gpu_memory: float | None = None, host_memory: float 
 def _places(model: MemoryModel) -> list[tuple[str, str]]:
     config, trainer = model.config, model.config.trainer
     rollout = config.actor_rollout_ref.rollout
-    held = ["actor"] + ["reference"] * config.needs_reference + ["critic"] * config.needs_critic
+    held = ["actor"] + ["reference"] * model.has_reference + ["critic"] * config.needs_critic
     colocated = rollout.placement == "colocated"
     each = "a GPU each" if model.on_gpu else "on the CPU"
     spanning = f", one over {rollout.tensor_model_parallel_size}" if rollout.tensor_model_parallel_size > 1 else ""
     engine = f"{rollout.name} engine{spanning}"
     parameters = f"{model.actor.parameters:,} parameters"
+    if model.actor_adapters is not None:
+        parameters += f", of adapters {model.actor_adapters.parameters:,} that learn"
     if model.critic is not None:
         parameters += f"; critic {config.critic.model.path}"
     where = "this process" if trainer.executor == "local" else f"{trainer.nnodes} x {trainer.n_gpus_per_node} with Ray"

@@ -31,6 +31,7 @@ from r1ranker.trainer.experience.inputs import load_shared_tokenizer, load_split
 from r1ranker.trainer.experience.sampler import Sampler
 from r1ranker.trainer.experience.scored import ScoredBatch, score
 from r1ranker.trainer.experience.validation import validate
+from r1ranker.trainer.memory.adapters import load_adapters
 from r1ranker.trainer.monitoring.metrics import policy_lag, step_metrics, timed
 from r1ranker.trainer.monitoring.non_finite import NonFiniteSteps, refuse_non_finite
 from r1ranker.trainer.monitoring.rollouts import RolloutLog
@@ -52,8 +53,10 @@ class Run:
         self.notes: list[str] = []
         """lines for the reader before the first step"""
         check_architecture(str(config.actor_rollout_ref.model.path))
+        load_adapters("actor_rollout_ref.model", config.actor_rollout_ref.model)
         if config.needs_critic:
             check_architecture(str(config.critic.model.path))
+            load_adapters("critic.model", config.critic.model)
         actor = config.actor_rollout_ref.actor
         if actor.use_kl_loss and actor.kl_loss_coef and actor.kl_loss_type == "k1":
             self.notes.append(

@@ -26,7 +26,8 @@ from r1ranker.rollout.context import check_fits
 from r1ranker.trainer.algorithm.estimation import assign_loss_weights
 from r1ranker.trainer.batch.balance import Budget, arrange_micro_batches
 from r1ranker.trainer.batch.trajectory import Trajectory
-from r1ranker.trainer.config.schema import OptimConfig, TrainerConfig
+from r1ranker.trainer.config.models import OptimConfig
+from r1ranker.trainer.config.schema import TrainerConfig
 from r1ranker.trainer.learners.optimisation import Optimisation
 from r1ranker.trainer.learners.policy import Policy
 from r1ranker.trainer.monitoring.non_finite import MAX_IN_A_ROW

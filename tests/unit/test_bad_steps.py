@@ -18,7 +18,8 @@ from r1ranker.pretrained import load_tokenizer
 from r1ranker.trainer.algorithm.estimation import assign_loss_weights
 from r1ranker.trainer.algorithm.policy_losses import ClipRange
 from r1ranker.trainer.batch.trajectory import Trajectory
-from r1ranker.trainer.config.schema import Config, OptimConfig
+from r1ranker.trainer.config.models import OptimConfig
+from r1ranker.trainer.config.schema import Config
 from r1ranker.trainer.learners.critic import Critic
 from r1ranker.trainer.learners.optimisation import Optimisation
 from r1ranker.trainer.learners.policy import Policy, PolicyLoss

@@ -13,7 +13,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
 from r1ranker.trainer.checkpoint.shards import PartWriter, read_part
-from r1ranker.trainer.config.schema import OptimConfig
+from r1ranker.trainer.config.models import OptimConfig
 from r1ranker.trainer.learners.optimisation import Optimisation, total_norm
 
 

@@ -22,7 +22,7 @@ from r1ranker.errors import UserError
 from r1ranker.model.fsdp import shard
 from r1ranker.trainer.checkpoint import shards
 from r1ranker.trainer.checkpoint.shards import Learner, PartWriter, read_part
-from r1ranker.trainer.config.schema import OptimConfig
+from r1ranker.trainer.config.models import OptimConfig
 from r1ranker.trainer.learners.optimisation import Optimisation
 
 CPU = torch.device("cpu")

@@ -127,7 +127,7 @@ class _Rows:
 def _held_rows(role: str, module: nn.Module, optimisation: Optimisation) -> Iterator[_Rows]:
     """This process's rows of a learner's weights and moments themselves, not copies; those of which there are any."""
     is_sharded = any(isinstance(inner, FSDPModule) for inner in module.modules())
-    for name, parameter in module.named_parameters():
+    for name, parameter in _learning(module):
         # one that is gathered at the moment is of the type computed with, and the optimizer does not know it
         assert isinstance(parameter, DTensor) or not is_sharded, f"{role}/{name} is not sharded"
         state = optimisation.optimizer.state.get(parameter, {})
@@ -140,9 +140,14 @@ def _held_rows(role: str, module: nn.Module, optimisation: Optimisation) -> Iter
                 yield _Rows(full_name, local.detach(), first)
 
 
+def _learning(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """The parameters that are updated: all, or with adapters these alone, since the rest is as the model's own files have it."""
+    return ((name, parameter) for name, parameter in module.named_parameters() if parameter.requires_grad)
+
+
 def _counts(module: nn.Module, optimisation: Optimisation) -> dict[str, float]:
     """Updates of each parameter that has been updated."""
-    states = {name: optimisation.optimizer.state.get(parameter, {}) for name, parameter in module.named_parameters()}
+    states = {name: optimisation.optimizer.state.get(parameter, {}) for name, parameter in _learning(module)}
     counts = {name: state[_COUNT] for name, state in states.items() if _COUNT in state}
     return dict(zip(counts, torch.stack(list(counts.values())).tolist(), strict=True)) if counts else {}
 
@@ -202,7 +207,7 @@ def read_part(directory: str, rank: int, learners: Mapping[str, Learner]) -> Non
     for role, (module, optimisation) in learners.items():
         optimisation.wait_until_written()
         counts = parts[0]["counts"].get(role, {}) if parts else {}
-        for name, parameter in module.named_parameters():
+        for name, parameter in _learning(module):
             wanted[f"{role}/{name}"] = parameter
             if name in counts:  # of a parameter that has been updated
                 state = optimisation.optimizer.state[parameter]
@@ -216,8 +221,8 @@ def read_part(directory: str, rank: int, learners: Mapping[str, Learner]) -> Non
 
 
 def read_trained_weights(directory: str, role: str, module: nn.Module) -> None:
-    """Fill parameters alone from the parts in `directory`. Raises UserError where the state is of another model."""
-    _fill(directory, _parts(directory), {f"{role}/{name}": parameter for name, parameter in module.named_parameters()})
+    """Fill what learns from the parts in `directory`, and no moments. Raises UserError where the state is of another model."""
+    _fill(directory, _parts(directory), {f"{role}/{name}": parameter for name, parameter in _learning(module)})
 
 
 def _parts(directory: str) -> list[dict[str, Any]]:

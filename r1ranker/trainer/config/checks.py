@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-from r1ranker.device import DTYPES
-from r1ranker.errors import UserError, suggest
+from r1ranker.errors import UserError
 from r1ranker.rollout.start import ENGINES
 from r1ranker.tasks.labels import ANSWER_STYLES
 from r1ranker.trainer.config.batch_checks import check_batch_sizes, fit_mini_batches
+from r1ranker.trainer.config.choice import one_of
 from r1ranker.trainer.config.correction import parse_bounds, parse_rejections
+from r1ranker.trainer.config.model_checks import check_models
 from r1ranker.trainer.config.schema import (
     BY_GROUP,
     CORRECTION_LEVELS,
@@ -19,7 +19,6 @@ from r1ranker.trainer.config.schema import (
     LOSS_AGG_MODES,
     LOSS_MODES,
     Config,
-    OptimConfig,
 )
 
 _KL_ALIASES = {"kl": "k1", "mse": "k2", "low_var_kl": "k3"}
@@ -33,6 +32,7 @@ def check_config(config: Config) -> None:
     """
     _check_choices(config)
     _check_ranges(config)
+    check_models(config)
     fit_mini_batches(config)
     check_batch_sizes(config)
     _check_rollout(config)
@@ -48,46 +48,42 @@ def _check_choices(config: Config) -> None:
     actor.kl_loss_type = _KL_ALIASES.get(actor.kl_loss_type, actor.kl_loss_type)
     config.algorithm.kl_penalty = _KL_ALIASES.get(config.algorithm.kl_penalty, config.algorithm.kl_penalty)
     actor.recompute_old_log_probs = str(actor.recompute_old_log_probs).lower()
-    _one_of("algorithm.adv_estimator", config.algorithm.adv_estimator, ESTIMATORS)
-    _one_of("algorithm.kl_penalty", config.algorithm.kl_penalty, KL_TYPES)
-    _one_of("algorithm.kl_ctrl.type", config.algorithm.kl_ctrl.type, ("fixed", "adaptive"))
-    _one_of("actor_rollout_ref.actor.loss_agg_mode", actor.loss_agg_mode, LOSS_AGG_MODES)
-    _one_of("actor_rollout_ref.actor.policy_loss.loss_mode", actor.policy_loss.loss_mode, LOSS_MODES)
+    one_of("algorithm.adv_estimator", config.algorithm.adv_estimator, ESTIMATORS)
+    one_of("algorithm.kl_penalty", config.algorithm.kl_penalty, KL_TYPES)
+    one_of("algorithm.kl_ctrl.type", config.algorithm.kl_ctrl.type, ("fixed", "adaptive"))
+    one_of("actor_rollout_ref.actor.loss_agg_mode", actor.loss_agg_mode, LOSS_AGG_MODES)
+    one_of("actor_rollout_ref.actor.policy_loss.loss_mode", actor.policy_loss.loss_mode, LOSS_MODES)
     if actor.policy_loss.loss_mode == "dr_grpo":
         actor.loss_agg_mode = "seq-mean-token-sum-norm"
-    _one_of("actor_rollout_ref.actor.kl_loss_type", actor.kl_loss_type, KL_TYPES)
-    _one_of("actor_rollout_ref.actor.recompute_old_log_probs", actor.recompute_old_log_probs, ("auto", "true", "false"))
-    _one_of("actor_rollout_ref.model.dtype", config.actor_rollout_ref.model.dtype, DTYPES)
-    _one_of("critic.model.dtype", config.critic.model.dtype, ("auto",))  # the actor's is in force
-    _one_of("actor_rollout_ref.rollout.name", rollout.name, ENGINES)
-    _one_of("actor_rollout_ref.rollout.placement", rollout.placement, ("colocated", "separate"))
+    one_of("actor_rollout_ref.actor.kl_loss_type", actor.kl_loss_type, KL_TYPES)
+    one_of("actor_rollout_ref.actor.recompute_old_log_probs", actor.recompute_old_log_probs, ("auto", "true", "false"))
+    one_of("actor_rollout_ref.rollout.name", rollout.name, ENGINES)
+    one_of("actor_rollout_ref.rollout.placement", rollout.placement, ("colocated", "separate"))
     if config.algorithm.rollout_correction.rollout_is is not None:
-        _one_of(
+        one_of(
             "algorithm.rollout_correction.rollout_is", config.algorithm.rollout_correction.rollout_is, CORRECTION_LEVELS
         )
-    _one_of("actor_rollout_ref.rollout.constrain", rollout.constrain, ("none", "candidates"))
-    _one_of("critic.loss_agg_mode", config.critic.loss_agg_mode, LOSS_AGG_MODES)
-    _one_of("trainer.on_bad_step", config.trainer.on_bad_step, ("skip", "stop"))
-    _one_of("trainer.executor", config.trainer.executor, ("ray", "local"))
-    for optim, where in ((actor.optim, "actor_rollout_ref.actor.optim"), (config.critic.optim, "critic.optim")):
-        _one_of(f"{where}.lr_scheduler_type", optim.lr_scheduler_type, ("constant", "cosine"))
+    one_of("actor_rollout_ref.rollout.constrain", rollout.constrain, ("none", "candidates"))
+    one_of("critic.loss_agg_mode", config.critic.loss_agg_mode, LOSS_AGG_MODES)
+    one_of("trainer.on_bad_step", config.trainer.on_bad_step, ("skip", "stop"))
+    one_of("trainer.executor", config.trainer.executor, ("ray", "local"))
     for logger in config.trainer.logger:
-        _one_of("trainer.logger", logger, ("console", "jsonl", "wandb", "tensorboard"))
+        one_of("trainer.logger", logger, ("console", "jsonl", "wandb", "tensorboard"))
     project = config.trainer.project_name
     if "wandb" in config.trainer.logger and (len(project) > 128 or set(project) & set(r"/\#?%:")):
         raise UserError(
             f"trainer.project_name: found {project!r}; wandb takes at most 128 characters, and none of / \\ # ? % :"
         )
     if config.data.curriculum is not None:
-        _one_of("data.curriculum", config.data.curriculum, ("pool_size",))
-    _one_of("algorithm.credit", config.algorithm.credit, ("response", "rank"))
+        one_of("data.curriculum", config.data.curriculum, ("pool_size",))
+    one_of("algorithm.credit", config.algorithm.credit, ("response", "rank"))
     if config.algorithm.credit == "rank" and config.actor_rollout_ref.rollout.every_answer:
         raise UserError(
             "algorithm.credit: rank is of sampled rankings; actor_rollout_ref.rollout.every_answer=false is wanted"
         )
-    _one_of("data.rounds", config.data.rounds, ("separate", "conversation"))
+    one_of("data.rounds", config.data.rounds, ("separate", "conversation"))
     if config.data.answer_style is not None:
-        _one_of("data.answer_style", config.data.answer_style, ANSWER_STYLES)
+        one_of("data.answer_style", config.data.answer_style, ANSWER_STYLES)
 
 
 def _check_ranges(config: Config) -> None:
@@ -157,8 +153,6 @@ def _check_ranges(config: Config) -> None:
     ):
         if not 0 <= number <= 1:
             raise UserError(f"{key}: found {number}; a number from 0 to 1 is wanted")
-    _check_optim("actor_rollout_ref.actor.optim", actor.optim)
-    _check_optim("critic.optim", config.critic.optim)
     if not rollout.temperature > 0:
         raise UserError(
             f"actor_rollout_ref.rollout.temperature: found {rollout.temperature}; training samples, so a number over 0 is wanted"
@@ -177,21 +171,6 @@ def _check_ranges(config: Config) -> None:
             raise UserError(f"{key}: found {found}; a number over 0 is wanted")
     if not actor.clip_ratio_c > 1:
         raise UserError(f"actor_rollout_ref.actor.clip_ratio_c: found {actor.clip_ratio_c}; a number over 1 is wanted")
-
-
-def _check_optim(where: str, optim: OptimConfig) -> None:
-    if not 0 < optim.lr < float("inf"):
-        raise UserError(f"{where}.lr: found {optim.lr}; a number over 0 is wanted")
-    if not optim.weight_decay >= 0:
-        raise UserError(f"{where}.weight_decay: found {optim.weight_decay}; a number of at least 0 is wanted")
-    if not 0 <= optim.min_lr_ratio <= 1:
-        raise UserError(f"{where}.min_lr_ratio: found {optim.min_lr_ratio}; a share from 0 to 1 is wanted")
-    if len(optim.betas) != 2 or not all(0 <= beta < 1 for beta in optim.betas):
-        raise UserError(f"{where}.betas: found {list(optim.betas)}; two numbers from 0 to under 1 are wanted")
-    if not 0 <= optim.lr_warmup_steps_ratio <= 1:
-        raise UserError(
-            f"{where}.lr_warmup_steps_ratio: found {optim.lr_warmup_steps_ratio}; a share from 0 to 1 is wanted"
-        )
 
 
 def _check_rollout(config: Config) -> None:
@@ -240,11 +219,6 @@ def _check_rollout(config: Config) -> None:
         raise UserError(
             "actor_rollout_ref.rollout.placement: separate needs processes of its own; trainer.executor=ray is wanted"
         )
-    for name, model in (("actor_rollout_ref", config.actor_rollout_ref.model), ("critic", config.critic.model)):
-        if not model.use_remove_padding:
-            raise UserError(
-                f"{name}.model.use_remove_padding: found false; batches are always packed, so true is wanted"
-            )
     if config.trainer.default_hdfs_dir is not None:
         raise UserError(
             f"trainer.default_hdfs_dir: found {config.trainer.default_hdfs_dir!r}; only null is taken, checkpoints go to "
@@ -376,11 +350,6 @@ def _check_required(config: Config) -> None:
 def samples_per_step(config: Config) -> int:
     """Responses of a step."""
     return config.data.train_batch_size * config.actor_rollout_ref.rollout.n
-
-
-def _one_of(key: str, value: str, known: Sequence[str]) -> None:
-    if value not in known:
-        raise UserError(f"{key}: found {value!r}{suggest(value, known)}; one of {', '.join(known)} is wanted")
 
 
 def list_files(value: Any, key: str) -> list[str]:

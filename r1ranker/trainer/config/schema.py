@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from r1ranker.trainer.config.models import CriticModelConfig, FSDPConfig, ModelConfig, OptimConfig
+
 BY_GROUP = ("grpo", "rloo", "maxrl")
 """estimators that compare whole responses to one prompt"""
 ESTIMATORS = ("gae", *BY_GROUP, "reinforce_plus_plus")
@@ -103,44 +105,6 @@ class DataConfig:
     """pool_size: the first epoch goes from small pools to large ones"""
     cache_dir: str | None = None
     """where tokenised rows are kept; null: $R1RANKER_CACHE or ~/.cache/r1ranker"""
-
-
-@dataclass
-class ModelConfig:
-    path: str | None = None
-    """Hugging Face directory or hub id"""
-    dtype: str = "auto"
-    """auto | float32 | bfloat16: of what is computed, engines included, and of the actor that a run writes; learning weights rest in float32.
-    auto: bfloat16 on GPUs, float32 on the CPU. The actor's is in force for reference and critic too"""
-    enable_gradient_checkpointing: bool = False
-    use_remove_padding: bool = True
-    """batches are always packed; false is refused"""
-    use_torch_compile: bool = False
-    """compile feed-forward layers and norms: no gain on the CPU, see docs/benchmarks.md"""
-    share_prompts: bool = True
-    """compute a prompt once for all its responses in a micro-batch; the actor's is in force for reference and critic too"""
-
-
-@dataclass
-class OptimConfig:
-    lr: float = 1e-6
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
-    weight_decay: float = 0.01
-    lr_warmup_steps: int = -1
-    """-1: lr_warmup_steps_ratio decides"""
-    lr_warmup_steps_ratio: float = 0.0
-    lr_scheduler_type: str = "constant"
-    """constant | cosine, after the warm-up"""
-    min_lr_ratio: float = 0.0
-    """of lr, where the cosine ends"""
-
-
-@dataclass
-class FSDPConfig:
-    param_offload: bool = False
-    grad_offload: bool = False
-    optimizer_offload: bool = False
-    """FSDP2 moves the three together: any one of them turns offload on"""
 
 
 @dataclass
@@ -250,11 +214,6 @@ class ActorRolloutRefConfig:
     actor: ActorConfig = field(default_factory=ActorConfig)
     ref: RefConfig = field(default_factory=RefConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
-
-
-@dataclass
-class CriticModelConfig(ModelConfig):
-    fsdp_config: FSDPConfig = field(default_factory=FSDPConfig)
 
 
 @dataclass

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
 
-from r1ranker.trainer.config.schema import OptimConfig
+from r1ranker.trainer.config.models import OptimConfig
 
 
 def learning_rate_factor(step: int, total_steps: int, optim: OptimConfig) -> float:

@@ -9,7 +9,9 @@ import os
 from dataclasses import dataclass
 
 from r1ranker.model.weights import READ_BYTES
-from r1ranker.trainer.config.schema import Config, FSDPConfig
+from r1ranker.trainer.config.models import FSDPConfig
+from r1ranker.trainer.config.schema import Config
+from r1ranker.trainer.memory.adapters import Adapters, load_adapters
 from r1ranker.trainer.memory.shape import MASTER, ModelShape, load_shape, saved_bytes, value_parameters
 
 Parts = dict[str, int]
@@ -48,13 +50,18 @@ class MemoryModel:
     """of the whole device"""
     validation_rows: int = 0
     """generated at once in validation"""
+    actor_adapters: Adapters | None = None
+    critic_adapters: Adapters | None = None
+    """what learns of them; None: all of the model"""
 
     @classmethod
     def of(cls, config: Config, on_gpu: bool, device_bytes: int, validation_rows: int = 0) -> MemoryModel:
         """The model for the directories that `config` names; raises UserError where one has no usable config.json."""
         critic = load_shape(str(config.critic.model.path)) if config.needs_critic else None
         actor = load_shape(str(config.actor_rollout_ref.model.path))
-        return cls(config, actor, critic, on_gpu, device_bytes, validation_rows)
+        adapters = load_adapters("actor_rollout_ref.model", config.actor_rollout_ref.model)
+        of_critic = load_adapters("critic.model", config.critic.model) if config.needs_critic else None
+        return cls(config, actor, critic, on_gpu, device_bytes, validation_rows, adapters, of_critic)
 
     @property
     def width(self) -> int:
@@ -84,13 +91,13 @@ class MemoryModel:
         config, role = self.config, self.config.actor_rollout_ref
         parts = {"python and torch": GPU_BASE if self.on_gpu else CPU_BASE}
         if not self.away(role.actor.fsdp_config):
-            parts["actor: weights"] = self.shards(self.actor.parameters)
-            parts["actor: Adam"] = 2 * self.shards(self.actor.parameters)
-        if config.needs_reference and not self.away(role.ref.fsdp_config):
+            parts["actor: weights"] = self.weights(self.actor.parameters, self.actor_adapters)
+            parts["actor: Adam"] = 2 * self.shards(self.learning_actor)
+        if self.has_reference and not self.away(role.ref.fsdp_config):
             parts["reference: weights"] = self.frozen_shards(self.actor.parameters)
         if self.critic is not None and not self.away(config.critic.model.fsdp_config):
-            parts["critic: weights"] = self.shards(value_parameters(self.critic))
-            parts["critic: Adam"] = 2 * self.shards(value_parameters(self.critic))
+            parts["critic: weights"] = self.weights(value_parameters(self.critic), self.critic_adapters)
+            parts["critic: Adam"] = 2 * self.shards(self.learning_critic)
         sleeps = self.on_gpu and role.rollout.name == "vllm" and role.rollout.free_cache_engine
         if role.rollout.placement == "colocated" and not sleeps:
             parts |= self.engine()
@@ -177,12 +184,19 @@ class MemoryModel:
         role = self.config.actor_rollout_ref
         if checkpointing is None:
             checkpointing = role.model.enable_gradient_checkpointing
-        head = self.width * self.actor.vocabulary * self.actor.hidden  # waits whole until all of the root's are there
-        parts = {"logits": self.logits(tokens), "gradient of the output embedding": head}
+        parts = {"logits": self.logits(tokens)}
+        if self.actor_adapters is None:  # it waits whole until all of the root's are there
+            parts["gradient of the output embedding"] = self.width * self.actor.vocabulary * self.actor.hidden
         parts |= self._updating(
-            "actor", self.actor, self.actor.parameters, tokens, checkpointing, role.actor.fsdp_config
+            "actor",
+            self.actor,
+            self.learning_actor,
+            tokens,
+            checkpointing,
+            role.actor.fsdp_config,
+            self.actor_adapters,
         )
-        return self._with_sums("actor", self.actor.parameters, role.actor.fsdp_config, parts)
+        return self._with_sums("actor", self.learning_actor, role.actor.fsdp_config, parts)
 
     def updating_critic(self, tokens: int, checkpointing: bool | None = None) -> Parts:
         """The same of the critic, which has no logits."""
@@ -190,9 +204,9 @@ class MemoryModel:
         model = self.config.critic.model
         if checkpointing is None:
             checkpointing = model.enable_gradient_checkpointing
-        shards = value_parameters(self.critic)
-        parts = self._updating("critic", self.critic, shards, tokens, checkpointing, model.fsdp_config)
-        return self._with_sums("critic", shards, model.fsdp_config, parts)
+        learning, adapters = self.learning_critic, self.critic_adapters
+        parts = self._updating("critic", self.critic, learning, tokens, checkpointing, model.fsdp_config, adapters)
+        return self._with_sums("critic", learning, model.fsdp_config, parts)
 
     def _with_sums(self, name: str, parameters: int, fsdp: FSDPConfig, passing: Parts) -> Parts:
         """All of an update: where a GPU has room beside it, with whole gradients of a model that rests in host memory."""
@@ -212,7 +226,7 @@ class MemoryModel:
         role = self.config.actor_rollout_ref.actor
         if self.away(role.fsdp_config):
             return self.resident()
-        return self.resident() | {"actor: gradients": self.shards(self.actor.parameters)}
+        return self.resident() | {"actor: gradients": self.shards(self.learning_actor)}
 
     def logits(self, tokens: int, learning: bool = True) -> int:
         """Bytes of the chunk of logits that is there at once, with what is computed from it."""
@@ -236,23 +250,34 @@ class MemoryModel:
         return self.width * (3 * shape.hidden + 3 * shape.intermediate) * tokens
 
     def _updating(
-        self, name: str, shape: ModelShape, parameters: int, tokens: int, checkpointing: bool, fsdp: FSDPConfig
+        self,
+        name: str,
+        shape: ModelShape,
+        parameters: int,
+        tokens: int,
+        checkpointing: bool,
+        fsdp: FSDPConfig,
+        adapters: Adapters | None,
     ) -> Parts:
         gradients = {} if self.away(fsdp) else {f"{name}: gradients": self.shards(parameters)}
+        saved = saved_bytes(shape, self.width, checkpointing, self._copies_output)
+        if adapters is not None:
+            saved += self.width * adapters.kept * (1 if checkpointing else shape.layers)
+        reduced = shape.layer_parameters if adapters is None else adapters.layer_parameters
         return gradients | {
-            "activations": tokens * saved_bytes(shape, self.width, checkpointing, self._copies_output),
+            "activations": tokens * saved,
             "backward pass": tokens * self.width * (2 * shape.intermediate + shape.hidden),
-            "gathered layers": self._gathered(shape, backward=True),
+            "gathered layers": self._gathered(shape, reduced),
             "copies in collectives": self._copied(shape),
         }
 
-    def _gathered(self, shape: ModelShape, backward: bool = False) -> int:
+    def _gathered(self, shape: ModelShape, reduced: int = 0) -> int:
         """Whole parameters in the type computed with: those outside the blocks, one block, and with several processes the next.
 
-        In the backward pass the gradients of a block wait whole until they are reduced, in float32.
+        In the backward pass the gradients of a block, of `reduced` numbers, wait whole until they are reduced, in float32.
         """
-        together = 2 if self.config.world_size > 1 or backward else 1
-        waiting = MASTER * shape.layer_parameters if backward and (self.on_gpu or self.config.world_size > 1) else 0
+        together = 2 if self.config.world_size > 1 or reduced else 1
+        waiting = MASTER * reduced if self.on_gpu or self.config.world_size > 1 else 0
         if self.on_gpu:  # and what they are reduced to
             waiting += waiting // self.config.world_size
         return self.width * (shape.outer_parameters + together * shape.layer_parameters) + waiting
@@ -271,6 +296,30 @@ class MemoryModel:
     def shards(self, parameters: int) -> int:
         """Bytes of a process's float32 shards of so many parameters."""
         return -(-MASTER * parameters // self.config.world_size)
+
+    def weights(self, parameters: int, adapters: Adapters | None) -> int:
+        """Bytes of a process's shards of a model that learns, by adapters where it has them."""
+        if adapters is None:
+            return self.shards(parameters)
+        return self.frozen_shards(parameters) + self.shards(adapters.parameters)
+
+    @property
+    def learning_actor(self) -> int:
+        """Parameters of the actor that have gradients and moments."""
+        return self.actor.parameters if self.actor_adapters is None else self.actor_adapters.parameters
+
+    @property
+    def learning_critic(self) -> int:
+        """The same of the critic; beside adapters its head learns."""
+        assert self.critic is not None
+        if self.critic_adapters is None:
+            return value_parameters(self.critic)
+        return self.critic_adapters.parameters + self.critic.hidden + 1
+
+    @property
+    def has_reference(self) -> bool:
+        """Whether there is a model for it: with adapters it is the actor without them."""
+        return self.config.needs_reference and self.actor_adapters is None
 
     def frozen_shards(self, parameters: int) -> int:
         """The same of a model that never learns, and rests in the type it is computed with."""

@@ -11,6 +11,7 @@ from r1ranker.model.buckets import BUCKET_BYTES
 from r1ranker.model.export import FILE_BYTES
 from r1ranker.model.weights import READ_BYTES
 from r1ranker.trainer.checkpoint.shards import PIECE_BYTES
+from r1ranker.trainer.memory.adapters import Adapters
 from r1ranker.trainer.memory.estimate import CPU_BASE, MemoryModel, Parts
 from r1ranker.trainer.memory.shape import value_parameters
 
@@ -45,9 +46,9 @@ class HostMemory:
         """What stays between the moments of a step."""
         model, config = self.model, self.model.config
         parts = {"python and torch": self.processes * PROCESS_BASE, "driver": CPU_BASE}
-        for name, parameters in self._learners().items():
-            parts |= {f"{name}: weights": self._held(parameters), f"{name}: Adam": 2 * self._held(parameters)}
-        if config.needs_reference and model.away(config.actor_rollout_ref.ref.fsdp_config):
+        for name, (weights, learning) in self._learners().items():
+            parts |= {f"{name}: weights": weights, f"{name}: Adam": 2 * learning}
+        if model.has_reference and model.away(config.actor_rollout_ref.ref.fsdp_config):
             parts["reference: weights"] = config.trainer.n_gpus_per_node * model.frozen_shards(model.actor.parameters)
         if config.actor_rollout_ref.rollout.placement == "separate":
             parts["weights on their way"] = 4 * BUCKET_BYTES
@@ -64,7 +65,9 @@ class HostMemory:
 
         What rests in host memory is written from there; of what rests on a GPU a piece passes through.
         """
-        gradients = {f"{name}: gradients": self._held(of) for of in [self._learners().get(name)] if of is not None}
+        gradients = {
+            f"{name}: gradients": learner[1] for learner in [self._learners().get(name)] if learner is not None
+        }
         all_here = len(self._learners()) == 1 + self.model.config.needs_critic
         writing = 0 if all_here else self.model.config.trainer.n_gpus_per_node * PIECE_BYTES
         return self.resident() | gradients | {"state being written": writing}
@@ -73,15 +76,21 @@ class HostMemory:
         """A file of the exported actor: a larger tensor has one of its own."""
         return max(FILE_BYTES, self.model.width * self.model.actor.largest_parameter)
 
-    def _learners(self) -> dict[str, int]:
-        """Parameters of each model that learns and rests in host memory."""
+    def _learners(self) -> dict[str, tuple[int, int]]:
+        """Of each model that learns and rests in host memory: bytes of its weights, and of a float32 number for each that learns."""
         model, config = self.model, self.model.config
-        found: dict[str, int] = {}
+        found: dict[str, tuple[int, int]] = {}
         if model.away(config.actor_rollout_ref.actor.fsdp_config):
-            found["actor"] = model.actor.parameters
+            found["actor"] = self._learner(model.actor.parameters, model.actor_adapters, model.learning_actor)
         if model.critic is not None and model.away(config.critic.model.fsdp_config):
-            found["critic"] = value_parameters(model.critic)
+            of_critic = value_parameters(model.critic), model.critic_adapters, model.learning_critic
+            found["critic"] = self._learner(*of_critic)
         return found
+
+    def _learner(self, parameters: int, adapters: Adapters | None, learning: int) -> tuple[int, int]:
+        return self.model.config.trainer.n_gpus_per_node * self.model.weights(parameters, adapters), self._held(
+            learning
+        )
 
     def _held(self, parameters: int) -> int:
         """Bytes of the float32 shards of this machine."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,10 +18,11 @@ from r1ranker.model.buckets import fill_buckets
 from r1ranker.model.execution import ExecutionOptions
 from r1ranker.model.export import write_model
 from r1ranker.model.fsdp import full_tensor, gather_parameters
+from r1ranker.model.lora import LoraOptions, adapters_off, gather_adapters, gather_weights, write_adapters
 from r1ranker.pretrained import load_tokenizer
-from r1ranker.trainer.checkpoint.export import write_ranker_settings
+from r1ranker.trainer.checkpoint.export import ADAPTER_DIRECTORY, write_ranker_settings
 from r1ranker.trainer.checkpoint.shards import Learner, PartWriter, read_part, restore_random_state
-from r1ranker.trainer.config.schema import FSDPConfig
+from r1ranker.trainer.config.models import FSDPConfig, ModelConfig, lora_options
 from r1ranker.trainer.learners.critic import Critic
 from r1ranker.trainer.learners.optimisation import Optimisation
 from r1ranker.trainer.learners.policy import Bins, Policy, PolicyLoss
@@ -53,12 +55,13 @@ class Worker(Process):
             model.use_torch_compile,
             model.dtype,
             "actor" in summed,
+            lora=self._lora(model),
         )
         self.policy = Policy(path, self.device, rollout.temperature, execution)
         self.policy_optimisation = Optimisation(self.policy.module, actor.optim, total_steps, actor.grad_clip)
         self.policy_loss = PolicyLoss.from_config(actor)
         self.reference: Policy | None = None
-        if config.needs_reference:
+        if config.needs_reference and not model.lora_rank:  # else it is the actor without its adapters
             offload = _offload(config.actor_rollout_ref.ref.fsdp_config)
             resting = replace(execution, offload=offload, checkpointing=False, frozen=True)
             self.reference = Policy(path, self.device, rollout.temperature, resting)
@@ -70,12 +73,16 @@ class Worker(Process):
                 offload=_offload(critic.model.fsdp_config),
                 checkpointing=critic.model.enable_gradient_checkpointing,
                 sums_on_device="critic" in summed,
+                lora=self._lora(critic.model),
             )
             self.critic = Critic(str(critic.model.path), self.device, critic.cliprange_value, own)
             self.critic_optimisation = Optimisation(self.critic.module, critic.optim, total_steps, critic.grad_clip)
         if rollout.placement == "colocated":
             self.start_engine()
             self.sync_weights()  # it starts without
+
+    def _lora(self, model: ModelConfig) -> LoraOptions | None:
+        return lora_options(asdict(model), self.config.trainer.seed)
 
     def _summed_on_gpu(self) -> set[str]:
         """Learners whose offloaded gradients are summed on the GPUs: where the smallest of these has room, all do it. Collective.
@@ -92,9 +99,12 @@ class Worker(Process):
     def logprobs(self, bins: Bins, of: Literal["policy", "reference"]) -> list[list[np.ndarray]]:
         """Log-probabilities [L] of each trajectory of each bin. Collective: every process has as many bins."""
         self.rest()
-        model = self.policy if of == "policy" else self.reference
-        assert model is not None
-        return model.logprobs(bins)
+        if of == "policy":
+            return self.policy.logprobs(bins)
+        if self.reference is not None:
+            return self.reference.logprobs(bins)
+        with adapters_off(self.policy.language_model):
+            return self.policy.logprobs(bins)
 
     @explain_out_of_memory
     def values(self, bins: Bins) -> list[list[np.ndarray]]:
@@ -154,14 +164,14 @@ class Worker(Process):
 
     def sync_weights(self) -> None:
         """Bring the policy's weights into this process's engine, gathered one parameter at a time. Collective."""
-        self.wake().load_weights(gather_parameters(self.policy.language_model, self.device, self.dtype))
+        self.wake().load_weights(gather_weights(self.policy.language_model, self.device, self.dtype))
 
     def export_weights(self, queues: Sequence[Any]) -> None:
         """Put the policy's weights into Ray's object store, bucket by bucket, and the references into every queue; None ends them.
 
         A full queue holds the gathering up, so that few buckets are there at once. Collective.
         """
-        weights = gather_parameters(self.policy.language_model, self.device, self.dtype)
+        weights = gather_weights(self.policy.language_model, self.device, self.dtype)
         if self.rank:
             for _ in weights:  # gathered together, sent by the first alone
                 pass
@@ -179,16 +189,24 @@ class Worker(Process):
             queue.put([reference], timeout=self.config.trainer.timeout)
 
     def save_policy(self, directory: str, about: dict[str, Any]) -> None:
-        """Write the policy as a Hugging Face directory, whole or not at all, in the type it is computed in. Collective."""
-        weights = gather_parameters(self.policy.language_model, self.device, self.dtype)
+        """Write the policy as a Hugging Face directory, whole or not at all, in the type it is computed in. Collective.
+
+        Adapters are merged into it, and stand beside it by themselves.
+        """
+        weights = gather_weights(self.policy.language_model, self.device, self.dtype)
+        adapters = gather_adapters(self.policy.language_model, self.device)
+        model = self.config.actor_rollout_ref.model
+        lora = self._lora(model)
         try:
             if self.rank == 0:
                 with atomic_path(Path(directory)) as temporary:
                     write_model(temporary, self.policy.language_model, weights, self.dtype)
+                    if lora is not None:
+                        write_adapters(temporary / ADAPTER_DIRECTORY, adapters, lora, str(model.path))
                     self.tokenizer.save_pretrained(temporary)
                     write_ranker_settings(Path(temporary), about)
         finally:
-            for _ in weights:  # whatever became of the writing, the others gather with us
+            for _ in chain(weights, adapters):  # whatever became of the writing, the others gather with us
                 pass
 
     def save_state(self, directory: str) -> None:
