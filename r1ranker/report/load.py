@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from r1ranker.errors import UserError
-from r1ranker.tasks.example import HIGHEST_GRADE
+from r1ranker.report.fields import (
+    METRICS_FILE,
+    WANTED,
+    as_grade,
+    as_mapping,
+    as_number,
+    as_sequence,
+    as_text,
+    as_whole,
+    parse_json,
+    read_lines,
+    read_text,
+)
 
-METRICS_FILE = "metrics.jsonl"
-WANTED = f"a run directory with {METRICS_FILE}, or an evaluation result (.json), is wanted"
 COSTS = (
     "valid_answer_rate", "fallback_rate", "calls_per_query", "depth_per_query", "answers_per_query",
     "prompt_tokens_per_query", "response_tokens_per_query", "seconds_per_query",
@@ -133,39 +142,19 @@ def _load_directory(directory: Path, runs: dict[Path, Run], results: dict[Path, 
         raise UserError(f"{directory}: holds neither {METRICS_FILE} nor an evaluation result; {WANTED}")
 
 
-def _read(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{file}: not UTF-8 text (byte {error.start}); {WANTED}") from error
-    except OSError as error:
-        raise UserError(f"{file}: {(error.strerror or str(error)).lower()}; {WANTED}") from error
-
-
-def _parse(text: str, where: Callable[[json.JSONDecodeError | None], str]) -> Any:
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{where(error)}: broken JSON ({error.msg})") from error
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or brackets without end
-        raise UserError(f"{where(None)}: JSON that cannot be read ({error})") from error
-
-
 def _load_json(file: Path) -> Any:
-    return _parse(_read(file), lambda error: f"{file}, line {error.lineno}" if error else str(file))
+    return parse_json(read_text(file), lambda error: f"{file}, line {error.lineno}" if error else str(file))
 
 
 def _load_run(file: Path) -> Run:
-    rows: list[dict[str, float]] = []
-    for number, line in enumerate(_read(file).split("\n"), 1):
-        if not line.strip():
-            continue
-        where = f"{file}, line {number}"
-        row = _mapping(_parse(line, lambda _, where=where: where), where, _number)  # type: ignore[misc]
-        if "step" not in row or not row["step"].is_integer():
-            raise UserError(f"{where}: found step {row.get('step')}; a whole number is wanted, and metrics beside it")
-        rows.append(row)
-    return Run(file, tuple(sorted(rows, key=lambda row: row["step"])))
+    return Run(file, tuple(sorted(read_lines(file, _step), key=lambda row: row["step"])))
+
+
+def _step(value: Any, where: str) -> dict[str, float]:
+    row = as_mapping(value, where, as_number)
+    if "step" not in row or not row["step"].is_integer():
+        raise UserError(f"{where}: found step {row.get('step')}; a whole number is wanted, and metrics beside it")
+    return row
 
 
 def _is_result(content: Any) -> bool:
@@ -179,40 +168,40 @@ def _load_result(file: Path, content: Any) -> Result:
     pooled = content.get("pooled")
     return Result(
         file,
-        _text(content["model"], f"{where}: model"),
-        _text(content.get("data", ""), f"{where}: data"),
-        _mapping(content.get("settings", {}), f"{where}: settings", lambda value, _: value),
-        _mapping(content["tasks"], f"{where}: tasks", _task_result),
+        as_text(content["model"], f"{where}: model"),
+        as_text(content.get("data", ""), f"{where}: data"),
+        as_mapping(content.get("settings", {}), f"{where}: settings", lambda value, _: value),
+        as_mapping(content["tasks"], f"{where}: tasks", _task_result),
         None if pooled is None else _task_result(pooled, f"{where}: pooled"),
-        _text(content.get("source") or "", f"{where}: source"),
+        as_text(content.get("source") or "", f"{where}: source"),
     )
 
 
 def _task_result(value: Any, where: str) -> TaskResult:
-    fields = _mapping(value, where, lambda inner, _: inner)
+    fields = as_mapping(value, where, lambda inner, _: inner)
 
     def metrics(inner: Any, place: str) -> Metrics:
-        return _mapping(inner, place, _interval)
+        return as_mapping(inner, place, _interval)
 
     queries = fields.get("queries")
     return TaskResult(
-        None if queries is None else _whole(queries, f"{where}.queries"),
+        None if queries is None else as_whole(queries, f"{where}.queries"),
         metrics(fields.get("metrics", {}), f"{where}.metrics"),
         metrics(fields.get("strict", {}), f"{where}.strict"),
-        _mapping(fields.get("baselines", {}), f"{where}.baselines", metrics),
-        {name: _number(fields[name], f"{where}.{name}") for name in COSTS if fields.get(name) is not None},
-        _sequence(fields.get("rankings", []), f"{where}.rankings", _ranked),
+        as_mapping(fields.get("baselines", {}), f"{where}.baselines", metrics),
+        {name: as_number(fields[name], f"{where}.{name}") for name in COSTS if fields.get(name) is not None},
+        as_sequence(fields.get("rankings", []), f"{where}.rankings", _ranked),
         *_routing(fields.get("routing") or {}, f"{where}.routing"),
     )
 
 
 def _routing(value: Any, where: str) -> tuple[dict[str, Metrics], str]:
-    fields = _mapping(value, where, lambda inner, _: inner)
-    systems = _mapping(
-        fields.get("systems", {}), f"{where}.systems", lambda inner, place: _mapping(inner, place, _interval)
+    fields = as_mapping(value, where, lambda inner, _: inner)
+    systems = as_mapping(
+        fields.get("systems", {}), f"{where}.systems", lambda inner, place: as_mapping(inner, place, _interval)
     )
-    weights = _mapping(fields.get("objective", {}), f"{where}.objective", _number)
-    llms = _mapping(fields.get("llms", {}), f"{where}.llms", _text)
+    weights = as_mapping(fields.get("objective", {}), f"{where}.objective", as_number)
+    llms = as_mapping(fields.get("llms", {}), f"{where}.llms", as_text)
     merit = (
         [f"merit is {weights['effect']:g} x quality - {weights['cost']:g} x cost"]
         if {"effect", "cost"} <= weights.keys()
@@ -222,76 +211,30 @@ def _routing(value: Any, where: str) -> tuple[dict[str, Metrics], str]:
 
 
 def _interval(value: Any, where: str) -> Interval:
-    fields = _mapping(value, where, lambda inner, _: inner)
-    mean = _number(fields.get("mean"), f"{where}.mean")
+    fields = as_mapping(value, where, lambda inner, _: inner)
+    mean = as_number(fields.get("mean"), f"{where}.mean")
     ends = {name: fields.get(name) for name in ("low", "high")}
-    return Interval(mean, **{name: _number(end, f"{where}.{name}") for name, end in ends.items() if end is not None})
+    return Interval(mean, **{name: as_number(end, f"{where}.{name}") for name, end in ends.items() if end is not None})
 
 
 def _ranked(value: Any, where: str) -> RankedQuery:
-    fields = _mapping(value, where, lambda inner, _: inner)
+    fields = as_mapping(value, where, lambda inner, _: inner)
 
     def texts(name: str) -> tuple[str, ...]:
-        return _sequence(fields.get(name) or [], f"{where}.{name}", _text)
+        return as_sequence(fields.get(name) or [], f"{where}.{name}", as_text)
 
     ranking = texts("ranking")
     if not ranking:
         raise UserError(f"{where}.ranking: found none; candidates, best first, are wanted")
     return RankedQuery(
         ranking,
-        _text(fields.get("positive") or "", f"{where}.positive"),
-        _text(fields.get("query") or "", f"{where}.query"),
+        as_text(fields.get("positive") or "", f"{where}.positive"),
+        as_text(fields.get("query") or "", f"{where}.query"),
         texts("history"),
         texts("candidates"),
-        _mapping(fields.get("grades") or {}, f"{where}.grades", _grade) or None,
-        _whole(fields.get("unordered") or 0, f"{where}.unordered"),
-        _mapping(fields.get("out_in_round") or {}, f"{where}.out_in_round", _whole) or None,
+        as_mapping(fields.get("grades") or {}, f"{where}.grades", as_grade) or None,
+        as_whole(fields.get("unordered") or 0, f"{where}.unordered"),
+        as_mapping(fields.get("out_in_round") or {}, f"{where}.out_in_round", as_whole) or None,
         texts("thoughts"),
-        _text(fields.get("subject") or "", f"{where}.subject"),
+        as_text(fields.get("subject") or "", f"{where}.subject"),
     )
-
-
-def _mapping(value: Any, where: str, read: Callable[[Any, str], T]) -> dict[str, T]:
-    if not isinstance(value, dict):
-        raise UserError(f"{where}: found {_brief(value)}; an object is wanted")
-    return {name: read(inner, f"{where}.{name}") for name, inner in value.items()}
-
-
-def _sequence(value: Any, where: str, read: Callable[[Any, str], T]) -> tuple[T, ...]:
-    if not isinstance(value, list):
-        raise UserError(f"{where}: found {_brief(value)}; a list is wanted")
-    return tuple(read(inner, f"{where}[{place}]") for place, inner in enumerate(value))
-
-
-def _number(value: Any, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise UserError(f"{where}: found {_brief(value)}; a number is wanted")
-    try:
-        return float(value)
-    except OverflowError as error:
-        raise UserError(f"{where}: found a number too large") from error
-
-
-def _whole(value: Any, where: str) -> int:
-    number = _number(value, where)
-    if not number.is_integer() or number < 0:
-        raise UserError(f"{where}: found {_brief(value)}; a whole number of at least 0 is wanted")
-    return int(number)
-
-
-def _grade(value: Any, where: str) -> float:
-    number = _number(value, where)
-    if not 0 <= number <= HIGHEST_GRADE:
-        raise UserError(f"{where}: found {_brief(value)}; a number from 0 to {HIGHEST_GRADE} is wanted")
-    return number
-
-
-def _text(value: Any, where: str) -> str:
-    if not isinstance(value, str):
-        raise UserError(f"{where}: found {_brief(value)}; text is wanted")
-    return value
-
-
-def _brief(value: Any) -> str:
-    written = json.dumps(value)
-    return written if len(written) <= 40 else f"{written[:40]}..."

@@ -29,6 +29,7 @@ from r1ranker.report.result_figures import (
     round_section,
     without_rankings,
 )
+from r1ranker.report.rollouts import Answers, read_rollouts, rollout_section, rollout_tables
 from r1ranker.report.systems import Comparison, compare_routing, compare_systems
 from r1ranker.report.training_figures import (
     SMOOTHED_FROM,
@@ -53,6 +54,8 @@ class Report:
     routing: list[Comparison]
     """by what the LLMs put first are worth"""
     sections: dict[str, Section]
+    answers: list[Answers]
+    """what runs wrote down of theirs"""
 
 
 def write_report(inputs: Sequence[str], output: str) -> None:
@@ -78,8 +81,10 @@ def build(runs: Sequence[Run], results: Sequence[Result]) -> Report:
     tasks = assign_task_ids(runs, results)
     named_runs, named_results = make_entries(runs, results)
     comparisons = _comparisons(named_results, tasks)
+    rollouts = [read_rollouts(run) for run in runs]
     sections = {
         "training": training_section(named_runs),
+        "rollouts": rollout_section(named_runs, rollouts),
         "validation": validation_section(named_runs, tasks),
         "time": time_section(named_runs),
         "results": comparison_section(comparisons),
@@ -87,7 +92,15 @@ def build(runs: Sequence[Run], results: Sequence[Result]) -> Report:
         "position": position_section(named_results, tasks),
         "rounds": round_section(named_results, tasks),
     }
-    return Report(named_runs, named_results, tasks, comparisons, _routing(named_results, tasks), sections)
+    return Report(
+        named_runs,
+        named_results,
+        tasks,
+        comparisons,
+        _routing(named_results, tasks),
+        sections,
+        rollout_tables(named_runs, rollouts),
+    )
 
 
 def _comparisons(results: Sequence[Entry[Result]], tasks: dict[str, str]) -> list[Comparison]:

@@ -98,6 +98,7 @@ def _train(
                 run.save(cluster, step)
         elif trainer.val_before_train:
             tracking.log(run.validate(cluster, 0), 0)
+            tracking.log_rollouts(run.rollouts.written, 0)
         for step in range(done + 1, last + 1):
             metrics = run.step(cluster, step)
             if _due(step, trainer.test_freq, last):
@@ -107,6 +108,7 @@ def _train(
             if due:
                 metrics |= run.save(cluster, step)
             tracking.log(metrics, step)
+            tracking.log_rollouts(run.rollouts.written, step)
             saver.poll(cluster)
             if due:
                 saver.begin(cluster, step, run.state(step))

@@ -185,7 +185,8 @@ class Run:
 
     def validate(self, cluster: Cluster, step: int) -> dict[str, float]:
         """Metrics of the validation rows; keeps the actor under best/ where trainer.best_metric is higher than ever."""
-        metrics = validate(cluster, self.sampler, self.validation, self.updater.policy_version, self.say)
+        version = self.updater.policy_version
+        metrics = validate(cluster, self.sampler, self.validation, version, self.say, self.rollouts, step)
         wanted = self.config.trainer.best_metric
         if wanted is None:
             return metrics

@@ -6,12 +6,14 @@ import gzip
 import json
 import os
 from pathlib import Path
+from textwrap import indent
 from typing import Any
 
 import numpy as np
 import pytest
 from runs import figures, train
 from safetensors.numpy import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from r1ranker import Ranker
 from r1ranker.data.prepare import PrepareOptions, prepare
@@ -179,9 +181,28 @@ def test_a_reward_that_fails_is_named_with_its_place(
 
 
 def test_wandb_offline_and_tensorboard_are_written_by_name(toy: Path, tiny_model: str, tmp_path: Path) -> None:
-    train(toy, tiny_model, tmp_path, "trainer.logger=[wandb,tensorboard]", "trainer.total_training_steps=1")
+    train(
+        toy,
+        tiny_model,
+        tmp_path,
+        "trainer.logger=[wandb,tensorboard]",
+        "trainer.total_training_steps=1",
+        "trainer.test_freq=1",
+    )
     assert list((tmp_path / "tensorboard").glob("events.out.tfevents.*"))
     assert list((tmp_path / "wandb").glob("offline-run-*"))
+    # what was answered can be read there, as it is
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    for name in ("rollouts", "validation"):
+        (_, *_, last) = [None, *events.Tensors(f"{name}/text_summary")]
+        assert last.step == 1
+        (row, *_) = map(
+            json.loads, (tmp_path / ("rollouts" if name == "rollouts" else "rollouts/validation") / "1.jsonl").open()
+        )
+        assert indent(row["output"], "    ") in last.tensor_proto.string_val[0].decode()
+    tables = list((tmp_path / "wandb").glob("offline-run-*/files/media/table/*.table.json"))
+    assert len(tables) >= 3  # a step, and validations before and after it
+    assert all(json.loads(table.read_text())["columns"][3:5] == ["input", "output"] for table in tables)
 
 
 @pytest.mark.parametrize("mode", ["iterative", "direct"])

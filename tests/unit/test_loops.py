@@ -88,7 +88,7 @@ def test_rankings_and_validations_end_loops_unless_names_alone_can_be_said(
 
     run.sampler.send = send  # type: ignore[assignment,method-assign]
     with pytest.raises(_AskedError):
-        validate(None, run.sampler, run.validation[:2], 0, print)  # type: ignore[arg-type]
+        validate(None, run.sampler, run.validation[:2], 0, print, run.rollouts, 0)  # type: ignore[arg-type]
     run.close()
     assert asked == [ends]
 

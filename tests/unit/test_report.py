@@ -22,7 +22,7 @@ from r1ranker.report import write_report
 from r1ranker.report.entries import assign_task_ids, make_entries
 from r1ranker.report.figure import distinct, label
 from r1ranker.report.load import Result, Run, load_inputs
-from r1ranker.report.page import escape_json
+from r1ranker.report.page import build, escape_json
 
 HOSTILE = "</script><script>alert(1)</script>"
 IMAGE = "<img src=x onerror=alert(2)>"
@@ -360,3 +360,52 @@ def test_what_the_first_llms_are_worth_has_a_table_of_its_own(tmp_path: Path) ->
         attributes.get("id")
         for attributes in page_of(inputs[:0] + two_of_each(tmp_path / "o"), tmp_path).all("section")
     }
+
+
+def write_rollouts(directory: Path) -> None:
+    """Of steps 1 to 8 a group of two answers, thoughts growing, and of three validations a row, as a run writes them."""
+    for step in range(1, 9):
+        group = [
+            {
+                "step": step, "row": "iterative_ranking row 3", "task": "Rec-Movie", "best": "Silent Harbour", "think": True, "turn": 0,
+                "output": f"{'x' * step}</think>\n<answer>{HOSTILE if sample else IMAGE}</answer>", "score": float(sample and step > 4),
+                "parts": {"valid": float(sample)}, "advantage": [0.25, 0.75] if sample else -0.5, "tokens": 7,
+            }
+            for sample in range(2)
+        ]  # fmt: skip
+        write_lines(directory / "rollouts" / f"{step}.jsonl", group)
+    for step in (0, 4, 8):
+        write_lines(
+            directory / "rollouts" / "validation" / f"{step}.jsonl",
+            [group[1] | {"step": step, "row": "row 9", "output": f"at {step}"}],
+        )
+
+
+def write_lines(file: Path, rows: list[dict[str, Any]]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def test_answers_in_training_are_shown_over_steps_and_by_group(inputs: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "runs" / "first"
+    write_rollouts(run)
+    runs, results = load_inputs(inputs)
+    report = build(runs, results)
+    (over, *groups) = report.answers
+    assert [(one.step, one.text) for one in over.rows] == [(0, "at 0"), (4, "at 4"), (8, "at 8")]
+    assert [group.rows[0].step for group in groups] == [1, 4, 8]
+    assert [[one.advantage for one in group.rows] for group in groups] == [[-0.5, 0.5]] * 3
+    thought, unusable, silent = report.sections["rollouts"].figures
+    assert thought.traces[0]["y"] == list(range(1, 9))
+    assert unusable.traces[0]["y"] == [0.5] * 8
+    assert silent.traces[0]["y"] == [1.0] * 4 + [0.0] * 4
+    write_report(inputs, str(tmp_path / "page.html"))
+    page = (tmp_path / "page.html").read_text()
+    assert HOSTILE not in page
+    assert IMAGE not in page
+    assert page.count("&lt;img src=x onerror=alert(2)&gt;") == 3
+    # a line of another kind is named
+    (run / "rollouts" / "5.jsonl").write_text('{"step": 5, "score": "high"}\n')
+    with pytest.raises(UserError, match=r"5\.jsonl, line 1\.score: found \"high\"; a number is wanted"):
+        write_report(inputs, str(tmp_path / "other.html"))
+    assert not (tmp_path / "other.html").exists()

@@ -108,3 +108,19 @@ def test_the_oldest_steps_go_and_long_texts_are_cut(
     assert kept >= {"8.jsonl", "7.jsonl", "6.jsonl", "notes.txt"}
     assert not kept & {"1.jsonl", "2.jsonl", "3.jsonl"}
     assert sum(file.stat().st_size for file in directory.glob("*.jsonl")) <= rollouts.MOST_BYTES
+
+
+def test_the_same_rows_of_each_validation_are_written_below(toy: Path, tiny_model: str, tmp_path: Path) -> None:
+    data = [f"data.val_files={toy}/iterative_ranking/test.parquet", "data.val_max_samples=9", "data.val_batch_size=2"]
+    often = ["trainer.test_freq=1", "trainer.val_before_train=true", "trainer.log_val_generations=3"]
+    fit(config_of(toy, tiny_model, tmp_path / "run", *data, *often))
+    found = {
+        int(file.stem): [(row["task"], row["row"]) for row in lines_of(file)]
+        for file in (tmp_path / "run" / "rollouts" / "validation").iterdir()
+    }
+    assert sorted(found) == [0, 1, 2]
+    assert found[0] == found[1] == found[2]
+    assert len(set(found[0])) == 3
+    assert len({task for task, _ in found[0]}) == 3  # rows are a task after the other: of all of them
+    fit(config_of(toy, tiny_model, tmp_path / "none", *data, *often[:2], "trainer.log_val_generations=0"))
+    assert not (tmp_path / "none" / "rollouts" / "validation").exists()

@@ -16,7 +16,8 @@ from r1ranker.trainer.config.schema import Config
 FREE_KEYS = (
     "trainer.executor", "trainer.n_gpus_per_node", "trainer.nnodes", "trainer.total_epochs", "trainer.total_training_steps",
     "trainer.val_before_train", "trainer.test_freq", "trainer.save_freq", "trainer.project_name", "trainer.experiment_name",
-    "trainer.default_local_dir", "trainer.logger", "trainer.profile_steps", "trainer.rollout_data_dir", "trainer.rollout_data_prompts", "trainer.resume_mode", "trainer.max_actor_ckpt_to_keep",
+    "trainer.default_local_dir", "trainer.logger", "trainer.profile_steps", "trainer.rollout_data_dir", "trainer.rollout_data_prompts",
+    "trainer.log_val_generations", "trainer.resume_mode", "trainer.max_actor_ckpt_to_keep",
     "trainer.best_metric", "trainer.max_restarts", "trainer.timeout", "data.train_files", "data.val_files",
     "data.val_max_samples", "data.val_batch_size", "data.cache_dir", "reward.num_workers", "reward.timeout",
     "reward.max_failure_rate", "trainer.on_bad_step",

@@ -112,6 +112,7 @@ def _check_ranges(config: Config) -> None:
     at_least_zero = {
         "trainer.seed": trainer.seed,
         "trainer.max_restarts": trainer.max_restarts,
+        "trainer.log_val_generations": trainer.log_val_generations,
         "data.seed": config.data.seed,
         "reward.num_workers": config.reward.num_workers,
     }

@@ -303,6 +303,8 @@ class TrainerConfig:
     """rollouts to read, a file a step; null: rollouts/ in the run's directory"""
     rollout_data_prompts: int = 2
     """prompts of a step whose responses are written there; 0: none, -1: all"""
+    log_val_generations: int = 4
+    """rows of each validation, the same each time, whose responses are written below it; 0: none"""
     profile_steps: list[int] = field(default_factory=list)
     """steps that torch's profiler is on in: a trace a process of the trainer in profile/ of the run's directory, and a summary on the console"""
     default_hdfs_dir: str | None = None

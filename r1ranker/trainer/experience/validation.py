@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from r1ranker.data.prompt_store import Prompt
 from r1ranker.progress import report_progress
@@ -11,15 +12,22 @@ from r1ranker.trainer.experience.collect import build_requests
 from r1ranker.trainer.experience.conversing import build_episodes
 from r1ranker.trainer.experience.sampler import Sampler
 from r1ranker.trainer.monitoring.metrics import timed, validation_metrics, validation_turns
+from r1ranker.trainer.monitoring.rollouts import RolloutLog
 from r1ranker.trainer.scoring.outcome import Outcome
 from r1ranker.trainer.workers.cluster import Cluster
 
 
 def validate(
-    cluster: Cluster, sampler: Sampler, prompts: Sequence[Prompt], policy_version: int, say: Callable[[str], None]
+    cluster: Cluster,
+    sampler: Sampler,
+    prompts: Sequence[Prompt],
+    policy_version: int,
+    say: Callable[[str], None],
+    rollouts: RolloutLog,
+    step: int,
 ) -> dict[str, float]:
     """Mean reward and parts of each task, over the turns where rounds are conversations; `say` takes lines on how far it is, and on
-    rewards that failed."""
+    rewards that failed. A few responses go to `rollouts` as those of `step`."""
     data, val = sampler.config.data, sampler.config.actor_rollout_ref.rollout.val_kwargs
     free = sampler.config.actor_rollout_ref.rollout.constrain == "none"
     params = SamplingParams(
@@ -33,6 +41,7 @@ def validate(
     outcomes: list[Outcome] = []
     tasks: list[str] = []
     turns: list[int] = []
+    read, rows = rollouts.choose_validated(len(prompts)), list[dict[str, Any]]()
     timing: dict[str, float] = {}
     config, tokenizer = sampler.config, sampler.tokenizer
     if is_conversation:
@@ -51,7 +60,10 @@ def validate(
             outcomes += batch.outcomes({})
             tasks += [prompt.task for prompt in batch.answered()]
             turns += batch.turns_each()
+            shown = {place - start for place in read}
+            rows += rollouts.describe(step, prompts[chosen], batch.trajectories({})[0], batch.parts, shown)
             batch.report_failures("validation", say)
+    rollouts.write_validation(step, rows)
     metrics = validation_metrics(tasks, outcomes)
     if is_conversation:
         metrics |= validation_turns([prompt.task for prompt in prompts], turns)

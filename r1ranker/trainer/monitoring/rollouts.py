@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from r1ranker.trainer.scoring.outcome import describe_row
 
 DIRECTORY = "rollouts"
 """in the run's directory, where trainer.rollout_data_dir names no other"""
+VALIDATION = "validation"
+"""in that one: the same rows each time"""
 MOST_BYTES = 2**28
 """of all files; the oldest steps go first"""
 MOST_CHARACTERS = 20_000
@@ -30,15 +32,16 @@ _FILE = re.compile(r"(\d+)\.jsonl")
 
 
 class RolloutLog:
-    """Writes the rollouts of the first prompts of each step's batch."""
+    """Writes the rollouts of the first prompts of each step's batch, and of a few rows of each validation."""
 
     def __init__(self, config: Config, tokenizer: PreTrainedTokenizerBase) -> None:
         trainer = config.trainer
-        self._directory = Path(trainer.rollout_data_dir or f"{config.output_dir}/{DIRECTORY}")
-        self._prompts = trainer.rollout_data_prompts
+        directory = Path(trainer.rollout_data_dir or f"{config.output_dir}/{DIRECTORY}")
+        self._training, self._validation = _Files(directory), _Files(directory / VALIDATION)
+        self._prompts, self._rows = trainer.rollout_data_prompts, trainer.log_val_generations
         self._tokenizer = tokenizer
-        self._sizes: dict[int, int] | None = None
-        """step -> bytes of its file, the oldest first"""
+        self.written: dict[str, list[dict[str, Any]]] = {}
+        """`rollouts` and `validation` -> the lines written last"""
 
     def write(
         self,
@@ -51,24 +54,43 @@ class RolloutLog:
 
         The keys `input`, `output`, `gts`, `score` and `step` are veRL's. Raises UserError where the directory cannot be written.
         """
-        if not self._prompts:
-            return
+        if self._prompts:
+            chosen = range(len(prompts) if self._prompts < 0 else self._prompts)
+            rows = self.describe(step, prompts, trajectories, parts, chosen)
+            self._training.write(step, rows)
+            self.written = {DIRECTORY: rows}
+
+    def choose_validated(self, count: int) -> list[int]:
+        """Places among `count` validation rows, evenly spread and the same each time, whose responses are written."""
+        return (
+            [place * count // self._rows for place in range(self._rows)] if count > self._rows else list(range(count))
+        )
+
+    def write_validation(self, step: int, rows: list[dict[str, Any]]) -> None:
+        """Write lines about the rows of a validation, as `describe` makes them."""
+        if rows:
+            self._validation.write(step, rows)
+            self.written[VALIDATION] = rows
+
+    def describe(
+        self,
+        step: int,
+        prompts: Sequence[Prompt],
+        trajectories: Sequence[Trajectory],
+        parts: Sequence[Mapping[str, float]],
+        groups: Container[int],
+    ) -> list[dict[str, Any]]:
+        """A line for each response to a prompt whose place is among `groups`."""
         asked: dict[int, RankingExample] = {}
         """of each group, whose responses are many"""
         for one in trajectories:
-            if one.group_id not in asked and (self._prompts < 0 or one.group_id < self._prompts):
+            if one.group_id not in asked and one.group_id in groups:
                 asked[one.group_id] = row_to_example(prompts[one.group_id].as_row())
-        chosen = [
+        return [
             self._row(step, prompts[one.group_id], asked[one.group_id], one, own)
             for one, own in zip(trajectories, parts, strict=True)
             if one.group_id in asked
         ]
-        file = self._directory / f"{step}.jsonl"
-        with atomic_path(file) as temporary:
-            # half surrogate pairs, which JSON would escape and no encoding takes, become question marks
-            lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in chosen)
-            temporary.write_text("".join(lines), encoding="utf-8", errors="replace")
-        self._drop_oldest(step, file.stat().st_size)
 
     def _row(
         self, step: int, prompt: Prompt, asked: RankingExample, one: Trajectory, parts: Mapping[str, float]
@@ -97,6 +119,24 @@ class RolloutLog:
             "logprob": float(one.rollout_logprobs.sum()),
             "weight": one.sample_weight,
         }
+
+
+class _Files:
+    """Files of a directory, one a step, of at most MOST_BYTES together."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._sizes: dict[int, int] | None = None
+        """step -> bytes of its file, the oldest first"""
+
+    def write(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Write the lines of `step`; the oldest steps go where there are too many. Raises UserError where that cannot be."""
+        file = self._directory / f"{step}.jsonl"
+        with atomic_path(file) as temporary:
+            # half surrogate pairs, which JSON would escape and no encoding takes, become question marks
+            lines = (json.dumps(row, ensure_ascii=False, default=str) + "\n" for row in rows)
+            temporary.write_text("".join(lines), encoding="utf-8", errors="replace")
+        self._drop_oldest(step, file.stat().st_size)
 
     def _drop_oldest(self, step: int, size: int) -> None:
         if self._sizes is None:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import os
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from textwrap import indent
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -19,6 +20,7 @@ from r1ranker.errors import RunError, UserError
 from r1ranker.tasks.text import one_line
 from r1ranker.trainer.config.load import to_dict
 from r1ranker.trainer.config.schema import Config
+from r1ranker.trainer.monitoring.rollouts import VALIDATION
 
 
 class Logger(Protocol):
@@ -27,6 +29,12 @@ class Logger(Protocol):
     def log(self, metrics: Mapping[str, float], step: int) -> None: ...
 
     def close(self) -> None: ...
+
+
+class TextLogger(Logger, Protocol):
+    """Takes rollouts as well."""
+
+    def log_texts(self, name: str, rows: Sequence[Mapping[str, Any]], step: int) -> None: ...
 
 
 class JsonLines:
@@ -93,6 +101,11 @@ class Wandb:
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         self._run.log(dict(metrics), step=step)
 
+    def log_texts(self, name: str, rows: Sequence[Mapping[str, Any]], step: int) -> None:
+        from wandb import Table
+
+        self._run.log({name: Table(columns=list(SHOWN), data=[_cells(row) for row in rows])}, step=step)
+
     def close(self) -> None:
         self._run.finish()
 
@@ -110,8 +123,25 @@ class Tensorboard:
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
 
+    def log_texts(self, name: str, rows: Sequence[Mapping[str, Any]], step: int) -> None:
+        # indented: a markdown block in which nothing is markup
+        texts = [
+            "\n\n".join(f"{head}\n\n{indent(str(cell), '    ')}" for head, cell in zip(SHOWN, _cells(row), strict=True))
+            for row in rows
+        ]
+        self._writer.add_text(name, "\n\n---\n\n".join(texts), step)
+
     def close(self) -> None:
         self._writer.close()
+
+
+SHOWN = ("step", "task", "row", "input", "output", "score", "advantage", "tokens", "best")
+"""of a rollout, in tables"""
+
+
+def _cells(row: Mapping[str, Any]) -> list[Any]:
+    values = [row.get(name) for name in SHOWN]
+    return [json.dumps(value) if isinstance(value, list | dict) else value for value in values]
 
 
 class ConsoleLog:
@@ -160,11 +190,14 @@ class Tracking:
             refresh_per_second=2,
             disable=not self._console.is_terminal,
         )
-        self._loggers: list[Logger] = [JsonLines(config, resumed), ConsoleLog(self._console, max(1, total_steps // 10))]
+        self._every = max(1, total_steps // 10)
+        self._loggers: list[Logger] = [JsonLines(config, resumed), ConsoleLog(self._console, self._every)]
+        self._text_loggers: list[TextLogger] = []
         if "wandb" in config.trainer.logger:
-            self._loggers.append(Wandb(config, resumed))
+            self._text_loggers.append(Wandb(config, resumed))
         if "tensorboard" in config.trainer.logger:
-            self._loggers.append(Tensorboard(config, resumed))
+            self._text_loggers.append(Tensorboard(config, resumed))
+        self._loggers += self._text_loggers
         self._bar = self._progress.add_task(
             config.trainer.experiment_name, total=total_steps, completed=resumed or 0, reward=0.0
         )
@@ -184,6 +217,13 @@ class Tracking:
             score = numbers["critic/score/mean"]
             self._running_reward = score if last is None else 0.9 * last + 0.1 * score
         self._progress.update(self._bar, completed=step, reward=self._running_reward or 0.0)
+
+    def log_rollouts(self, rollouts: Mapping[str, Sequence[Mapping[str, Any]]], step: int) -> None:
+        """Hand what was written of `step` to the loggers that show texts: a validation's always, a batch's every tenth of the run."""
+        for name, rows in rollouts.items():
+            if rows and rows[0]["step"] == step and (name == VALIDATION or step % self._every == 0):
+                for logger in self._text_loggers:
+                    logger.log_texts(name, rows, step)
 
     def __enter__(self) -> Tracking:
         self._progress.start()
