@@ -189,6 +189,7 @@ def test_named_layers_alone_have_adapters(toy: Path, tiny_model: str) -> None:
         ("actor_rollout_ref.model.target_modules=[lm_head]", "actor_rollout_ref.model.target_modules: found 'lm_head'"),
         ("actor_rollout_ref.model.target_modules=[]", "actor_rollout_ref.model.target_modules: found []"),
         ("actor_rollout_ref.model.lora_rank=-1", "actor_rollout_ref.model.lora_rank: found -1"),
+        ("actor_rollout_ref.actor.optim.name=muon", "actor_rollout_ref.actor.optim.name: found muon"),
         ("actor_rollout_ref.model.lora_alpha=0", "actor_rollout_ref.model.lora_alpha: found 0"),
     ],
 )

@@ -183,6 +183,27 @@ def test_processes_make_no_difference(
         assert_same(run(cluster, budget), alone)
 
 
+@pytest.mark.usefixtures("one_ray")
+def test_muon_takes_one_step_whatever_holds_the_matrices(tiny_model: str) -> None:
+    muon = (
+        "actor_rollout_ref.actor.optim.name=muon",
+        "critic.optim.name=muon",
+        "actor_rollout_ref.actor.use_kl_loss=false",
+    )
+    weights = []
+    for overrides in ((), ("trainer.executor=ray", "trainer.n_gpus_per_node=2")):
+        with start_cluster(config_of(tiny_model, *muon, *overrides), 10) as cluster:
+            for seed in range(2):
+                trajectories = batch(seed)
+                fill(cluster, trajectories, "values", Budget(10_000), "values")
+                update(cluster, trajectories, Budget(10_000), "update_policy")
+                update(cluster, trajectories, Budget(10_000), "update_critic")
+            weights.append(call_all(cluster, "weights")[0])
+    for name, value in weights[0].items():
+        # matrices are made orthogonal in bfloat16: of updates of at most 1e-4 the first digits are the same
+        np.testing.assert_allclose(weights[1][name], value, atol=2e-5, rtol=0, err_msg=name)
+
+
 def sum_whole(worker: Worker) -> None:
     """As where GPUs have room for the gradients of models that rest in host memory."""
     for learner in (worker.policy, worker.critic):

@@ -137,3 +137,64 @@ def test_a_state_that_was_read_goes_on_with_fused_steps(tmp_path: Path) -> None:
         assert update(found, number) == update(one, number)
     for own, wanted in zip(found[0].parameters(), one[0].parameters(), strict=True):
         assert torch.equal(own, wanted)
+
+
+class Blocks(nn.Module):
+    """An embedding, two blocks with a norm each, and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embedding = nn.Embedding(12, 8)
+        self.layers = nn.ModuleList(nn.Sequential(nn.LayerNorm(8), nn.Linear(8, 8)) for _ in range(2))
+        self.head = nn.Linear(8, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        states = self.embedding(ids)
+        for layer in self.layers:
+            states = states + layer(states).tanh()
+        result: Tensor = self.head(states)
+        return result
+
+
+def blocks(seed: int, name: str) -> tuple[nn.Module, Optimisation]:
+    torch.manual_seed(seed)
+    module = Blocks()
+    return module, Optimisation(module, OptimConfig(name=name, lr=0.01, lr_warmup_steps=3), 100, grad_clip=1e9)
+
+
+def learn(one: tuple[nn.Module, Optimisation], number: int) -> None:
+    ids = torch.randint(0, 12, (20,), generator=torch.Generator().manual_seed(number))
+    one[0](ids).square().sum().backward()
+    one[1].step()
+    one[1].schedule.step()
+
+
+def test_muon_turns_the_blocks_matrices_and_adamw_the_rest() -> None:
+    muon, adamw = blocks(0, "muon"), blocks(0, "adamw")
+    before = {name: value.detach().clone() for name, value in muon[0].named_parameters()}
+    for one in (muon, adamw):
+        learn(one, 0)
+    expected = dict(adamw[0].named_parameters())
+    for name, value in muon[0].named_parameters():
+        if value.ndim == 2 and name.startswith("layers"):
+            # orthogonal but for what five iterations leave of directions with next to no gradient; as large as an update of
+            # AdamW, at the warm-up's rate
+            rate = 0.01 / 4
+            change = (before[name] * (1 - rate * 0.01) - value.detach()) / (rate * 0.2 * math.sqrt(8))
+            first, *_, last = torch.linalg.svdvals(change)[:6].tolist()
+            assert 0.5 < last < first < 1.5
+        else:
+            assert torch.equal(value, expected[name])
+
+
+def test_a_state_of_muon_goes_on_as_it_was(tmp_path: Path) -> None:
+    one, found = blocks(0, "muon"), blocks(1, "muon")
+    for number in range(3):
+        learn(one, number)
+    assert isinstance(PartWriter(str(tmp_path), 0, {"actor": one}).result(wait=True), dict)
+    read_part(str(tmp_path), 0, {"actor": found})
+    for number in range(3, 6):
+        learn(one, number)
+        learn(found, number)
+    for own, wanted in zip(found[0].parameters(), one[0].parameters(), strict=True):
+        assert torch.equal(own, wanted)

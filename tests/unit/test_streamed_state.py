@@ -23,7 +23,7 @@ from r1ranker.model.fsdp import shard
 from r1ranker.trainer.checkpoint import shards
 from r1ranker.trainer.checkpoint.shards import Learner, PartWriter, read_part
 from r1ranker.trainer.config.models import OptimConfig
-from r1ranker.trainer.learners.optimisation import Optimisation
+from r1ranker.trainer.learners.optimisation import MOMENTS, Optimisation
 
 CPU = torch.device("cpu")
 SAVED: Callable[..., None] = save_file
@@ -66,7 +66,7 @@ def tensors(one: Learner) -> dict[str, Tensor]:
     module, optimisation = one
     found = {}
     for name, parameter in module.named_parameters():
-        state = optimisation.optimizer.state.get(parameter, {})
+        state = optimisation.state_of(parameter)
         for kind, tensor in {"weight": parameter, **state}.items():
             local = tensor.to_local() if isinstance(tensor, DTensor) else tensor
             found[f"{kind} {name}"] = local.detach().clone()
@@ -272,7 +272,7 @@ def sharded(seed: int, world: int) -> Learner:
         assert isinstance(parameter, DTensor)
         state = made[1].optimizer.state[parameter]
         state["step"] = torch.tensor(3.0)
-        for moment in shards.MOMENTS:
+        for moment in MOMENTS:
             whole = torch.randn(parameter.shape, generator=torch.Generator().manual_seed(len(name + moment) + seed))
             rows, rank = whole.chunk(world), dist.get_rank()
             state[moment] = torch.zeros_like(parameter)

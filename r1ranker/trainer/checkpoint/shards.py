@@ -30,8 +30,6 @@ from r1ranker.trainer.checkpoint.state import describe_file
 from r1ranker.trainer.learners.optimisation import Optimisation
 
 Learner = tuple[nn.Module, Optimisation]
-MOMENTS = ("exp_avg", "exp_avg_sq")
-"""of AdamW, shaped as their parameter"""
 _COUNT = "step"
 """of AdamW, one number a parameter"""
 PIECE_BYTES = 128 * 2**20
@@ -130,10 +128,9 @@ def _held_rows(role: str, module: nn.Module, optimisation: Optimisation) -> Iter
     for name, parameter in _learning(module):
         # one that is gathered at the moment is of the type computed with, and the optimizer does not know it
         assert isinstance(parameter, DTensor) or not is_sharded, f"{role}/{name} is not sharded"
-        state = optimisation.optimizer.state.get(parameter, {})
-        named = {f"{role}/{name}": parameter} | {
-            f"{role}/{kind}/{name}": state[kind] for kind in MOMENTS if kind in state
-        }
+        state = optimisation.state_of(parameter)
+        named: dict[str, Tensor] = {f"{role}/{name}": parameter}
+        named |= {f"{role}/{kind}/{name}": state[kind] for kind in optimisation.moments_of(parameter) if kind in state}
         for full_name, tensor in named.items():
             local, first = local_shard(tensor)
             if len(local):
@@ -146,10 +143,11 @@ def _learning(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def _counts(module: nn.Module, optimisation: Optimisation) -> dict[str, float]:
-    """Updates of each parameter that has been updated."""
-    states = {name: optimisation.optimizer.state.get(parameter, {}) for name, parameter in _learning(module)}
+    """Updates of each parameter that has been updated; Muon does not count them: 0."""
+    states = {name: optimisation.state_of(parameter) for name, parameter in _learning(module)}
     counts = {name: state[_COUNT] for name, state in states.items() if _COUNT in state}
-    return dict(zip(counts, torch.stack(list(counts.values())).tolist(), strict=True)) if counts else {}
+    taken = dict(zip(counts, torch.stack(list(counts.values())).tolist(), strict=True)) if counts else {}
+    return {name: 0.0 for name, state in states.items() if state} | taken
 
 
 def _pieces(rows: Iterable[_Rows], most: int) -> Iterator[list[_Rows]]:
@@ -210,11 +208,11 @@ def read_part(directory: str, rank: int, learners: Mapping[str, Learner]) -> Non
         for name, parameter in _learning(module):
             wanted[f"{role}/{name}"] = parameter
             if name in counts:  # of a parameter that has been updated
-                state = optimisation.optimizer.state[parameter]
-                # where AdamW itself would put it
-                state[_COUNT] = torch.tensor(counts[name], dtype=torch.float32, device=parameter.device)
-                state |= {moment: torch.zeros_like(parameter) for moment in MOMENTS}
-                wanted |= {f"{role}/{moment}/{name}": state[moment] for moment in MOMENTS}
+                state, moments = optimisation.state_of(parameter), optimisation.moments_of(parameter)
+                if counts[name]:  # where AdamW itself would put it
+                    state[_COUNT] = torch.tensor(counts[name], dtype=torch.float32, device=parameter.device)
+                state |= {moment: torch.zeros_like(parameter) for moment in moments}
+                wanted |= {f"{role}/{moment}/{name}": state[moment] for moment in moments}
     _fill(directory, parts, wanted)
     for role, (_, optimisation) in learners.items():
         optimisation.restore(parts[0]["schedules"][role])

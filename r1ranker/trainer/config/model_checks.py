@@ -8,6 +8,7 @@ from r1ranker.trainer.config.choice import one_of
 from r1ranker.trainer.config.models import ModelConfig, OptimConfig
 from r1ranker.trainer.config.schema import Config
 
+OPTIMIZERS = ("adamw", "muon")
 LEAST_LORA_LR = 1e-5
 """below it a learning rate is one of whole weights: adapters take about ten times as much (Schulman et al. 2025, "LoRA Without Regret")"""
 
@@ -25,6 +26,8 @@ def check_models(config: Config) -> None:
     if config.needs_critic:
         learners.append(("critic.optim", critic.model, critic.optim))
     for where, model, optim in learners:
+        if model.lora_rank and optim.name == "muon":
+            raise UserError(f"{where}.name: found muon, which takes whole matrices; adapters (lora_rank) want adamw")
         if model.lora_rank and optim.lr < LEAST_LORA_LR:
             note(
                 f"{where}.lr={optim.lr:g}: a rate for whole weights; adapters (lora_rank={model.lora_rank}) learn with about ten times "
@@ -47,6 +50,7 @@ def _check_model(where: str, model: ModelConfig) -> None:
 
 
 def _check_optim(where: str, optim: OptimConfig) -> None:
+    one_of(f"{where}.name", optim.name, OPTIMIZERS)
     one_of(f"{where}.lr_scheduler_type", optim.lr_scheduler_type, ("constant", "cosine"))
     if not 0 < optim.lr < float("inf"):
         raise UserError(f"{where}.lr: found {optim.lr}; a number over 0 is wanted")

@@ -34,6 +34,8 @@ class ModelConfig:
 
 @dataclass
 class OptimConfig:
+    name: str = "adamw"
+    """adamw | muon: the blocks' matrices by Muon, all else by AdamW, with one learning rate"""
     lr: float = 1e-6
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     weight_decay: float = 0.01

@@ -1,4 +1,4 @@
-"""The optimizer's step: AdamW, warm-up and schedule, gradient clipping over all shards."""
+"""The optimizer's step: AdamW or Muon, warm-up and schedule, gradient clipping over all shards."""
 
 from __future__ import annotations
 
@@ -25,14 +25,35 @@ def learning_rate_factor(step: int, total_steps: int, optim: OptimConfig) -> flo
     return optim.min_lr_ratio + (1 - optim.min_lr_ratio) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""of AdamW, shaped as their parameter"""
+MOMENTUM = ("momentum_buffer",)
+"""of Muon"""
+
+
+def find_hidden_matrices(module: nn.Module) -> list[nn.Parameter]:
+    """The matrices inside the transformer blocks that learn: neither embeddings nor heads (Jordan et al. 2024, "Muon")."""
+    return [
+        parameter
+        for name, parameter in module.named_parameters()
+        if "layers." in name and parameter.ndim == 2 and parameter.requires_grad
+    ]
+
+
 class Optimisation:
-    """AdamW over a module's parameters with its schedule."""
+    """AdamW, or Muon beside it, over a module's parameters with their schedule."""
 
     def __init__(self, module: nn.Module, optim: OptimConfig, total_steps: int, grad_clip: float) -> None:
         self._parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
         self._grad_clip = grad_clip
+        hidden = find_hidden_matrices(module) if optim.name == "muon" else []
+        self._hidden = set(hidden)
+        # updates are as large as AdamW's are (Liu et al. 2025, arXiv 2502.16982), so that one rate is for both
+        self._muon = (
+            torch.optim.Muon(hidden, optim.lr, optim.weight_decay, adjust_lr_fn="match_rms_adamw") if hidden else None
+        )
         self.optimizer = torch.optim.AdamW(
-            self._parameters,
+            [parameter for parameter in self._parameters if parameter not in self._hidden],
             lr=optim.lr,
             betas=(optim.betas[0], optim.betas[1]),
             weight_decay=optim.weight_decay,
@@ -51,6 +72,21 @@ class Optimisation:
     def lr(self) -> float:
         """The learning rate in force."""
         return float(self.optimizer.param_groups[0]["lr"])
+
+    def state_of(self, parameter: nn.Parameter) -> dict[str, Tensor]:
+        """What the optimizer keeps of a parameter, by name; empty before its first update."""
+        optimizer = self._muon if self._muon is not None and parameter in self._hidden else self.optimizer
+        state: dict[str, Tensor] = optimizer.state[parameter]
+        return state
+
+    def moments_of(self, parameter: nn.Parameter) -> tuple[str, ...]:
+        """Names of those that are shaped as the parameter."""
+        return MOMENTUM if parameter in self._hidden else MOMENTS
+
+    def zero_grad(self) -> None:
+        """Drop all gradients."""
+        for parameter in self._parameters:
+            parameter.grad = None
 
     def restore(self, steps: int) -> None:
         """Put the schedule where it stands after `steps` training steps."""
@@ -82,7 +118,11 @@ class Optimisation:
                     gradient.mul_(self._grad_clip / norm)
             self.wait_until_written()
             self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+            if self._muon is not None:
+                for group in self._muon.param_groups:
+                    group["lr"] = self.lr
+                self._muon.step()
+        self.zero_grad()
         return norm
 
 

@@ -241,7 +241,7 @@ class Worker(Process):
             for name, parameter in self.policy.language_model.named_parameters()
             if parameter.grad is not None
         }
-        self.policy_optimisation.optimizer.zero_grad(set_to_none=True)
+        self.policy_optimisation.zero_grad()
         return {name: gradient.cpu().numpy() for name, gradient in gathered.items()}
 
     def weights(self) -> dict[str, np.ndarray]:
