@@ -75,6 +75,25 @@ def test_three_steps_train_every_weight(trained: tuple[str, str, list[dict]]) ->
         assert (weight != before[name]).any(), name
 
 
+def test_adapters_learn_in_place_of_the_weights(
+    family: str, trained: tuple[str, str, list[dict]], toy: Path, tmp_path: Path
+) -> None:
+    mode, think = KINDS[family]
+    actor, lines = train(
+        toy, trained[0], tmp_path / "run", *SMALL, *settings_of(think, tmp_path), "trainer.total_training_steps=2",
+        "trainer.save_freq=-1", "trainer.test_freq=-1", "actor_rollout_ref.actor.optim.lr_warmup_steps=0",
+        "actor_rollout_ref.model.lora_rank=2", mode=mode,
+    )  # fmt: skip
+    for line in lines:  # the engine has them merged
+        assert line["rollout/logprob_diff_max"] < BOUND
+        assert line["actor/grad_norm"] > 0
+    before, after = weights(Path(trained[0])), weights(Path(actor))
+    assert set(before) == set(after)
+    changed = {name for name, weight in after.items() if (weight != before[name]).any()}
+    assert changed
+    assert changed == {name for name, weight in after.items() if weight.ndim == 2 and "layers." in name}
+
+
 def test_the_actor_has_config_tokenizer_and_stop_tokens_of_its_model(trained: tuple[str, str, list[dict]]) -> None:
     before, after = (AutoConfig.from_pretrained(path).to_dict() for path in trained[:2])
     assert {name for name in before | after if before.get(name) != after.get(name)} <= {"_name_or_path"}
