@@ -48,6 +48,7 @@ CHECKPOINTING = (
     "critic.model.enable_gradient_checkpointing=true",
 )
 REFERENCE = ("actor_rollout_ref.actor.use_kl_loss=true",)
+LORA = ("actor_rollout_ref.model.lora_rank=16", "critic.model.lora_rank=16")
 CRITIC = ("algorithm.adv_estimator=gae",)
 AS_ON_GPUS = (
     "actor_rollout_ref.model.dtype=bfloat16", "actor_rollout_ref.actor.fsdp_config.param_offload=true",
@@ -62,6 +63,9 @@ SETTINGS = {
     "GRPO, reference, many weights": Setting(768, 6, 8000, 1, (*REFERENCE, *CHECKPOINTING)),
     "GRPO, wider": Setting(512, 8, 8000, 3),
     "GRPO, entropy in the loss": Setting(192, 4, 32000, 4, ("actor_rollout_ref.actor.entropy_coeff=0.01",)),
+    "GRPO, LoRA, reference": Setting(512, 8, 8000, 3, (*LORA, *REFERENCE)),
+    "PPO, LoRA, checkpointing": Setting(512, 8, 8000, 3, (*LORA, *CRITIC, *CHECKPOINTING)),
+    "GRPO, LoRA, bfloat16, 2 processes": Setting(768, 8, 8000, 2, (*LORA, AS_ON_GPUS[0]), 2),
     "PPO": Setting(256, 6, 8000, 4, CRITIC),
     "PPO, checkpointing": Setting(384, 4, 8000, 4, (*CRITIC, *CHECKPOINTING)),
     "GRPO, reference, 2 processes": Setting(512, 8, 8000, 3, REFERENCE, 2),

@@ -174,13 +174,15 @@ def test_without_the_repair_a_tied_head_stays_stale(
     assert after > 1e-2  # if this no longer holds, vLLM repacks the head itself and the repair can go
 
 
-@pytest.mark.parametrize("model", ["tiny_model", "untied_model"])
+@pytest.mark.parametrize(("model", "rank"), [("tiny_model", 0), ("untied_model", 4)])
 def test_a_run_of_two_processes_keeps_engine_and_trainer_together(
-    model: str, toy: Path, tmp_path: Path, request: pytest.FixtureRequest
+    model: str, rank: int, toy: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
+    """Of whole weights, and of adapters, which the engine has merged."""
     _, lines = train(
         toy, request.getfixturevalue(model), tmp_path, *VLLM, "trainer.n_gpus_per_node=2", "trainer.total_training_steps=3",
         "actor_rollout_ref.actor.optim.lr=3e-3", "algorithm.rollout_correction.rollout_is=sequence",
+        f"actor_rollout_ref.model.lora_rank={rank}",
     )  # fmt: skip
     assert [line["step"] for line in lines] == [0, 1, 2, 3]
     for line in lines[1:]:
