@@ -130,8 +130,11 @@ def release_cached_memory(device: torch.device) -> None:
 
 
 def peak_memory_gib(device: torch.device) -> float:
-    """Peak GPU memory of this process in GiB; 0 on the CPU."""
-    return torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else 0.0
+    """Peak GPU memory of this process in GiB; on the CPU the most memory that it has been resident with."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
 def side_stream(devices: Iterable[torch.device]) -> AbstractContextManager[Any]:
