@@ -71,6 +71,8 @@ def full_tensor(tensor: Tensor, device: torch.device, dtype: torch.dtype | None 
     tensor = tensor.detach()
     if not isinstance(tensor, DTensor):
         return tensor.to(dtype=dtype)
+    if tensor.device_mesh.size() == 1:  # gathering alone takes as long as copying
+        return tensor.to_local().to(device, dtype)
     return tensor.to(device, dtype).full_tensor()  # type: ignore[attr-defined]
 
 

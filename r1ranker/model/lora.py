@@ -21,9 +21,10 @@ from transformers import PreTrainedModel
 
 from r1ranker.errors import UserError, first_line, suggest
 from r1ranker.model.fsdp import full_tensor, local_shard
+from r1ranker.pretrained import full_path
 
 ALL_LINEAR = "all-linear"
-"""every linear layer but the output embedding"""
+"""every linear layer but the output embedding; of a mixture of experts those of attention"""
 ADAPTER = "default"
 """peft's name of an adapter that is alone"""
 _BASE, _PARTS = ".base_layer.", (".lora_A.", ".lora_B.")
@@ -36,7 +37,7 @@ class LoraOptions:
     rank: int
     alpha: float
     targets: str | Sequence[str] = ALL_LINEAR
-    """all-linear, or names of linear layers, such as q_proj"""
+    """all-linear, or names of linear layers or ends of them, such as q_proj"""
     seed: int = 0
 
 
@@ -46,42 +47,50 @@ def add_adapters(model: PreTrainedModel, options: LoraOptions) -> None:
     Raises UserError for a layer that the model lacks, or that is not linear.
     """
     from peft import inject_adapter_in_model
-    from peft.tuners.lora import LoraLayer
 
-    _check_targets(model, options.targets)
+    targets = _find_targets(model, options.targets)
     try:
-        inject_adapter_in_model(_peft_config(options), model, ADAPTER, low_cpu_mem_usage=True)
+        inject_adapter_in_model(_peft_config(options, targets), model, ADAPTER, low_cpu_mem_usage=True)
     except ValueError as error:
         raise UserError(f"target_modules: found {options.targets}; {first_line(error, 300)}") from error
-    for _, layer in adapted_layers(model):
-        assert isinstance(layer, LoraLayer)
+    for name, layer in adapted_layers(model):
+        if not isinstance(layer.base_layer, nn.Linear):  # peft has put them beside stacked experts or a router
+            raise UserError(
+                f"target_modules: found {options.targets}; {name} is no linear layer of its own, and names of attention's are wanted"
+            )
         for part in (layer.lora_A, layer.lora_B):  # what learns rests in float32, whatever its model rests in
             part.to(torch.float32)
 
 
-def _check_targets(model: PreTrainedModel, targets: str | Sequence[str]) -> None:
-    if targets == ALL_LINEAR:
-        return
+def _find_targets(model: PreTrainedModel, targets: str | Sequence[str]) -> list[str]:
+    """Whole names of the layers that are meant. What all-linear means is settled here: peft reads more into it for some models."""
     head = model.get_output_embeddings()
-    layers = {
-        name.rpartition(".")[2]: module for name, module in model.named_modules() if isinstance(module, nn.Linear)
-    }
-    known = sorted(name for name, module in layers.items() if module is not head)
-    for name in [targets] if isinstance(targets, str) else targets:
-        if name.rpartition(".")[2] not in known:
+    layers = [name for name, module in model.named_modules() if isinstance(module, nn.Linear) and module is not head]
+    if targets == ALL_LINEAR:
+        has_experts = any(parameter.ndim > 2 for parameter in model.parameters())
+        return [name for name in layers if "attn" in name or "attention" in name] if has_experts else layers
+    wanted = [targets] if isinstance(targets, str) else targets
+    known = sorted({name.rpartition(".")[2] for name in layers})
+    for end in wanted:
+        if not any(_ends_with(name, end) for name in layers):
             raise UserError(
-                f"target_modules: found {name!r}{suggest(name, known)}; {ALL_LINEAR} or some of {', '.join(known)} are wanted"
+                f"target_modules: found {end!r}{suggest(end, known)}; {ALL_LINEAR} or some of {', '.join(known)} are wanted"
             )
+    return [name for name in layers if any(_ends_with(name, end) for end in wanted)]
 
 
-def _peft_config(options: LoraOptions, path: str | None = None) -> Any:
+def _ends_with(name: str, end: str) -> bool:
+    return name == end or name.endswith(f".{end}")
+
+
+def _peft_config(options: LoraOptions, targets: Sequence[str], path: str | None = None) -> Any:
     from peft import LoraConfig
 
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=options.rank,
         lora_alpha=options.alpha,  # type: ignore[arg-type]
-        target_modules=options.targets if isinstance(options.targets, str) else list(options.targets),
+        target_modules=list(targets),
         base_model_name_or_path=path,
     )
 
@@ -146,10 +155,11 @@ def gather_weights(model: nn.Module, device: torch.device, dtype: torch.dtype) -
             yield base_name(name), full_tensor(parameter, device, dtype)
             continue
         down, up = (full_tensor(part[ADAPTER].weight, device) for part in (layer.lora_A, layer.lora_B))
-        merged = torch.addmm(
-            full_tensor(parameter, device).to(device, torch.float32), up, down, alpha=layer.scaling[ADAPTER]
-        )
-        yield base_name(name), merged.to(dtype)
+        weight = full_tensor(parameter, device)
+        # added in float32 and rounded once, in one pass over the weight
+        merged = torch.empty_like(weight, dtype=dtype)
+        torch.add(weight, up @ down, alpha=layer.scaling[ADAPTER], out=merged)
+        yield base_name(name), merged
 
 
 def gather_adapters(model: nn.Module, device: torch.device) -> Iterator[tuple[str, Tensor]]:
@@ -164,9 +174,7 @@ def write_adapters(directory: Path, weights: Iterable[tuple[str, Tensor]], optio
     directory.mkdir(parents=True, exist_ok=True)
     named = {name: weight.to("cpu").contiguous() for name, weight in weights}
     save_file(named, directory / "adapter_model.safetensors", metadata={"format": "pt"})
-    config = _peft_config(options, path).to_dict()
-    # the very layers: what all-linear means is peft's matter, and may change
-    config["target_modules"] = sorted({name.split(".lora_")[0].removeprefix("base_model.model.") for name in named})
-    config["inference_mode"] = True
+    targets = sorted({name.split(".lora_")[0].removeprefix("base_model.model.") for name in named})
+    config = _peft_config(options, targets, full_path(path)).to_dict() | {"inference_mode": True}
     text = json.dumps(config, indent=2, sort_keys=True, default=lambda value: sorted(value))
     (directory / "adapter_config.json").write_text(text + "\n", encoding="utf-8")

@@ -25,6 +25,7 @@ SHOWN_GROUPS = 3
 LONGEST = 700
 """characters of an answer"""
 _STEP = re.compile(r"(\d+)\.jsonl")
+_ALL = re.compile(r"(?:<think>)?(.*)", re.DOTALL)
 _THOUGHT = re.compile(r"(?:<think>)?(.*?)</think>", re.DOTALL)
 
 
@@ -36,6 +37,8 @@ class Answer:
     task: str
     row: str
     """what the prompt's row is called"""
+    prompt: str
+    """rows of several files may be called the same"""
     turn: int
     best: str
     thinks: bool
@@ -98,6 +101,7 @@ def _answer(value: Any, where: str) -> Answer:
         as_whole(line.get("step"), f"{where}.step"),
         text("task"),
         text("row"),
+        text("input"),
         as_whole(line.get("turn") or 0, f"{where}.turn"),
         text("best"),
         bool(line.get("think")),
@@ -120,20 +124,26 @@ def rollout_tables(runs: Sequence[Entry[Run]], read: Sequence[tuple[Steps, Steps
     """Of each run: its validation rows over the steps, then the first group of some steps; of a conversation the first turn."""
     tables = []
     for run, (training, validation) in zip(runs, read, strict=True):
-        rows: dict[str, list[Answer]] = {}
+        rows: dict[tuple[str, str, str], list[Answer]] = {}
         for step in _spread(list(validation), SHOWN_STEPS):
             for one in validation[step]:
                 if one.turn == 0:
-                    rows.setdefault(f"{one.task}, {one.row}", []).append(one)
+                    rows.setdefault((one.task, one.row, one.prompt), []).append(one)
         tables += [
-            Answers(run.id, f"{run.label} · {name}, over the steps", tuple(own), True) for name, own in rows.items()
+            Answers(run.id, f"{run.label} · {task}, {row}, over the steps", tuple(own), True)
+            for (task, row, _), own in rows.items()
         ]
         for step in _spread([step for step, own in training.items() if own], SHOWN_GROUPS):
             first = training[step][0]
-            group = tuple(one for one in training[step] if (one.row, one.turn) == (first.row, first.turn))
+            group = tuple(one for one in training[step] if _prompt_of(one) == _prompt_of(first))
             title = f"{run.label} · step {step}: samples of {first.task}, {first.row}"
             tables.append(Answers(run.id, title, group, False))
     return tables
+
+
+def _prompt_of(one: Answer) -> tuple[str, str, int]:
+    """What sets the prompts of a step apart: their rows, words and turns. Of a conversation's turns the words differ by sample."""
+    return one.row, "" if one.turn else one.prompt, one.turn
 
 
 def rollout_section(runs: Sequence[Entry[Run]], read: Sequence[tuple[Steps, Steps]]) -> Section:
@@ -170,9 +180,9 @@ def rollout_section(runs: Sequence[Entry[Run]], read: Sequence[tuple[Steps, Step
 
 
 def _thought(answers: Sequence[Answer]) -> float | None:
-    """Mean length of the thoughts; None where none were asked for."""
-    thoughts = [_THOUGHT.match(one.text) for one in answers if one.thinks]
-    return mean(len(found[1].strip()) if found else 0 for found in thoughts) if thoughts else None
+    """Mean length of the thoughts, of one that was cut off all of it; None where none were asked for."""
+    thoughts = [_THOUGHT.match(one.text) or _ALL.match(one.text) for one in answers if one.thinks]
+    return mean(len(found[1].strip()) for found in thoughts if found) if thoughts else None
 
 
 def _unusable(answers: Sequence[Answer]) -> float | None:
@@ -180,8 +190,8 @@ def _unusable(answers: Sequence[Answer]) -> float | None:
 
 
 def _silent(answers: Sequence[Answer]) -> float | None:
-    scores: dict[tuple[str, int], list[float]] = {}
+    scores: dict[tuple[str, str, int], list[float]] = {}
     for one in answers:
-        scores.setdefault((one.row, one.turn), []).append(one.score)
+        scores.setdefault(_prompt_of(one), []).append(one.score)
     groups = [own for own in scores.values() if len(own) > 1]
     return mean(max(own) == min(own) for own in groups) if groups else None

@@ -68,6 +68,7 @@ def _attempt(config: Config, again: bool, ray: ExitStack) -> str:
             Tracking(config, run.total_steps, done) as tracking,
             Stopping() as stopping,
         ):
+            run.rollouts.begin(done)
             write_record(config, None if resumed is None else str(resumed.directory))  # models could be loaded
             run.say = tracking.say
             for text in run.notes:

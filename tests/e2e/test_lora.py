@@ -12,10 +12,10 @@ from peft import PeftModel
 from runs import SMALL, assert_same_run, config_of, figures, requests_of, run_command, train, trajectories_of, weights
 from safetensors.numpy import load_file
 from test_processes import batch, conversations
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, MixtralConfig, Qwen3MoeConfig
 
 from r1ranker.errors import UserError
-from r1ranker.model.lora import base_name, is_adapter
+from r1ranker.model.lora import LoraOptions, adapted_layers, add_adapters, base_name, is_adapter
 from r1ranker.pretrained import load_tokenizer
 from r1ranker.rollout.engine import SamplingParams
 from r1ranker.trainer.algorithm.estimation import assign_loss_weights
@@ -150,12 +150,19 @@ def test_a_run_is_resumed_exactly_and_its_actor_read_by_peft(toy: Path, tiny_mod
 
 
 def test_two_processes_save_what_one_goes_on_with(toy: Path, tiny_model: str, tmp_path: Path) -> None:
-    common = (*SMALL, *PPO, *LORA, "trainer.executor=ray")
-    train(toy, tiny_model, tmp_path, *common, "trainer.n_gpus_per_node=2", "trainer.total_training_steps=1")
-    train(toy, tiny_model, tmp_path, *common, "trainer.n_gpus_per_node=1", "trainer.total_training_steps=2")
-    for line in figures(tmp_path):
+    common = (*SMALL, *PPO, *LORA, "trainer.executor=ray", "actor_rollout_ref.actor.optim.lr_warmup_steps=0")
+    parts, whole = tmp_path / "parts", tmp_path / "whole"
+    train(toy, tiny_model, parts, *common, "trainer.n_gpus_per_node=2", "trainer.total_training_steps=1")
+    train(toy, tiny_model, parts, *common, "trainer.n_gpus_per_node=1", "trainer.total_training_steps=2")
+    train(toy, tiny_model, whole, *common, "trainer.n_gpus_per_node=1", "trainer.total_training_steps=2")
+    for line in figures(parts):
         assert line["rollout/logprob_diff_max"] < 1e-4
         assert line["training/bad_step"] == 0
+    adapters = "actor/lora_adapter/adapter_model.safetensors"
+    expected = load_file(whole / adapters)
+    assert any(np.abs(value).max() > 5e-3 for name, value in expected.items() if "lora_B" in name)
+    for name, value in load_file(parts / adapters).items():
+        np.testing.assert_allclose(value, expected[name], rtol=0, atol=1e-3, err_msg=name)
 
 
 def test_in_bfloat16_the_model_rests_in_it_and_adapters_in_float32(toy: Path, tiny_model: str, tmp_path: Path) -> None:
@@ -187,6 +194,14 @@ def test_named_layers_alone_have_adapters(toy: Path, tiny_model: str) -> None:
             "actor_rollout_ref.model.target_modules: found 'q_prj' (did you mean 'q_proj'?)",
         ),
         ("actor_rollout_ref.model.target_modules=[lm_head]", "actor_rollout_ref.model.target_modules: found 'lm_head'"),
+        (
+            "actor_rollout_ref.model.target_modules=[foo.q_proj,v_proj]",
+            "actor_rollout_ref.model.target_modules: found 'foo.q_proj'",
+        ),
+        (
+            "actor_rollout_ref.model.target_modules=q_proj",
+            "actor_rollout_ref.model.target_modules: found 'q_proj'; all-linear, or a list",
+        ),
         ("actor_rollout_ref.model.target_modules=[]", "actor_rollout_ref.model.target_modules: found []"),
         ("actor_rollout_ref.model.lora_rank=-1", "actor_rollout_ref.model.lora_rank: found -1"),
         ("actor_rollout_ref.actor.optim.name=muon", "actor_rollout_ref.actor.optim.name: found muon"),
@@ -219,3 +234,23 @@ def test_a_dry_run_counts_what_learns_and_says_a_rate_of_whole_weights(
     assert "reference: weights" in whole
     assert "reference: weights" not in printed
     assert "actor_rollout_ref.actor.optim.lr=1e-06: a rate for whole weights" in said
+
+
+def test_of_a_mixture_of_experts_attention_alone_has_adapters() -> None:
+    """peft itself takes all-linear for the stacked experts and the router as well."""
+    for kind in (Qwen3MoeConfig, MixtralConfig):
+        sizes = {
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+        }
+        model = AutoModelForCausalLM.from_config(kind(vocab_size=50, **sizes))
+        add_adapters(model, LoraOptions(2, 4))
+        names = {name.rpartition(".")[2] for name, _ in adapted_layers(model)}
+        assert names == {"q_proj", "k_proj", "v_proj", "o_proj"}
+        with pytest.raises(UserError, match="target_modules: found"):
+            add_adapters(
+                AutoModelForCausalLM.from_config(kind(vocab_size=50, **sizes)), LoraOptions(2, 4, ["gate", "up_proj"])
+            )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -237,6 +238,16 @@ def test_a_run_goes_on_from_a_state_that_is_named(
     assert_same_run(left_at_four, undisturbed)
 
 
+def test_what_a_state_has_no_moments_of_is_named(
+    left_at_four: Path, toy: Path, tiny_model: str, tmp_path: Path
+) -> None:
+    """Also where the state is another run's, whose settings may differ otherwise."""
+    for override in ("actor_rollout_ref.actor.optim.name=muon", "actor_rollout_ref.model.lora_rank=2"):
+        key = override.split("=")[0]
+        with pytest.raises(UserError, match=rf"{re.escape(key)}: found .* but .*step_3 has"):
+            train(toy, tiny_model, tmp_path, *SMALL, f"trainer.resume_mode={left_at_four}/state/step_3", override)
+
+
 def test_a_state_from_before_a_setting_was_there_goes_on(
     undisturbed: Path, left_at_four: Path, toy: Path, tiny_model: str
 ) -> None:
@@ -250,6 +261,9 @@ def test_a_state_from_before_a_setting_was_there_goes_on(
             ("reward", "overlong_buffer"),
         ):
             del driver["config"][section][key]
+        for key in ("lora_rank", "lora_alpha", "target_modules"):
+            del driver["config"]["actor_rollout_ref"]["model"][key], driver["config"]["critic"]["model"][key]
+        del driver["config"]["critic"]["optim"]["name"]
         driver["config"]["algorithm"]["rollout_correction"]["rollout_is_threshold"] = 2.0
         (directory / "driver.json").write_text(json.dumps(driver))
         manifest = json.loads((directory / "manifest.json").read_text())

@@ -367,7 +367,7 @@ def write_rollouts(directory: Path) -> None:
     for step in range(1, 9):
         group = [
             {
-                "step": step, "row": "iterative_ranking row 3", "task": "Rec-Movie", "best": "Silent Harbour", "think": True, "turn": 0,
+                "step": step, "row": "iterative_ranking row 3", "input": "which?", "task": "Rec-Movie", "best": "Silent Harbour", "think": True, "turn": 0,
                 "output": f"{'x' * step}</think>\n<answer>{HOSTILE if sample else IMAGE}</answer>", "score": float(sample and step > 4),
                 "parts": {"valid": float(sample)}, "advantage": [0.25, 0.75] if sample else -0.5, "tokens": 7,
             }

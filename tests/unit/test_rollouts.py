@@ -122,5 +122,19 @@ def test_the_same_rows_of_each_validation_are_written_below(toy: Path, tiny_mode
     assert found[0] == found[1] == found[2]
     assert len(set(found[0])) == 3
     assert len({task for task, _ in found[0]}) == 3  # rows are a task after the other: of all of them
+    # a run that begins anew leaves nothing of an earlier one
+    fit(
+        config_of(
+            toy,
+            tiny_model,
+            tmp_path / "run",
+            *data,
+            *often,
+            "trainer.resume_mode=disable",
+            "trainer.total_training_steps=1",
+        )
+    )
+    for directory, left in (("rollouts", {"1"}), ("rollouts/validation", {"0", "1"})):
+        assert {file.stem for file in (tmp_path / "run" / directory).glob("*.jsonl")} == left
     fit(config_of(toy, tiny_model, tmp_path / "none", *data, *often[:2], "trainer.log_val_generations=0"))
     assert not (tmp_path / "none" / "rollouts" / "validation").exists()

@@ -26,7 +26,7 @@ ADAPTER_DIRECTORY = "lora_adapter"
 def export_actor(state: str, output: str) -> int:
     """Write the actor of the state in directory `state`, by however many processes, to `output`; returns its step.
 
-    The weights are written in float32, as they were trained; adapters are merged into them, and stand beside them. The model that the run began with has to be where it was.
+    The weights are written in float32, as they were trained; adapters are merged into those of the model's files, and stand beside. The model that the run began with has to be where it was.
     Raises UserError where the state is damaged, or of another model.
     """
     found = read_state(Path(state))

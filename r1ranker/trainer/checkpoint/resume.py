@@ -27,6 +27,8 @@ FREE_KEYS = (
     "actor_rollout_ref.rollout.gpu_memory_utilization",
 )  # fmt: skip
 """what a run may go on with otherwise (those with a dot at the end: whole sections); training files are compared by content"""
+LEARNING_KEYS = (".optim.name", ".model.lora_rank", ".model.target_modules")
+"""ends of keys that say what a state has weights and moments of"""
 FREE_KEY_PARTS = (
     "micro_batch_size",
     "max_token_len",
@@ -84,6 +86,11 @@ def _read_named_state(directory: Path, config: Config, data: Mapping[str, str], 
             f"trainer.resume_mode: {directory} is deleted with this run's first state; move it elsewhere first"
         )
     before, now = _shaping_of(state), _select_shaping(to_dict(config))
+    for key in [key for key in {**now, **before} if key.endswith(LEARNING_KEYS) and now.get(key) != before.get(key)]:
+        raise UserError(
+            f"{key}: found {now.get(key)!r}, but {directory} has {before.get(key)!r}; weights and moments of the one are of no use to "
+            "the other, so the same is wanted"
+        )
     changed = [
         f"{key} {before.get(key)!r} -> {now.get(key)!r}" for key in {**now, **before} if now.get(key) != before.get(key)
     ]
@@ -99,7 +106,11 @@ def _shaping_of(state: State) -> dict[str, Any]:
     found = _select_shaping(state.driver["config"])
     found |= {key: str(found[key]) for key in BARE_TEXT if found.get(key) is not None}  # once numbers, now texts
     # an empty mapping is no key of its own: what it held stands by itself
-    usual = {key: value for key, value in _select_shaping(to_dict(Config())).items() if not isinstance(value, Mapping)}
+    defaults = Config()
+    defaults.algorithm.adv_estimator = state.driver["config"]["algorithm"][
+        "adv_estimator"
+    ]  # a critic's keys count with gae
+    usual = {key: value for key, value in _select_shaping(to_dict(defaults)).items() if not isinstance(value, Mapping)}
     return usual | found
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from r1ranker.device import DTYPES
 from r1ranker.errors import UserError, note
 from r1ranker.trainer.config.choice import one_of
-from r1ranker.trainer.config.models import ModelConfig, OptimConfig
+from r1ranker.trainer.config.models import ModelConfig, OptimConfig, offloads
 from r1ranker.trainer.config.schema import Config
 
 OPTIMIZERS = ("adamw", "muon")
@@ -22,12 +22,16 @@ def check_models(config: Config) -> None:
     _check_optim("critic.optim", critic.optim)
     _check_model("actor_rollout_ref.model", role.model)
     _check_model("critic.model", critic.model)
-    learners = [("actor_rollout_ref.actor.optim", role.model, role.actor.optim)]
+    learners = [("actor_rollout_ref.actor.optim", role.model, role.actor.optim, role.actor.fsdp_config)]
     if config.needs_critic:
-        learners.append(("critic.optim", critic.model, critic.optim))
-    for where, model, optim in learners:
+        learners.append(("critic.optim", critic.model, critic.optim, critic.model.fsdp_config))
+    for where, model, optim, fsdp in learners:
         if model.lora_rank and optim.name == "muon":
             raise UserError(f"{where}.name: found muon, which takes whole matrices; adapters (lora_rank) want adamw")
+        if optim.name == "muon" and offloads(fsdp):
+            raise UserError(
+                f"{where}.name: found muon, whose products of matrices are too slow in host memory; no offload, or adamw, is wanted"
+            )
         if model.lora_rank and optim.lr < LEAST_LORA_LR:
             note(
                 f"{where}.lr={optim.lr:g}: a rate for whole weights; adapters (lora_rank={model.lora_rank}) learn with about ten times "
@@ -42,8 +46,9 @@ def _check_model(where: str, model: ModelConfig) -> None:
         raise UserError(f"{where}.lora_rank: found {model.lora_rank}; at least 1, or 0 for no adapters, is wanted")
     if not 0 < model.lora_alpha < float("inf"):
         raise UserError(f"{where}.lora_alpha: found {model.lora_alpha}; a number over 0 is wanted")
-    names = [model.target_modules] if isinstance(model.target_modules, str) else model.target_modules
-    if not (isinstance(names, list) and names and all(isinstance(name, str) and name for name in names)):
+    names = model.target_modules
+    is_list = isinstance(names, list) and names and all(isinstance(name, str) and name for name in names)
+    if names != "all-linear" and not is_list:
         raise UserError(
             f"{where}.target_modules: found {model.target_modules!r}; all-linear, or a list of names such as q_proj, is wanted"
         )

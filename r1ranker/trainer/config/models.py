@@ -69,3 +69,8 @@ def lora_options(model: Mapping[str, Any], seed: int) -> LoraOptions | None:
     if not rank:
         return None
     return LoraOptions(rank, model["lora_alpha"], targets if isinstance(targets, str) else tuple(targets or ()), seed)
+
+
+def offloads(config: FSDPConfig) -> bool:
+    """Whether a model rests in host memory."""
+    return config.param_offload or config.grad_offload or config.optimizer_offload

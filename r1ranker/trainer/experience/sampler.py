@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from r1ranker.data.loader import PromptLoader
 from r1ranker.data.prompt_store import Prompt
-from r1ranker.rollout.engine import Completion, Request, SamplingParams
+from r1ranker.rollout.engine import Request, SamplingParams
 from r1ranker.rollout.episodes import EpisodeRequest, Turn
 from r1ranker.trainer.config.schema import Config
 from r1ranker.trainer.experience.collect import SampledBatch, as_turns, build_requests, replay_turns
@@ -76,7 +76,8 @@ class Sampler:
         if rollout.every_answer:
             with timed(timing, "gen"):
                 answers = enumerate_answers(cluster, self.config, self.tokenizer, prompts, *when)
-            batch = self._batch(prompts, enumerate(answers), policy_version)
+            turns = ((place, as_turns(prompts[place], samples)) for place, samples in enumerate(answers))
+            batch = self._made(prompts, turns, policy_version, 0, every=True)
         else:
             requests = build_requests(self.config, self.tokenizer, prompts, *when)
             batch = self.send(cluster, prompts, requests, params, policy_version)
@@ -103,7 +104,7 @@ class Sampler:
             with timed(timing, "gen"):
                 answers = enumerate_turns(cluster, self.config, self.tokenizer, prompts, dict(arriving))
             arriving = enumerate(answers)
-        return self._made(prompts, arriving, policy_version, each)
+        return self._made(prompts, arriving, policy_version, each, rollout.every_answer)
 
     def send(
         self,
@@ -116,7 +117,8 @@ class Sampler:
         """The prompts' requests on their way to the engines."""
         size = self.config.actor_rollout_ref.rollout.tensor_model_parallel_size
         arriving = dispatch.stream(cluster, requests, params, size)
-        return self._batch(prompts, arriving, policy_version)
+        turns = ((place, as_turns(prompts[place], samples)) for place, samples in arriving)
+        return self._made(prompts, turns, policy_version, 0)
 
     def send_episodes(
         self,
@@ -135,16 +137,15 @@ class Sampler:
         size = self.config.actor_rollout_ref.rollout.tensor_model_parallel_size
         return dispatch.stream_episodes(cluster, episodes, replace(params, n=1), size)
 
-    def _batch(
-        self, prompts: Sequence[Prompt], arriving: Iterator[tuple[int, list[Completion]]], policy_version: int
-    ) -> SampledBatch:
-        turns = ((place, as_turns(prompts[place], samples)) for place, samples in arriving)
-        return self._made(prompts, turns, policy_version, 0)
-
     def _made(
-        self, prompts: Sequence[Prompt], turns: Iterator[tuple[int, list[Turn]]], policy_version: int, episodes: int
+        self,
+        prompts: Sequence[Prompt],
+        turns: Iterator[tuple[int, list[Turn]]],
+        policy_version: int,
+        episodes: int,
+        every: bool = False,
     ) -> SampledBatch:
-        most, every = self.config.reward.max_failure_rate, self.config.actor_rollout_ref.rollout.every_answer
+        most = self.config.reward.max_failure_rate
         return SampledBatch(prompts, turns, self.tokenizer, self.rewards, policy_version, most, every, episodes)
 
     def state(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ import os
 from dataclasses import dataclass
 
 from r1ranker.model.weights import READ_BYTES
-from r1ranker.trainer.config.models import FSDPConfig
+from r1ranker.trainer.config.models import FSDPConfig, OptimConfig, offloads
 from r1ranker.trainer.config.schema import Config
 from r1ranker.trainer.memory.adapters import Adapters, load_adapters
 from r1ranker.trainer.memory.shape import MASTER, ModelShape, load_shape, saved_bytes, value_parameters
@@ -92,12 +92,12 @@ class MemoryModel:
         parts = {"python and torch": GPU_BASE if self.on_gpu else CPU_BASE}
         if not self.away(role.actor.fsdp_config):
             parts["actor: weights"] = self.weights(self.actor.parameters, self.actor_adapters)
-            parts["actor: Adam"] = 2 * self.shards(self.learning_actor)
+            parts["actor: Adam"] = self.shards(self._moments(role.actor.optim, self.actor, self.learning_actor))
         if self.has_reference and not self.away(role.ref.fsdp_config):
             parts["reference: weights"] = self.frozen_shards(self.actor.parameters)
         if self.critic is not None and not self.away(config.critic.model.fsdp_config):
             parts["critic: weights"] = self.weights(value_parameters(self.critic), self.critic_adapters)
-            parts["critic: Adam"] = 2 * self.shards(self.learning_critic)
+            parts["critic: Adam"] = self.shards(self._moments(config.critic.optim, self.critic, self.learning_critic))
         sleeps = self.on_gpu and role.rollout.name == "vllm" and role.rollout.free_cache_engine
         if role.rollout.placement == "colocated" and not sleeps:
             parts |= self.engine()
@@ -303,6 +303,10 @@ class MemoryModel:
             return self.shards(parameters)
         return self.frozen_shards(parameters) + self.shards(adapters.parameters)
 
+    def _moments(self, optim: OptimConfig, shape: ModelShape, learning: int) -> int:
+        """Numbers that the optimizer keeps: two for each that learns, of Muon's matrices one."""
+        return 2 * learning - (shape.layers * shape.layer_parameters if optim.name == "muon" else 0)
+
     @property
     def learning_actor(self) -> int:
         """Parameters of the actor that have gradients and moments."""
@@ -327,7 +331,7 @@ class MemoryModel:
 
     def away(self, fsdp: FSDPConfig) -> bool:
         """Whether the shards are in host memory between uses, not on the device."""
-        return self.on_gpu and (fsdp.param_offload or fsdp.grad_offload or fsdp.optimizer_offload)
+        return self.on_gpu and offloads(fsdp)
 
 
 def total_bytes(parts: Parts) -> int:

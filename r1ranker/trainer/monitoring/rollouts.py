@@ -38,10 +38,17 @@ class RolloutLog:
         trainer = config.trainer
         directory = Path(trainer.rollout_data_dir or f"{config.output_dir}/{DIRECTORY}")
         self._training, self._validation = _Files(directory), _Files(directory / VALIDATION)
+        self._is_own = trainer.rollout_data_dir is None
         self._prompts, self._rows = trainer.rollout_data_prompts, trainer.log_val_generations
         self._tokenizer = tokenizer
         self.written: dict[str, list[dict[str, Any]]] = {}
         """`rollouts` and `validation` -> the lines written last"""
+
+    def begin(self, done: int | None) -> None:
+        """Drop what an earlier run left in this one's directory of later steps than `done`; None: of all."""
+        if self._is_own:
+            for files in (self._training, self._validation):
+                files.drop_after(-1 if done is None else done)
 
     def write(
         self,
@@ -138,11 +145,21 @@ class _Files:
             temporary.write_text("".join(lines), encoding="utf-8", errors="replace")
         self._drop_oldest(step, file.stat().st_size)
 
+    def drop_after(self, step: int) -> None:
+        """Drop the files of later steps."""
+        for later, file in self._found():
+            if later > step:
+                file.unlink(missing_ok=True)
+
+    def _found(self) -> list[tuple[int, Path]]:
+        if not self._directory.is_dir():
+            return []
+        named = ((_FILE.fullmatch(file.name), file) for file in self._directory.iterdir())
+        return sorted((int(match[1]), file) for match, file in named if match)
+
     def _drop_oldest(self, step: int, size: int) -> None:
         if self._sizes is None:
-            found = ((_FILE.fullmatch(file.name), file) for file in self._directory.iterdir())
-            steps = {int(match[1]): file.stat().st_size for match, file in found if match}
-            self._sizes = dict(sorted(steps.items()))
+            self._sizes = {found: file.stat().st_size for found, file in self._found()}
         self._sizes.pop(step, None)
         self._sizes[step] = size
         while sum(self._sizes.values()) > MOST_BYTES and len(self._sizes) > 1:

@@ -8,6 +8,7 @@ import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from statistics import mean
 from textwrap import indent
 from types import TracebackType
 from typing import Any, Protocol
@@ -140,8 +141,9 @@ SHOWN = ("step", "task", "row", "input", "output", "score", "advantage", "tokens
 
 
 def _cells(row: Mapping[str, Any]) -> list[Any]:
+    """One kind a column, as wandb wants it: an advantage of each token becomes their mean."""
     values = [row.get(name) for name in SHOWN]
-    return [json.dumps(value) if isinstance(value, list | dict) else value for value in values]
+    return [mean(value) if isinstance(value, list) and value else value for value in values]
 
 
 class ConsoleLog:

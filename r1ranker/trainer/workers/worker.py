@@ -22,7 +22,7 @@ from r1ranker.model.lora import LoraOptions, adapters_off, gather_adapters, gath
 from r1ranker.pretrained import load_tokenizer
 from r1ranker.trainer.checkpoint.export import ADAPTER_DIRECTORY, write_ranker_settings
 from r1ranker.trainer.checkpoint.shards import Learner, PartWriter, read_part, restore_random_state
-from r1ranker.trainer.config.models import FSDPConfig, ModelConfig, lora_options
+from r1ranker.trainer.config.models import ModelConfig, lora_options, offloads
 from r1ranker.trainer.learners.critic import Critic
 from r1ranker.trainer.learners.optimisation import Optimisation
 from r1ranker.trainer.learners.policy import Bins, Policy, PolicyLoss
@@ -49,7 +49,7 @@ class Worker(Process):
         summed = self._summed_on_gpu()
         execution = ExecutionOptions(
             world,
-            _offload(actor.fsdp_config),
+            offloads(actor.fsdp_config),
             model.enable_gradient_checkpointing,
             model.share_prompts,
             model.use_torch_compile,
@@ -62,7 +62,7 @@ class Worker(Process):
         self.policy_loss = PolicyLoss.from_config(actor)
         self.reference: Policy | None = None
         if config.needs_reference and not model.lora_rank:  # else it is the actor without its adapters
-            offload = _offload(config.actor_rollout_ref.ref.fsdp_config)
+            offload = offloads(config.actor_rollout_ref.ref.fsdp_config)
             resting = replace(execution, offload=offload, checkpointing=False, frozen=True)
             self.reference = Policy(path, self.device, rollout.temperature, resting)
         self.critic: Critic | None = None
@@ -70,7 +70,7 @@ class Worker(Process):
             critic = config.critic
             own = replace(
                 execution,
-                offload=_offload(critic.model.fsdp_config),
+                offload=offloads(critic.model.fsdp_config),
                 checkpointing=critic.model.enable_gradient_checkpointing,
                 sums_on_device="critic" in summed,
                 lora=self._lora(critic.model),
@@ -249,7 +249,3 @@ class Worker(Process):
         return {
             name: weight.cpu().numpy() for name, weight in gather_parameters(self.policy.language_model, self.device)
         }
-
-
-def _offload(config: FSDPConfig) -> bool:
-    return config.param_offload or config.grad_offload or config.optimizer_offload
