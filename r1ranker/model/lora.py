@@ -144,7 +144,7 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
 def gather_weights(model: nn.Module, device: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, Tensor]]:
     """Each weight of the model without adapters' names, gathered whole on `device` one at a time, adapters merged into it.
 
-    They are merged in float32, then rounded to `dtype`. Every process has to take part.
+    They are merged in `dtype`, as the model computes them: sums are in float32 and rounded once. Every process has to take part.
     """
     layers = {f"{name}.base_layer.weight": layer for name, layer in adapted_layers(model)}
     for name, parameter in model.named_parameters():
@@ -154,12 +154,8 @@ def gather_weights(model: nn.Module, device: torch.device, dtype: torch.dtype) -
         if layer is None:
             yield base_name(name), full_tensor(parameter, device, dtype)
             continue
-        down, up = (full_tensor(part[ADAPTER].weight, device) for part in (layer.lora_A, layer.lora_B))
-        weight = full_tensor(parameter, device)
-        # added in float32 and rounded once, in one pass over the weight
-        merged = torch.empty_like(weight, dtype=dtype)
-        torch.add(weight, up @ down, alpha=layer.scaling[ADAPTER], out=merged)
-        yield base_name(name), merged
+        down, up = (full_tensor(part[ADAPTER].weight, device, dtype) for part in (layer.lora_A, layer.lora_B))
+        yield base_name(name), torch.addmm(full_tensor(parameter, device, dtype), up, down, alpha=layer.scaling[ADAPTER])
 
 
 def gather_adapters(model: nn.Module, device: torch.device) -> Iterator[tuple[str, Tensor]]:
