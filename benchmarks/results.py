@@ -32,6 +32,7 @@ EXPERIMENTS: dict[str, str | None] = {
     "algorithms": "*/ml-100k.inter",
     "conversation": "*/ml-100k.inter",
     "credit": "*/ml-100k.inter",
+    "losses": "*/ml-100k.inter",
     "direct_iterative": None,
     "answers": None,
     "thinking": None,

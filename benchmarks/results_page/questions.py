@@ -111,6 +111,19 @@ QUESTIONS = (
         shows="MRR of direct rankers by credit, and of the IRanker",
     ),
     Question(
+        "losses",
+        "losses",
+        rows=(
+            Row("vanilla, after", "clipped ratio (vanilla)"), Row("gspo, after", "GSPO"), Row("cispo, after", "CISPO"),
+            Row("dr_grpo, after", "Dr. GRPO"), Row("dynamic_sampling, after", "vanilla, dynamic sampling"),
+        ),
+        columns=(MRR, SEEDS, Column("training tokens, million"), Column("training, s")),
+        picture=(
+            *MRR_BARS, *CURVES,
+        ),
+        shows="MRR by policy loss and with dynamic sampling at the end with intervals, and over training tokens and seconds",
+    ),
+    Question(
         "routing",
         "routing",
         rows=(
