@@ -155,7 +155,8 @@ def gather_weights(model: nn.Module, device: torch.device, dtype: torch.dtype) -
             yield base_name(name), full_tensor(parameter, device, dtype)
             continue
         down, up = (full_tensor(part[ADAPTER].weight, device, dtype) for part in (layer.lora_A, layer.lora_B))
-        yield base_name(name), torch.addmm(full_tensor(parameter, device, dtype), up, down, alpha=layer.scaling[ADAPTER])
+        merged = torch.addmm(full_tensor(parameter, device, dtype), up, down, alpha=layer.scaling[ADAPTER])
+        yield base_name(name), merged
 
 
 def gather_adapters(model: nn.Module, device: torch.device) -> Iterator[tuple[str, Tensor]]:
