@@ -47,7 +47,7 @@ def sides(directory: str) -> dict[str, tuple[Side, Side]]:
     """Name of a ratio -> (the slow side, ours)."""
     batch = groups(GROUPS, PROMPT, RESPONSE, SAMPLES)
     policies = {share: Policy(directory, CPU, 1.0, ExecutionOptions(share_prompts=share)) for share in (True, False)}
-    plain: Any = AutoModelForCausalLM.from_pretrained(directory, trust_remote_code=False)
+    plain: Any = AutoModelForCausalLM.from_pretrained(directory, use_safetensors=True, trust_remote_code=False)
     engine = HFEngine.from_pretrained(directory, CPU, EngineSettings(max_model_len=2048, dtype="float32"))
     return {
         "update, against transformers": (lambda: update_plainly(plain, batch), lambda: update(policies[True], batch, True)),
@@ -56,7 +56,7 @@ def sides(directory: str) -> dict[str, tuple[Side, Side]]:
             lambda: update(policies[True], batch, True),
         ),
         "generation, against transformers": (lambda: generate_plainly(plain, batch), lambda: generate(engine, batch)),
-        "a sync's share of an update": (lambda: update(policies[True], batch, True), lambda: engine.load_weights(own(policies[True]))),
+        "sync, against an update": (lambda: update(policies[True], batch, True), lambda: engine.load_weights(own(policies[True]))),
     }  # fmt: skip
 
 
