@@ -385,3 +385,18 @@ def test_bad_input_of_rank_is_one_line_and_writes_nothing(
     assert message in error
     assert error.count("\n") == 1
     assert output.read_text() == "as it was"
+
+
+@pytest.mark.parametrize(
+    ("given", "wanted"),
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
+)
+def test_threads_sleep_soon_unless_the_user_says_how_they_wait(given: dict[str, str], wanted: str | None) -> None:
+    """Said before torch is there, whose threads read it once."""
+    code = (
+        "import os, sys\nfrom r1ranker.cli.run import share_cores\nshare_cores()\n"
+        "print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)"
+    )
+    kept = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
+    done = subprocess.run([sys.executable, "-c", code], env=kept | given, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [str(wanted), "False"]
