@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 import time
-from pathlib import Path
 from statistics import median
 
 PROMPT, RESPONSE, SAMPLES, REQUESTS = 280, 23, 5, 16
@@ -22,9 +20,11 @@ SETTINGS = ((4096, False), (4096, True), (1088, True))
 
 
 def measure(options: argparse.Namespace, tokens: int, checkpointing: bool, rank: int) -> dict[str, float]:
-    """Peak resident bytes, and the medians of an update's and a sync's seconds, in this process."""
+    """Peak resident GiB, and the medians of an update's and a sync's seconds, in this process."""
+    import torch
     from common import groups
 
+    from r1ranker.device import peak_memory_gib
     from r1ranker.rollout.engine import Request, SamplingParams
     from r1ranker.trainer.batch.balance import Budget
     from r1ranker.trainer.config.load import load_config
@@ -52,9 +52,7 @@ def measure(options: argparse.Namespace, tokens: int, checkpointing: bool, rank:
             began = time.perf_counter()
             cluster.sync_weights()
             syncs.append(time.perf_counter() - began)
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return {"memory": int(found[1]) * 1024, "update": median(updates[1:]), "sync": median(syncs[1:])}
+    return {"memory": peak_memory_gib(torch.device("cpu")), "update": median(updates[1:]), "sync": median(syncs[1:])}
 
 
 def main() -> None:
@@ -84,8 +82,8 @@ def main() -> None:
                 sys.exit(done.stderr)
             found.append(json.loads(done.stdout.splitlines()[-1]))
         cells = []
-        for name, scale in (("memory", 2**30), ("update", 1), ("sync", 1)):
-            whole, adapted = (one[name] / scale for one in found)
+        for name in ("memory", "update", "sync"):
+            whole, adapted = (one[name] for one in found)
             cells += [f"{whole:.2f}", f"{adapted:.2f}", f"{adapted / whole:.2f}"]
         print(f"| {tokens}, {'with' if checkpointing else 'without'} | {' | '.join(cells)} |", flush=True)
 

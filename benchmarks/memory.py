@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 import subprocess
 import sys
 import tempfile
@@ -155,9 +154,11 @@ def _peaks(cluster: Any) -> list[int]:
 
 
 def _peak(_: object) -> int:
-    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert found is not None
-    return int(found[1]) * 1024
+    import torch
+
+    from r1ranker.device import peak_memory_gib
+
+    return int(peak_memory_gib(torch.device("cpu")) * GiB)
 
 
 def main() -> None:

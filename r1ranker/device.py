@@ -133,6 +133,8 @@ def peak_memory_gib(device: torch.device) -> float:
     """Peak GPU memory of this process in GiB; on the CPU the most memory that it has been resident with."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**30
+    if sys.platform == "linux":  # ru_maxrss would count the process that started this one, too
+        return _kibibytes(Path("/proc/self/status"))["VmHWM"] / 2**30
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 

@@ -69,14 +69,13 @@ def _find_targets(model: PreTrainedModel, targets: str | Sequence[str]) -> list[
     if targets == ALL_LINEAR:
         has_experts = any(parameter.ndim > 2 for parameter in model.parameters())
         return [name for name in layers if "attn" in name or "attention" in name] if has_experts else layers
-    wanted = [targets] if isinstance(targets, str) else targets
     known = sorted({name.rpartition(".")[2] for name in layers})
-    for end in wanted:
+    for end in targets:
         if not any(_ends_with(name, end) for name in layers):
             raise UserError(
                 f"target_modules: found {end!r}{suggest(end, known)}; {ALL_LINEAR} or some of {', '.join(known)} are wanted"
             )
-    return [name for name in layers if any(_ends_with(name, end) for end in wanted)]
+    return [name for name in layers if any(_ends_with(name, end) for end in targets)]
 
 
 def _ends_with(name: str, end: str) -> bool:

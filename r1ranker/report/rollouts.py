@@ -11,8 +11,9 @@ from typing import Any
 
 from r1ranker.report.entries import Entry
 from r1ranker.report.fields import as_mapping, as_number, as_sequence, as_text, as_whole, read_lines
-from r1ranker.report.figure import Figure, Section, Trace, axes, label, meta, rounded
+from r1ranker.report.figure import Figure, Section, Trace, axes
 from r1ranker.report.load import Run
+from r1ranker.report.training_figures import run_line
 
 DIRECTORY, VALIDATION = "rollouts", "validation"
 """of a run; the trainer writes them"""
@@ -25,8 +26,6 @@ SHOWN_GROUPS = 3
 LONGEST = 700
 """characters of an answer"""
 _STEP = re.compile(r"(\d+)\.jsonl")
-_ALL = re.compile(r"(?:<think>)?(.*)", re.DOTALL)
-_THOUGHT = re.compile(r"(?:<think>)?(.*?)</think>", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -159,21 +158,10 @@ def rollout_section(runs: Sequence[Entry[Run]], read: Sequence[tuple[Steps, Step
     ):
         traces: list[Trace] = []
         for run, (training, _) in zip(runs, read, strict=True):
-            points = {step: figure(answers) for step, answers in training.items()}
-            kept = {step: value for step, value in points.items() if value is not None}
-            if kept:
-                traces.append(
-                    {
-                        "type": "scatter",
-                        "mode": "lines+markers",
-                        "name": label(run.label),
-                        "x": list(kept),
-                        "y": rounded(kept.values()),
-                        "line": {"color": run.colour, "width": 1.6},
-                        "marker": {"size": 4},
-                        "meta": meta([run.id]),
-                    }
-                )
+            figures = ((step, figure(answers)) for step, answers in training.items())
+            points = [(step, value) for step, value in figures if value is not None]
+            if points:
+                traces.append(run_line(run, points) | {"mode": "lines+markers", "marker": {"size": 4}})
         if traces:
             section.figures.append(Figure(title, traces, axes("step", unit)))
     return section
@@ -181,8 +169,8 @@ def rollout_section(runs: Sequence[Entry[Run]], read: Sequence[tuple[Steps, Step
 
 def _thought(answers: Sequence[Answer]) -> float | None:
     """Mean length of the thoughts, of one that was cut off all of it; None where none were asked for."""
-    thoughts = [_THOUGHT.match(one.text) or _ALL.match(one.text) for one in answers if one.thinks]
-    return mean(len(found[1].strip()) for found in thoughts if found) if thoughts else None
+    thoughts = [one.text.removeprefix("<think>").partition("</think>")[0] for one in answers if one.thinks]
+    return mean(len(thought.strip()) for thought in thoughts) if thoughts else None
 
 
 def _unusable(answers: Sequence[Answer]) -> float | None:

@@ -64,20 +64,23 @@ def _curve(run: Entry[Run], metric: str) -> list[Trace]:
     points = [(row["step"], row[metric]) for row in run.source.rows if metric in row]
     if not any(math.isfinite(value) for _, value in points):
         return []
-    steps, values = [int(step) for step, _ in points], [value for _, value in points]
-    trace: Trace = {
+    trace = run_line(run, points) | {"mode": "lines+markers" if len(points) == 1 else "lines"}
+    if len(points) < SMOOTHED_FROM:
+        return [trace]
+    smooth = trace | {"y": rounded(running_mean([value for _, value in points], len(points) // 20))}
+    return [trace | {"opacity": 0.25, "hoverinfo": "skip"}, smooth]
+
+
+def run_line(run: Entry[Run], points: Sequence[tuple[float, float]]) -> Trace:
+    """A run's line through points (step, value), shown where the run is chosen."""
+    return {
         "type": "scatter",
-        "mode": "lines+markers" if len(points) == 1 else "lines",
         "name": label(run.label),
-        "x": steps,
-        "y": rounded(values),
+        "x": [int(step) for step, _ in points],
+        "y": rounded(value for _, value in points),
         "line": {"color": run.colour, "width": 1.6},
         "meta": meta([run.id]),
     }
-    if len(points) < SMOOTHED_FROM:
-        return [trace]
-    smooth = trace | {"y": rounded(running_mean(values, len(values) // 20))}
-    return [trace | {"opacity": 0.25, "hoverinfo": "skip"}, smooth]
 
 
 def running_mean(values: Sequence[float], window: int) -> list[float]:
@@ -104,18 +107,7 @@ def validation_section(runs: Sequence[Entry[Run]], tasks: dict[str, str]) -> Sec
                 if task in validation_rewards(row)
             ]
             if points:
-                traces.append(
-                    {
-                        "type": "scatter",
-                        "mode": "lines+markers",
-                        "name": label(run.label),
-                        "x": [int(step) for step, _ in points],
-                        "y": rounded(value for _, value in points),
-                        "line": {"color": run.colour, "width": 1.6},
-                        "marker": {"size": 6},
-                        "meta": meta([run.id]),
-                    }
-                )
+                traces.append(run_line(run, points) | {"mode": "lines+markers", "marker": {"size": 6}})
         if traces:
             section.figures.append(Figure(task, traces, axes("step", "mean reward"), task=task_id))
     if not section.figures:

@@ -11,18 +11,20 @@ import torch
 from peft import PeftModel
 from runs import SMALL, assert_same_run, config_of, figures, requests_of, run_command, train, trajectories_of, weights
 from safetensors.numpy import load_file
-from test_processes import batch, conversations
+from test_processes import batch, conversations, run
 from transformers import AutoModelForCausalLM, MixtralConfig, Qwen3MoeConfig
 
 from r1ranker.errors import UserError
+from r1ranker.model.execution import ExecutionOptions
 from r1ranker.model.lora import LoraOptions, adapted_layers, add_adapters, base_name, is_adapter
+from r1ranker.model.policy_model import PolicyModel
 from r1ranker.pretrained import load_tokenizer
 from r1ranker.rollout.engine import SamplingParams
-from r1ranker.trainer.algorithm.estimation import assign_loss_weights
-from r1ranker.trainer.batch.balance import Budget, arrange_micro_batches
+from r1ranker.trainer.batch.balance import Budget
 from r1ranker.trainer.checkpoint.export import export_actor
 from r1ranker.trainer.workers.cluster import Cluster, call_all, start_cluster
 from r1ranker.trainer.workers.dispatch import fill, generate, update
+from r1ranker.trainer.workers.process import join_process_group
 
 pytestmark = pytest.mark.usefixtures("one_ray")
 
@@ -38,32 +40,13 @@ def config(model: str, *overrides: str):
 
 
 def learn(cluster: Cluster, budget: Budget) -> dict[str, np.ndarray]:
-    """Two steps from made-up rewards: gradients, figures, and the weights after them."""
-    found: dict[str, np.ndarray] = {}
-    for step in range(2):
-        trajectories = batch(step) + conversations()
-        assign_loss_weights(trajectories, "token-mean")
-        fill(cluster, trajectories, "ref_logprobs", budget, "logprobs", "reference")
-        fill(cluster, trajectories, "values", budget, "values")
-        bins = [
-            [[trajectories[index] for index in one] for one in hand]
-            for hand in arrange_micro_batches(trajectories, cluster.size, budget)
-        ]
-        found |= {
-            f"{step} gradient {name}": value
-            for name, value in cluster.each("gradients", [(hand,) for hand in bins])[0].items()
-        }
-        found |= {
-            f"{step} {name}": np.array(value)
-            for name, value in update(cluster, trajectories, budget, "update_critic").items()
-        }
-        found |= {
-            f"{step} {name}": np.array(value)
-            for name, value in update(cluster, trajectories, budget, "update_policy").items()
-        }
-        found[f"{step} ref"] = np.concatenate([one.ref_logprobs for one in trajectories])
-        found[f"{step} values"] = np.concatenate([one.values for one in trajectories])
-    return found | {f"weight {name}": value for name, value in call_all(cluster, "weights")[0].items()}
+    """Two steps from made-up rewards: all that they compute, and the weights after both."""
+    steps = [run(cluster, budget, seed) for seed in range(2)]
+    return {
+        name if name.startswith("weight") else f"{step} {name}": value
+        for step, own in enumerate(steps)
+        for name, value in own.items()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -170,6 +153,11 @@ def test_in_bfloat16_the_model_rests_in_it_and_adapters_in_float32(toy: Path, ti
     actor, _ = train(toy, tiny_model, tmp_path, *options)
     for line in figures(tmp_path):
         assert 0 < line["rollout/logprob_diff_max"] < 0.2
+    join_process_group(None, 0, 1, torch.device("cpu"), timeout=60)
+    execution = ExecutionOptions(dtype="bfloat16", lora=LoraOptions(4, 8))
+    module = execution.load(tiny_model, torch.device("cpu"), PolicyModel)
+    resting = {(is_adapter(name), value.requires_grad, value.dtype) for name, value in module.named_parameters()}
+    assert resting == {(True, True, torch.float32), (False, False, torch.bfloat16)}
     assert {
         str(value.dtype) for value in load_file(Path(actor) / "lora_adapter" / "adapter_model.safetensors").values()
     } == {"float32"}

@@ -88,9 +88,9 @@ def conversations() -> list[Trajectory]:
     return made
 
 
-def run(cluster: Cluster, budget: Budget) -> dict[str, np.ndarray]:
+def run(cluster: Cluster, budget: Budget, seed: int = 0) -> dict[str, np.ndarray]:
     """Everything a step computes: reference, values, the gradient, both updates, and the weights after them."""
-    trajectories = batch() + conversations()
+    trajectories = batch(seed) + conversations()
     assign_loss_weights(trajectories, "token-mean")
     fill(cluster, trajectories, "ref_logprobs", budget, "logprobs", "reference")
     fill(cluster, trajectories, "values", budget, "values")

@@ -17,7 +17,7 @@ from r1ranker.model.weights import materialise
 from r1ranker.pretrained import SETTINGS_FILE, load_tokenizer
 from r1ranker.trainer.checkpoint.shards import read_trained_weights
 from r1ranker.trainer.checkpoint.state import read_state
-from r1ranker.trainer.config.models import lora_options
+from r1ranker.trainer.config.models import ModelConfig, lora_options
 
 ADAPTER_DIRECTORY = "lora_adapter"
 """in a trained model's: its adapters by themselves, as peft reads them"""
@@ -33,8 +33,10 @@ def export_actor(state: str, output: str) -> int:
     if isinstance(found, str):
         raise UserError(f"{found}; a state such as RUN/state/step_100 is wanted")
     config = found.driver["config"]
-    about = config["actor_rollout_ref"]["model"]
-    path, lora = about["path"], lora_options(about, config["trainer"]["seed"])
+    about = ModelConfig(
+        **config["actor_rollout_ref"]["model"]
+    )  # what an older state lacks is as it was then: no adapters
+    path, lora = str(about.path), lora_options(about, config["trainer"]["seed"])
     model = load_causal_lm(path, torch.float32, "eager")
     if lora is not None:
         add_adapters(model, lora)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -61,14 +60,12 @@ class CriticModelConfig(ModelConfig):
     fsdp_config: FSDPConfig = field(default_factory=FSDPConfig)
 
 
-def lora_options(model: Mapping[str, Any], seed: int) -> LoraOptions | None:
-    """The adapters that a model's part of a config, as a mapping, asks for; None: none."""
+def lora_options(model: ModelConfig, seed: int) -> LoraOptions | None:
+    """The adapters that a model's config asks for; None: none."""
     from r1ranker.model.lora import LoraOptions
 
-    rank, targets = model.get("lora_rank", 0), model.get("target_modules")
-    if not rank:
-        return None
-    return LoraOptions(rank, model["lora_alpha"], targets if isinstance(targets, str) else tuple(targets or ()), seed)
+    targets = model.target_modules if isinstance(model.target_modules, str) else tuple(model.target_modules)
+    return LoraOptions(model.lora_rank, model.lora_alpha, targets, seed) if model.lora_rank else None
 
 
 def offloads(config: FSDPConfig) -> bool:

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerBase
 
 from r1ranker.data.loader import PromptLoader
 from r1ranker.data.prompt_store import Prompt
-from r1ranker.rollout.engine import Request, SamplingParams
+from r1ranker.rollout.engine import Completion, Request, SamplingParams
 from r1ranker.rollout.episodes import EpisodeRequest, Turn
 from r1ranker.trainer.config.schema import Config
 from r1ranker.trainer.experience.collect import SampledBatch, as_turns, build_requests, replay_turns
@@ -76,8 +76,7 @@ class Sampler:
         if rollout.every_answer:
             with timed(timing, "gen"):
                 answers = enumerate_answers(cluster, self.config, self.tokenizer, prompts, *when)
-            turns = ((place, as_turns(prompts[place], samples)) for place, samples in enumerate(answers))
-            batch = self._made(prompts, turns, policy_version, 0, every=True)
+            batch = self._batch(prompts, enumerate(answers), policy_version, every=True)
         else:
             requests = build_requests(self.config, self.tokenizer, prompts, *when)
             batch = self.send(cluster, prompts, requests, params, policy_version)
@@ -117,8 +116,7 @@ class Sampler:
         """The prompts' requests on their way to the engines."""
         size = self.config.actor_rollout_ref.rollout.tensor_model_parallel_size
         arriving = dispatch.stream(cluster, requests, params, size)
-        turns = ((place, as_turns(prompts[place], samples)) for place, samples in arriving)
-        return self._made(prompts, turns, policy_version, 0)
+        return self._batch(prompts, arriving, policy_version)
 
     def send_episodes(
         self,
@@ -136,6 +134,16 @@ class Sampler:
     ) -> Iterator[tuple[int, list[Turn]]]:
         size = self.config.actor_rollout_ref.rollout.tensor_model_parallel_size
         return dispatch.stream_episodes(cluster, episodes, replace(params, n=1), size)
+
+    def _batch(
+        self,
+        prompts: Sequence[Prompt],
+        arriving: Iterator[tuple[int, list[Completion]]],
+        policy_version: int,
+        every: bool = False,
+    ) -> SampledBatch:
+        turns = ((place, as_turns(prompts[place], samples)) for place, samples in arriving)
+        return self._made(prompts, turns, policy_version, 0, every)
 
     def _made(
         self,

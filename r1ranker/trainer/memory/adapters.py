@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ def load_adapters(key: str, model: ModelConfig) -> Adapters | None:
 
     Raises UserError for target_modules that the model does not have.
     """
-    options = lora_options(asdict(model), 0)
+    options = lora_options(model, 0)
     try:
         return None if options is None else _count(str(model.path), options)
     except UserError as error:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
@@ -18,11 +18,11 @@ from r1ranker.model.buckets import fill_buckets
 from r1ranker.model.execution import ExecutionOptions
 from r1ranker.model.export import write_model
 from r1ranker.model.fsdp import full_tensor, gather_parameters
-from r1ranker.model.lora import LoraOptions, adapters_off, gather_adapters, gather_weights, write_adapters
+from r1ranker.model.lora import adapters_off, gather_adapters, gather_weights, write_adapters
 from r1ranker.pretrained import load_tokenizer
 from r1ranker.trainer.checkpoint.export import ADAPTER_DIRECTORY, write_ranker_settings
 from r1ranker.trainer.checkpoint.shards import Learner, PartWriter, read_part, restore_random_state
-from r1ranker.trainer.config.models import ModelConfig, lora_options, offloads
+from r1ranker.trainer.config.models import lora_options, offloads
 from r1ranker.trainer.learners.critic import Critic
 from r1ranker.trainer.learners.optimisation import Optimisation
 from r1ranker.trainer.learners.policy import Bins, Policy, PolicyLoss
@@ -55,7 +55,7 @@ class Worker(Process):
             model.use_torch_compile,
             model.dtype,
             "actor" in summed,
-            lora=self._lora(model),
+            lora=lora_options(model, config.trainer.seed),
         )
         self.policy = Policy(path, self.device, rollout.temperature, execution)
         self.policy_optimisation = Optimisation(self.policy.module, actor.optim, total_steps, actor.grad_clip)
@@ -73,16 +73,13 @@ class Worker(Process):
                 offload=offloads(critic.model.fsdp_config),
                 checkpointing=critic.model.enable_gradient_checkpointing,
                 sums_on_device="critic" in summed,
-                lora=self._lora(critic.model),
+                lora=lora_options(critic.model, config.trainer.seed),
             )
             self.critic = Critic(str(critic.model.path), self.device, critic.cliprange_value, own)
             self.critic_optimisation = Optimisation(self.critic.module, critic.optim, total_steps, critic.grad_clip)
         if rollout.placement == "colocated":
             self.start_engine()
             self.sync_weights()  # it starts without
-
-    def _lora(self, model: ModelConfig) -> LoraOptions | None:
-        return lora_options(asdict(model), self.config.trainer.seed)
 
     def _summed_on_gpu(self) -> set[str]:
         """Learners whose offloaded gradients are summed on the GPUs: where the smallest of these has room, all do it. Collective.
@@ -196,7 +193,7 @@ class Worker(Process):
         weights = gather_weights(self.policy.language_model, self.device, self.dtype)
         adapters = gather_adapters(self.policy.language_model, self.device)
         model = self.config.actor_rollout_ref.model
-        lora = self._lora(model)
+        lora = lora_options(model, self.config.trainer.seed)
         try:
             if self.rank == 0:
                 with atomic_path(Path(directory)) as temporary:
