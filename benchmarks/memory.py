@@ -62,6 +62,9 @@ SETTINGS = {
     "GRPO, reference, many weights": Setting(768, 6, 8000, 1, (*REFERENCE, *CHECKPOINTING)),
     "GRPO, wider": Setting(512, 8, 8000, 3),
     "GRPO, entropy in the loss": Setting(192, 4, 32000, 4, ("actor_rollout_ref.actor.entropy_coeff=0.01",)),
+    "GRPO, many weights, moments of eight bits": Setting(
+        768, 6, 8000, 1, (*CHECKPOINTING, "actor_rollout_ref.actor.optim.name=adamw_8bit")
+    ),
     "GRPO, LoRA, reference": Setting(512, 8, 8000, 3, (*LORA, *REFERENCE)),
     "PPO, LoRA, checkpointing": Setting(512, 8, 8000, 3, (*LORA, *CRITIC, *CHECKPOINTING)),
     "GRPO, LoRA, bfloat16, 2 processes": Setting(768, 8, 8000, 2, (*LORA, AS_ON_GPUS[0]), 2),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 from r1ranker.tasks.example import RankingExample
@@ -10,6 +11,12 @@ if TYPE_CHECKING:
     from r1ranker.ranking.ranker import Ranker
 
 __all__ = ["Ranker", "RankingExample", "load_examples"]
+
+for _name in (
+    "torchao",
+    "torch.utils._pytree",
+):  # where torchao is, transformers imports it, and all it says is of kernels for GPUs
+    logging.getLogger(_name).setLevel(logging.ERROR)
 
 
 def load_examples(source: str, split: str = "test", config: str = "direct") -> list[RankingExample]:

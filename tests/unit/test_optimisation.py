@@ -14,6 +14,7 @@ from torch.distributed.tensor import DTensor, Shard
 
 from r1ranker.trainer.checkpoint.shards import PartWriter, read_part
 from r1ranker.trainer.config.models import OptimConfig
+from r1ranker.trainer.learners.eight_bit import block_length
 from r1ranker.trainer.learners.optimisation import Optimisation, total_norm
 
 
@@ -93,16 +94,24 @@ def test_adamw_is_fused_and_steps_as_the_plain_one() -> None:
         torch.testing.assert_close(found, wanted, rtol=1e-6, atol=1e-7)
 
 
+def shard_rows(module: nn.Module, rank: int, processes: int) -> None:
+    """Keep a process's rows of each parameter of `module`, in place."""
+    mesh = init_device_mesh("cpu", (processes,))
+    for inner in module.modules():
+        for name, parameter in list(inner.named_parameters(recurse=False)):
+            share = -(-len(parameter) // processes)
+            rows = parameter.detach()[rank * share : (rank + 1) * share]
+            shape, stride = parameter.shape, parameter.stride()
+            sharded = DTensor.from_local(rows, mesh, [Shard(0)], run_check=False, shape=shape, stride=stride)
+            setattr(inner, name, nn.Parameter(sharded))
+
+
 @pytest.mark.parametrize("rank", [0, 1, 2])
 def test_the_fused_step_takes_shards_and_processes_without_rows(rank: int) -> None:
     with process(rank, 3):
-        mesh = init_device_mesh("cpu", (3,))
         torch.manual_seed(0)
         shards = nn.Linear(40, 2)
-        for name, parameter in list(shards.named_parameters()):
-            rows, shape, stride = parameter.detach()[rank : rank + 1], parameter.shape, parameter.stride()
-            sharded = DTensor.from_local(rows, mesh, [Shard(0)], run_check=False, shape=shape, stride=stride)
-            setattr(shards, name, nn.Parameter(sharded))
+        shard_rows(shards, rank, 3)
         optimisation = Optimisation(shards, OptimConfig(lr=0.01), 100, grad_clip=1e9)
         for parameter in shards.parameters():
             parameter.grad = torch.ones_like(parameter)
@@ -198,3 +207,93 @@ def test_a_state_of_muon_goes_on_as_it_was(tmp_path: Path) -> None:
         learn(found, number)
     for own, wanted in zip(found[0].parameters(), one[0].parameters(), strict=True):
         assert torch.equal(own, wanted)
+
+
+class Wide(nn.Module):
+    """Rows that divide into blocks of 96, an odd one, and a vector."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second, self.odd = nn.Linear(192, 33), nn.Linear(33, 192), nn.Linear(192, 3, bias=False)
+
+    def forward(self, given: Tensor) -> Tensor:
+        result: Tensor = self.odd(self.second(self.first(given).tanh()))
+        return result
+
+
+def wide(seed: int, name: str, lr: float = 0.01) -> tuple[Wide, Optimisation]:
+    torch.manual_seed(seed)
+    module = Wide()
+    return module, Optimisation(module, OptimConfig(name=name, lr=lr, lr_warmup_steps=3), 100, grad_clip=1e9)
+
+
+def fit(one: tuple[Wide, Optimisation], number: int) -> float:
+    given = drawn(16, 192, seed=number)
+    loss = (one[0](given) - given[:, :3]).square().mean()
+    loss.backward()
+    one[1].step()
+    one[1].schedule.step()
+    return loss.item()
+
+
+def test_moments_of_eight_bits_learn_as_those_of_float32_do() -> None:
+    eight, adamw = wide(0, "adamw_8bit"), wide(0, "adamw")
+    losses = [[fit(one, number) for number in range(60)] for one in (eight, adamw)]
+    assert losses[0][0] == losses[1][0]
+    assert sum(losses[0][-10:]) == pytest.approx(sum(losses[1][-10:]), rel=0.1)
+    assert sum(losses[1][-10:]) < 0.5 * sum(losses[1][:10])
+    kept = {kind: rows for kind, rows, _ in eight[1].moments_of(eight[0].first.weight)}
+    assert {kind: (rows.dtype, tuple(rows.shape)) for kind, rows in kept.items()} == {
+        "exp_avg_codes": (torch.uint8, (33, 192)),
+        "exp_avg_scale": (torch.float32, (33, 1)),
+        "exp_avg_sq_codes": (torch.uint8, (33, 192)),
+        "exp_avg_sq_scale": (torch.float32, (33, 1)),
+    }
+    for parameter in (eight[0].second.weight, eight[0].first.bias):
+        assert {rows.dtype for _, rows, _ in eight[1].moments_of(parameter)} == {torch.float32}
+    exact = dict(adamw[1].state_of(adamw[0].first.weight))
+    scale = kept["exp_avg_scale"]
+    assert scale.flatten().tolist() == pytest.approx(exact["exp_avg"].abs().amax(1).tolist(), rel=0.3)
+
+
+def test_a_state_of_eight_bits_goes_on_as_it_was(tmp_path: Path) -> None:
+    one, found = wide(0, "adamw_8bit"), wide(1, "adamw_8bit")
+    for number in range(3):
+        fit(one, number)
+    assert isinstance(PartWriter(str(tmp_path), 0, {"actor": one}).result(wait=True), dict)
+    read_part(str(tmp_path), 0, {"actor": found})
+    assert found[1].lr == one[1].lr
+    for number in range(3, 6):
+        fit(one, number)
+        fit(found, number)
+    for own, wanted in zip(found[0].parameters(), one[0].parameters(), strict=True):
+        assert torch.equal(own, wanted)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_two_processes_find_the_codes_and_scales_that_one_wrote(tmp_path: Path, rank: int) -> None:
+    one = wide(0, "adamw_8bit")
+    fit(one, 0)
+    assert isinstance(PartWriter(str(tmp_path), 0, {"actor": one}).result(wait=True), dict)
+    with process(rank, 2):
+        module = Wide()
+        shard_rows(module, rank, 2)
+        found = Optimisation(module, OptimConfig(name="adamw_8bit", lr=0.01), 100, grad_clip=1e9)
+        read_part(str(tmp_path), 0, {"actor": (module, found)})
+        for own, wanted in zip(module.parameters(), one[0].parameters(), strict=True):
+            whole = {kind: rows for kind, rows, _ in one[1].moments_of(wanted)}
+            held = list(found.moments_of(own))
+            assert {kind for kind, _, _ in held} == whole.keys()
+            for kind, rows, first in held:
+                assert torch.equal(rows, whole[kind][first : first + len(rows)])
+                assert first == rank * -(-len(wanted) // 2)
+        for own in module.parameters():
+            own.grad = torch.ones_like(own)
+        assert found.step() > 0  # what was read is laid out as the step wants it
+
+
+@pytest.mark.parametrize(
+    ("columns", "length"), [(576, 192), (1536, 256), (192, 192), (96, 96), (33, 0), (262, 131), (1, 0)]
+)
+def test_a_block_lies_within_its_row(columns: int, length: int) -> None:
+    assert block_length(columns) == length

@@ -27,11 +27,9 @@ from r1ranker.errors import UserError
 from r1ranker.model.fsdp import local_shard
 from r1ranker.trainer.checkpoint.random_state import get_random_states, set_random_states
 from r1ranker.trainer.checkpoint.state import describe_file
-from r1ranker.trainer.learners.optimisation import Optimisation
+from r1ranker.trainer.learners.optimisation import UPDATES, Optimisation
 
 Learner = tuple[nn.Module, Optimisation]
-_COUNT = "step"
-"""of AdamW, one number a parameter"""
 PIECE_BYTES = 128 * 2**20
 """of tensors in one file: what a process needs in host memory to write shards that are on a GPU"""
 
@@ -128,13 +126,11 @@ def _held_rows(role: str, module: nn.Module, optimisation: Optimisation) -> Iter
     for name, parameter in _learning(module):
         # one that is gathered at the moment is of the type computed with, and the optimizer does not know it
         assert isinstance(parameter, DTensor) or not is_sharded, f"{role}/{name} is not sharded"
-        state = optimisation.state_of(parameter)
-        named: dict[str, Tensor] = {f"{role}/{name}": parameter}
-        named |= {f"{role}/{kind}/{name}": state[kind] for kind in optimisation.moments_of(parameter) if kind in state}
-        for full_name, tensor in named.items():
-            local, first = local_shard(tensor)
-            if len(local):
-                yield _Rows(full_name, local.detach(), first)
+        held = [(f"{role}/{name}", *local_shard(parameter))]
+        held += [(f"{role}/{kind}/{name}", rows, first) for kind, rows, first in optimisation.moments_of(parameter)]
+        for full_name, rows, first in held:
+            if len(rows):
+                yield _Rows(full_name, rows.detach(), first)
 
 
 def _learning(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
@@ -145,7 +141,7 @@ def _learning(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 def _counts(module: nn.Module, optimisation: Optimisation) -> dict[str, float]:
     """Updates of each parameter that has been updated; Muon does not count them: 0."""
     states = {name: optimisation.state_of(parameter) for name, parameter in _learning(module)}
-    counts = {name: state[_COUNT] for name, state in states.items() if _COUNT in state}
+    counts = {name: state[UPDATES] for name, state in states.items() if UPDATES in state}
     taken = dict(zip(counts, torch.stack(list(counts.values())).tolist(), strict=True)) if counts else {}
     return {name: 0.0 for name, state in states.items() if state} | taken
 
@@ -201,18 +197,16 @@ def read_part(directory: str, rank: int, learners: Mapping[str, Learner]) -> Non
     Raises UserError where the state is of another model.
     """
     parts = _parts(directory)
-    wanted: dict[str, Tensor] = {}
+    wanted: dict[str, tuple[Tensor, int]] = {}
     for role, (module, optimisation) in learners.items():
         optimisation.wait_until_written()
         counts = parts[0]["counts"].get(role, {}) if parts else {}
         for name, parameter in _learning(module):
-            wanted[f"{role}/{name}"] = parameter
+            wanted[f"{role}/{name}"] = local_shard(parameter)
             if name in counts:  # of a parameter that has been updated
-                state, moments = optimisation.state_of(parameter), optimisation.moments_of(parameter)
-                if counts[name]:  # where AdamW itself would put it
-                    state[_COUNT] = torch.tensor(counts[name], dtype=torch.float32, device=parameter.device)
-                state |= {moment: torch.zeros_like(parameter) for moment in moments}
-                wanted |= {f"{role}/{moment}/{name}": state[moment] for moment in moments}
+                optimisation.begin(parameter, counts[name])
+                moments = optimisation.moments_of(parameter)
+                wanted |= {f"{role}/{kind}/{name}": (rows, first) for kind, rows, first in moments}
     _fill(directory, parts, wanted)
     for role, (_, optimisation) in learners.items():
         optimisation.restore(parts[0]["schedules"][role])
@@ -220,7 +214,11 @@ def read_part(directory: str, rank: int, learners: Mapping[str, Learner]) -> Non
 
 def read_trained_weights(directory: str, role: str, module: nn.Module) -> None:
     """Fill what learns from the parts in `directory`, and no moments. Raises UserError where the state is of another model."""
-    _fill(directory, _parts(directory), {f"{role}/{name}": parameter for name, parameter in _learning(module)})
+    _fill(
+        directory,
+        _parts(directory),
+        {f"{role}/{name}": local_shard(parameter) for name, parameter in _learning(module)},
+    )
 
 
 def _parts(directory: str) -> list[dict[str, Any]]:
@@ -229,10 +227,9 @@ def _parts(directory: str) -> list[dict[str, Any]]:
 
 
 @torch.no_grad()
-def _fill(directory: str, parts: Sequence[Mapping[str, Any]], wanted: Mapping[str, Tensor]) -> None:
-    """Copy this process's rows of each tensor from the files that hold them, one file open at a time."""
-    own = {name: local_shard(tensor) for name, tensor in wanted.items()}
-    missing = {name: len(local) for name, (local, _) in own.items()}
+def _fill(directory: str, parts: Sequence[Mapping[str, Any]], own: Mapping[str, tuple[Tensor, int]]) -> None:
+    """Copy this process's rows of each tensor, which begin where it is said, from the files that hold them, one file open at a time."""
+    missing = {name: len(rows) for name, (rows, _) in own.items()}
     for file, held in (item for part in parts for item in part["files"].items()):
         overlaps = {}
         for name, (start, end) in held.items():
@@ -250,8 +247,8 @@ def _fill(directory: str, parts: Sequence[Mapping[str, Any]], wanted: Mapping[st
                     missing[name] -= high - low
     for name, count in missing.items():
         if count:
-            shape = list(wanted[name].shape)
-            raise UserError(f"{directory}: holds no {name} of shape {shape}: the state of another model")
+            shape = list(own[name][0].shape[1:])
+            raise UserError(f"{directory}: holds no {name} with rows of shape {shape}: the state of another model")
 
 
 def restore_random_state(directory: str, rank: int) -> None:

@@ -8,7 +8,15 @@ from r1ranker.trainer.config.choice import one_of
 from r1ranker.trainer.config.models import ModelConfig, OptimConfig, offloads
 from r1ranker.trainer.config.schema import Config
 
-OPTIMIZERS = ("adamw", "muon")
+OPTIMIZERS = ("adamw", "adamw_8bit", "muon")
+_NOT_BESIDE = {
+    "muon": ("which takes whole matrices", "whose products of matrices are too slow in host memory"),
+    "adamw_8bit": (
+        "which saves nothing with narrow matrices",
+        "which is for moments that stay where they are computed",
+    ),
+}
+"""why an optimizer goes neither with adapters nor with offload"""
 LEAST_LORA_LR = 1e-5
 """below it a learning rate is one of whole weights: adapters take about ten times as much (Schulman et al. 2025, "LoRA Without Regret")"""
 
@@ -26,12 +34,11 @@ def check_models(config: Config) -> None:
     if config.needs_critic:
         learners.append(("critic.optim", critic.model, critic.optim, critic.model.fsdp_config))
     for where, model, optim, fsdp in learners:
-        if model.lora_rank and optim.name == "muon":
-            raise UserError(f"{where}.name: found muon, which takes whole matrices; adapters (lora_rank) want adamw")
-        if optim.name == "muon" and offloads(fsdp):
-            raise UserError(
-                f"{where}.name: found muon, whose products of matrices are too slow in host memory; no offload, or adamw, is wanted"
-            )
+        why = _NOT_BESIDE.get(optim.name)
+        if why is not None and model.lora_rank:
+            raise UserError(f"{where}.name: found {optim.name}, {why[0]}; adapters (lora_rank) want adamw")
+        if why is not None and offloads(fsdp):
+            raise UserError(f"{where}.name: found {optim.name}, {why[1]}; no offload, or adamw, is wanted")
         if model.lora_rank and optim.lr < LEAST_LORA_LR:
             note(
                 f"{where}.lr={optim.lr:g}: a rate for whole weights; adapters (lora_rank={model.lora_rank}) learn with about ten times "

@@ -34,7 +34,7 @@ class ModelConfig:
 @dataclass
 class OptimConfig:
     name: str = "adamw"
-    """adamw | muon: the blocks' matrices by Muon, all else by AdamW, with one learning rate"""
+    """adamw | adamw_8bit: moments in a quarter of the memory, by torchao | muon: the blocks' matrices by Muon, all else by AdamW"""
     lr: float = 1e-6
     betas: list[float] = field(default_factory=lambda: [0.9, 0.999])
     weight_decay: float = 0.01

@@ -1,17 +1,19 @@
-"""The optimizer's step: AdamW or Muon, warm-up and schedule, gradient clipping over all shards."""
+"""The optimizer's step: AdamW, its moments in eight bits, or Muon; warm-up and schedule, gradient clipping over all shards."""
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from threading import Event
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.tensor import DTensor
 
+from r1ranker.model.fsdp import local_shard
 from r1ranker.trainer.config.models import OptimConfig
+from r1ranker.trainer.learners.eight_bit import EightBitAdamW, moment_rows
 
 
 def learning_rate_factor(step: int, total_steps: int, optim: OptimConfig) -> float:
@@ -27,6 +29,8 @@ def learning_rate_factor(step: int, total_steps: int, optim: OptimConfig) -> flo
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 """of AdamW, shaped as their parameter"""
+UPDATES = "step"
+"""of AdamW, one number a parameter"""
 MOMENTUM = ("momentum_buffer",)
 """of Muon"""
 
@@ -52,12 +56,13 @@ class Optimisation:
         self._muon = (
             torch.optim.Muon(hidden, optim.lr, optim.weight_decay, adjust_lr_fn="match_rms_adamw") if hidden else None
         )
-        self.optimizer = torch.optim.AdamW(
-            [parameter for parameter in self._parameters if parameter not in self._hidden],
-            lr=optim.lr,
-            betas=(optim.betas[0], optim.betas[1]),
-            weight_decay=optim.weight_decay,
-            fused=True,  # one pass over weights and moments, without tensors in between; on the CPU, too
+        others = [parameter for parameter in self._parameters if parameter not in self._hidden]
+        betas = optim.betas[0], optim.betas[1]
+        self.optimizer: torch.optim.Optimizer = (
+            EightBitAdamW(others, optim.lr, betas, optim.weight_decay)
+            if optim.name == "adamw_8bit"
+            # fused: one pass over weights and moments, without tensors in between; on the CPU, too
+            else torch.optim.AdamW(others, optim.lr, betas, weight_decay=optim.weight_decay, fused=True)
         )
         self.schedule = torch.optim.lr_scheduler.LambdaLR(
             self.optimizer, lambda step: learning_rate_factor(step, total_steps, optim)
@@ -79,9 +84,24 @@ class Optimisation:
         state: dict[str, Tensor] = optimizer.state[parameter]
         return state
 
-    def moments_of(self, parameter: nn.Parameter) -> tuple[str, ...]:
-        """Names of those that are shaped as the parameter."""
-        return MOMENTUM if parameter in self._hidden else MOMENTS
+    def moments_of(self, parameter: nn.Parameter) -> Iterator[tuple[str, Tensor, int]]:
+        """(name, this process's rows, the first of them) of each tensor that is kept of a parameter."""
+        state, (_, first) = self.state_of(parameter), local_shard(parameter)
+        for kind in MOMENTUM if parameter in self._hidden else MOMENTS:
+            if kind in state:
+                for name, rows in moment_rows(kind, local_shard(state[kind])[0]):
+                    yield name, rows, first
+
+    def begin(self, parameter: nn.Parameter, updates: float) -> None:
+        """Have room for the moments of a parameter that was updated so many times; Muon counts none."""
+        if isinstance(self.optimizer, EightBitAdamW):
+            self.optimizer.begin(parameter, updates)
+            return
+        state = self.state_of(parameter)
+        kinds = MOMENTUM if parameter in self._hidden else MOMENTS
+        if kinds is MOMENTS:  # where AdamW itself would put it
+            state[UPDATES] = torch.tensor(updates, dtype=torch.float32, device=parameter.device)
+        state |= {kind: torch.zeros_like(parameter) for kind in kinds}
 
     def zero_grad(self) -> None:
         """Drop all gradients."""

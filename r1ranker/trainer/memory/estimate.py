@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from r1ranker.model.weights import READ_BYTES
 from r1ranker.trainer.config.models import FSDPConfig, OptimConfig, offloads
 from r1ranker.trainer.config.schema import Config
+from r1ranker.trainer.learners.eight_bit import eight_bit_numbers
 from r1ranker.trainer.memory.adapters import Adapters, load_adapters
 from r1ranker.trainer.memory.shape import MASTER, ModelShape, load_shape, saved_bytes, value_parameters
 
@@ -304,7 +305,9 @@ class MemoryModel:
         return self.frozen_shards(parameters) + self.shards(adapters.parameters)
 
     def _moments(self, optim: OptimConfig, shape: ModelShape, learning: int) -> int:
-        """Numbers that the optimizer keeps: two for each that learns, of Muon's matrices one."""
+        """What the optimizer keeps, in numbers of float32: two for each that learns, of Muon's matrices one."""
+        if optim.name == "adamw_8bit":
+            return eight_bit_numbers(shape.hidden, 2 * learning)
         return 2 * learning - (shape.layers * shape.layer_parameters if optim.name == "muon" else 0)
 
     @property
