@@ -33,6 +33,7 @@ EXPERIMENTS: dict[str, str | None] = {
     "conversation": "*/ml-100k.inter",
     "credit": "*/ml-100k.inter",
     "losses": "*/ml-100k.inter",
+    "rank_ratio": "*/ml-100k.inter",
     "direct_iterative": None,
     "answers": None,
     "thinking": None,

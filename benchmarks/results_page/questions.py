@@ -124,6 +124,20 @@ QUESTIONS = (
         shows="MRR by policy loss and with dynamic sampling at the end with intervals, and over training tokens and seconds",
     ),
     Question(
+        "rank_ratio",
+        "rank_ratio",
+        rows=(
+            Row("rank_token_ratio, after", "credit for each rank, a ratio for each token"),
+            Row("rank_line_ratio, after", "credit for each rank, a ratio for each line (Rank-GRPO)"),
+            Row("list_token_ratio, after", "credit for the list, a ratio for each token"),
+        ),
+        columns=(MRR, SEEDS, Column("training tokens, million"), Column("training, s")),
+        picture=(
+            *MRR_BARS, *CURVES,
+        ),
+        shows="MRR by credit and ratio at the end with intervals, and over training tokens and seconds",
+    ),
+    Question(
         "routing",
         "routing",
         rows=(

@@ -69,7 +69,7 @@ def test_an_experiment_ends_in_results_of_every_arm(
         (
             "zero",
             [],
-            "zero: no such experiment; there are algorithms, answers, conversation, credit, direct_iterative, losses, model_sizes, nine, out_of_domain, passages, reading, rec_game, rec_movie, rec_movie_1m, rec_music, robustness, routing, routing_merits, thinking, zero_shot, zero_shot_language",
+            "zero: no such experiment; there are algorithms, answers, conversation, credit, direct_iterative, losses, model_sizes, nine, out_of_domain, passages, rank_ratio, reading, rec_game, rec_movie, rec_movie_1m, rec_music, robustness, routing, routing_merits, thinking, zero_shot, zero_shot_language",
         ),
         ("zero_shot", ["stps=1"], "Key 'stps' not in 'Experiment'"),
         ("zero_shot", ["steps=many"], "Value 'many'"),
@@ -107,6 +107,7 @@ def test_what_is_no_experiment_is_refused(name: str, overrides: list[str], messa
         "nine",
         "out_of_domain",
         "passages",
+        "rank_ratio",
         "reading",
         "rec_game",
         "rec_movie",
