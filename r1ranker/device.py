@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from r1ranker.choices import DTYPES
 from r1ranker.errors import UserError, first_line
 
 DEVICE_FILES = Path("/dev")
@@ -67,10 +68,6 @@ def count_cores() -> int:
 def collective_backend(device: torch.device) -> str:
     """torch.distributed backend for tensors on `device`. CPU tensors of offloaded parameters need gloo beside nccl."""
     return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-
-
-DTYPES = ("auto", "float32", "bfloat16")
-"""that a model may be computed in"""
 
 
 def compute_dtype(device: torch.device, wanted: str = "auto") -> torch.dtype:

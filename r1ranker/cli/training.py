@@ -144,9 +144,12 @@ def train(
 
         describe(config, gpu_memory, host_memory)
         return
-    from r1ranker.trainer.fit import fit
+    from r1ranker.trainer.workers.ray_session import begin_ray
 
-    typer.echo(f"trained actor: {fit(config)}")
+    with begin_ray(config):
+        from r1ranker.trainer.fit import fit
+
+        typer.echo(f"trained actor: {fit(config)}")
 
 
 def export(

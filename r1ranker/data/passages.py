@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import lru_cache
-
-from transformers import PreTrainedTokenizerBase
+from typing import TYPE_CHECKING
 
 from r1ranker.tasks.example import RankingExample
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def cut_texts(example: RankingExample, tokenizer: PreTrainedTokenizerBase, most: int) -> tuple[RankingExample, int]:

@@ -10,9 +10,9 @@ from typing import Any, get_type_hints
 from yaml import YAMLError
 
 from r1ranker.atomic import atomic_path
+from r1ranker.choices import DTYPES
 from r1ranker.data.options import PrepareOptions
 from r1ranker.data.teacher import TEACHERS
-from r1ranker.device import DTYPES
 from r1ranker.errors import UserError, check_at_least, first_line, suggest
 from r1ranker.experiments.typed_yaml import VALUES_OF, has_type, in_words, is_text, parse_yaml, type_at
 from r1ranker.ranking.settings import EliminationSettings

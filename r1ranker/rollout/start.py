@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from typing import TYPE_CHECKING
 
-import torch
-
+from r1ranker.choices import AUTO, ENGINES
 from r1ranker.errors import UserError, suggest
-from r1ranker.rollout.engine import Engine, EngineSettings
 
-ENGINES = ("hf", "vllm")
-AUTO = "auto"
+if TYPE_CHECKING:
+    import torch
+
+    from r1ranker.rollout.engine import Engine, EngineSettings
 
 
 def find_engine(name: str) -> str:

@@ -5,14 +5,19 @@ from __future__ import annotations
 import os
 import socket
 import stat
+import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import current_thread
 from typing import Any
 
 import pytest
 
 from r1ranker import errors
 from r1ranker.errors import UserError, exit_on_user_error
+from r1ranker.trainer.config.load import load_config
+from r1ranker.trainer.config.schema import Config
 from r1ranker.trainer.workers import ray_session
 from r1ranker.trainer.workers.ray_session import check_address, temporary_directory, why_unusable
 
@@ -189,3 +194,73 @@ def test_a_name_that_no_file_can_have_is_one_line(path: str, capsys: pytest.Capt
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith(f"error: {path[:80]}")
     assert "the name is too long; a shorter path is wanted" in line
+
+
+class SlowRay:
+    """In place of a Ray that takes its time to start."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.events: list[str] = []
+        self.threads: set[str] = set()
+        self._error = error
+
+    @contextmanager
+    def start(self, config: Config) -> Iterator[None]:
+        self.threads.add(current_thread().name)
+        time.sleep(0.2)
+        self.events.append("started")
+        if self._error is not None:
+            raise self._error
+        yield
+        self.threads.add(current_thread().name)
+        self.events.append("stopped")
+
+
+@pytest.fixture
+def slow_ray(monkeypatch: pytest.MonkeyPatch) -> SlowRay:
+    made = SlowRay()
+    monkeypatch.setattr(ray_session, "start_ray", made.start)
+    monkeypatch.setattr("ray.is_initialized", lambda: True)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    return made
+
+
+ON_RAY = ("data.train_files=x", "data.val_files=x", "actor_rollout_ref.model.path=x", "trainer.executor=ray")
+
+
+def test_ray_starts_beside_what_is_done_first(slow_ray: SlowRay) -> None:
+    with ray_session.begin_ray(load_config("quickstart", ON_RAY)):
+        slow_ray.events.append("read")
+        with ray_session.ray_for(1):
+            slow_ray.events.append("used")
+    assert slow_ray.events == ["read", "started", "used", "stopped"]
+    assert slow_ray.threads == {"ray"}  # Ray's processes end with the thread that started them
+
+
+def test_ray_is_stopped_where_what_is_done_first_fails(slow_ray: SlowRay) -> None:
+    with pytest.raises(UserError, match="no such file"), ray_session.begin_ray(load_config("quickstart", ON_RAY)):
+        raise UserError("no such file")
+    assert slow_ray.events == ["started", "stopped"]
+    with ray_session.ray_for(1):  # and nobody waits for it any more
+        pass
+
+
+def test_why_ray_does_not_start_is_said_where_it_is_wanted(slow_ray: SlowRay) -> None:
+    slow_ray._error = UserError("RAY_TMPDIR=DIR is wanted")
+    with ray_session.begin_ray(load_config("quickstart", ON_RAY)):
+        slow_ray.events.append("read")
+        with pytest.raises(UserError, match="RAY_TMPDIR=DIR is wanted"), ray_session.ray_for(1):
+            pass
+    assert slow_ray.events == ["read", "started"]
+
+
+@pytest.mark.parametrize(("executor", "address"), [("local", None), ("ray", "10.0.0.1:6379")])
+def test_nothing_is_begun_where_no_ray_is_to_be_started(
+    slow_ray: SlowRay, monkeypatch: pytest.MonkeyPatch, executor: str, address: str | None
+) -> None:
+    if address:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    config = load_config("quickstart", [*ON_RAY, f"trainer.executor={executor}"])
+    with ray_session.begin_ray(config):
+        pass
+    assert slow_ray.events == []

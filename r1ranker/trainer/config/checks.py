@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from r1ranker.choices import ENGINES
 from r1ranker.errors import UserError
-from r1ranker.rollout.start import ENGINES
 from r1ranker.tasks.labels import ANSWER_STYLES
 from r1ranker.trainer.config.batch_checks import check_batch_sizes, fit_mini_batches
 from r1ranker.trainer.config.choice import one_of

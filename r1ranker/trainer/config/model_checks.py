@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from r1ranker.device import DTYPES
+from r1ranker.choices import DTYPES
 from r1ranker.errors import UserError, note
 from r1ranker.trainer.config.choice import one_of
 from r1ranker.trainer.config.models import ModelConfig, OptimConfig, offloads

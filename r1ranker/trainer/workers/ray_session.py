@@ -8,7 +8,9 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
+from threading import Event, Thread, current_thread
 
 from r1ranker.errors import UserError, first_line, note
 from r1ranker.trainer.config.overrides import is_name
@@ -19,6 +21,44 @@ LONGEST_SOCKET = 107
 SHORT_DIRECTORIES = ("/tmp", "/var/tmp", "/dev/shm")
 ANSWERS_WITHIN = 10.0
 """seconds that a cluster's address has to take a connection"""
+
+
+_starting: tuple[Thread, Future[None]] | None = None
+"""the thread that starts Ray, and what waits for it"""
+
+
+@contextmanager
+def begin_ray(config: Config) -> Iterator[None]:
+    """Ray, started beside what the block does first, such as importing torch and reading data; `start_ray` in the block waits for it.
+
+    What goes wrong is raised there. A cluster that RAY_ADDRESS names is left to it as well.
+    """
+    global _starting
+    if config.trainer.executor == "local" or named_cluster() is not None:
+        yield
+        return
+    ready: Future[None] = Future()
+    done = Event()
+
+    def hold() -> None:  # Ray's processes end with the thread that started them
+        try:
+            with start_ray(config):
+                ready.set_result(None)
+                done.wait()
+        except BaseException as error:
+            if ready.done():
+                raise
+            ready.set_exception(error)
+
+    thread = Thread(target=hold, name="ray")
+    _starting = thread, ready
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+        _starting = None
 
 
 @contextmanager
@@ -39,6 +79,8 @@ def start_ray(config: Config) -> Iterator[None]:
 @contextmanager
 def ray_for(processes: int) -> Iterator[None]:
     """Ray with room for so many processes on the CPU; raises UserError as start_ray does."""
+    if _starting is not None and current_thread() is not _starting[0]:
+        _starting[1].result()
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_IGNORE_UNHANDLED_ERRORS", "1")  # of calls that are given up: one cause is said
     import ray
