@@ -1,9 +1,12 @@
-"""A whole GRPO step (generation, reference log-probabilities, update) of r1ranker against TRL's GRPOTrainer, on the CPU in float32.
+"""A whole GRPO step (generation, reference log-probabilities, update) of r1ranker against TRL's GRPOTrainer, on the CPU.
 
 python benchmarks/grpo_step.py [--shapes ranking short] [--steps 5] [--accumulation 8] [key=value overrides of r1ranker's config]
+python benchmarks/grpo_step.py --model DIR --rows films=FILE wikiqa=FILE short [--dtype bfloat16] [--generation continuous]
 python benchmarks/grpo_step.py --curves [--steps 30]
-Both sides train the same randomly initialised model on the same prompts with the same reward and take their steps in turn, in one
-process. Every completion is as long as it may be: EOS lies past the model's vocabulary, so that neither side can sample it.
+Both sides train the same randomly initialised model, or the one in DIR, on the same prompts with the same reward and take their steps in turn,
+in one process. FILE is rows for training, whose first prompts are taken; `short` alone is prompts of 100 tokens.
+Every completion is as long as it may be: EOS lies past the model's vocabulary, so that neither side can sample it.
+Memory is measured in two steps of each side alone, in a process of its own.
 `--curves` trains both from the same weights on a small shape and prints how loss, KL and reward go.
 """
 
@@ -12,7 +15,9 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import re
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -20,10 +25,11 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
-from task import BETA, GROUP, PROMPTS, SHAPES, Bench, Shape, build, config_of, early_letters
+from task import BETA, GROUP, SHAPES, Bench, Shape, build, build_language, config_of, early_letters
 from transformers import PrinterCallback, TrainerCallback
 
 from r1ranker.trainer.loop import Run
@@ -41,6 +47,14 @@ except ImportError:
     )
     sys.exit(2)
 
+PEER_GENERATION: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "continuous": {"use_transformers_continuous_batching": True},
+    "vllm": {"use_vllm": True, "vllm_mode": "colocate"},
+}
+"""how TRL generates"""
+LANGUAGE_PROMPTS, LANGUAGE_NEW, SHORT_NEW = 2, 64, 128
+"""prompts a step with a real model; new tokens after rows of a data set, and after prompts of 100 tokens"""
 CURVES = Shape(50, 60, 16, vocabulary=512)
 
 
@@ -61,7 +75,8 @@ class Side:
 @contextmanager
 def our_side(bench: Bench, steps: int, options: argparse.Namespace) -> Iterator[OurStep]:
     """A function that takes one step of r1ranker; its `side` holds what was measured."""
-    config = config_of(bench, steps, options.lr, options.seed, *options.overrides)
+    dtype = f"actor_rollout_ref.model.dtype={options.dtype}"
+    config = config_of(bench, steps, options.lr, options.seed, dtype, *options.overrides)
     run = Run(config)
     with start_cluster(config, steps) as cluster:
         yield OurStep(run, cluster, bench)
@@ -140,17 +155,17 @@ def trl_trainer(bench: Bench, steps: int, options: argparse.Namespace) -> Timed:
     """TRL's trainer for the same task."""
 
     def reward(completions: list[str], completion_ids: list[list[int]], **_: Any) -> list[float | None]:
-        assert [len(ids) for ids in completion_ids] == [bench.shape.new] * PROMPTS * GROUP
+        assert [len(ids) for ids in completion_ids] == [bench.shape.new] * len(bench.prompts) * GROUP
         return [early_letters(text) for text in completions]
 
     config = GRPOConfig(
         output_dir=f"{bench.directory}/trl",
         use_cpu=True,
-        bf16=False,
+        bf16=options.dtype == "bfloat16",
         gradient_checkpointing=False,
-        model_init_kwargs={"dtype": "float32", "attn_implementation": "sdpa"},
+        model_init_kwargs={"dtype": options.dtype, "attn_implementation": "sdpa"},
         # one optimizer step a generation of all completions, whatever the micro-batches
-        per_device_train_batch_size=PROMPTS * GROUP // options.accumulation,
+        per_device_train_batch_size=len(bench.prompts) * GROUP // options.accumulation,
         gradient_accumulation_steps=options.accumulation,
         num_generations=GROUP,
         max_completion_length=bench.shape.new,
@@ -169,6 +184,7 @@ def trl_trainer(bench: Bench, steps: int, options: argparse.Namespace) -> Timed:
         report_to="none",
         disable_tqdm=True,
         dataloader_pin_memory=False,
+        **PEER_GENERATION[options.generation],
     )
     dataset = Dataset.from_list([{"prompt": prompt} for prompt in bench.prompts])
     trainer = Timed(bench.model, reward, args=config, train_dataset=dataset)
@@ -176,11 +192,54 @@ def trl_trainer(bench: Bench, steps: int, options: argparse.Namespace) -> Timed:
     return trainer
 
 
-def both(shape: Shape, steps: int, options: argparse.Namespace) -> tuple[Bench, Side, Side]:
+def make(directory: str, shape: str | Shape, options: argparse.Namespace) -> Bench:
+    """What a shape trains on: its own model, or the one that was given with rows of NAME=FILE."""
+    if isinstance(shape, Shape):
+        return build(directory, shape, options.seed)
+    if not options.model:
+        return build(directory, SHAPES[shape], options.seed)
+    _, _, rows = shape.partition("=")
+    new = LANGUAGE_NEW if rows else SHORT_NEW
+    return build_language(directory, options.model, rows or None, LANGUAGE_PROMPTS, new, options.seed)
+
+
+def alone(side: str, shape: str, options: argparse.Namespace) -> None:
+    """Two steps of one side; prints the seconds of both, and the most memory that the process ever had, in MiB."""
+    began = time.perf_counter()
+    with tempfile.TemporaryDirectory() as directory:
+        bench = make(directory, shape, options)
+        if side == "TRL":
+            trainer = trl_trainer(bench, 2, options)
+            torch.set_num_threads(options.threads)
+            began = time.perf_counter()
+            trainer.train()
+        else:
+            with our_side(bench, 2, options) as ours:
+                began = time.perf_counter()
+                ours()
+                ours()
+    seconds = time.perf_counter() - began
+    highest = re.search(
+        r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text()
+    )  # getrusage counts the parent's, too
+    assert highest is not None
+    print(f"{seconds:.2f} {int(highest[1]) / 1024:.0f}")
+
+
+def memory_of(side: str, shape: str, options: argparse.Namespace) -> float:
+    """MiB of a process that takes two steps of one side."""
+    given = ["--model", options.model] if options.model else []
+    given += ["--dtype", options.dtype, "--generation", options.generation, "--accumulation", str(options.accumulation)]
+    command = [sys.executable, __file__, *given, "--alone", side, shape, *options.overrides]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    return float(printed.split()[-1])
+
+
+def both(shape: str | Shape, steps: int, options: argparse.Namespace) -> tuple[Bench, Side, Side]:
     """(what was trained on, our side, TRL's side) after so many steps of each, in turn."""
     environment = dict(os.environ)
     with tempfile.TemporaryDirectory() as directory:
-        bench = build(directory, shape, options.seed)
+        bench = make(directory, shape, options)
         # before ours, whose process group of one would have accelerate wrap the model for data-parallel training
         trainer = trl_trainer(bench, steps, options)
         assert trainer.accelerator.distributed_type == DistributedType.NO
@@ -205,15 +264,20 @@ def both(shape: Shape, steps: int, options: argparse.Namespace) -> tuple[Bench, 
 
 def print_times(options: argparse.Namespace) -> None:
     """One row a shape and side, then the ratios."""
-    print("| shape | side | median step, s | tokens a second | generation s | reference s | update s |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
+    print("| shape | side | median step, s | tokens a second | generation s | reference s | update s | MiB |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- |")
     ratios = []
-    for name in options.shapes:
-        bench, ours, theirs = both(SHAPES[name], options.steps + 1, options)
+    for shape in options.rows or options.shapes:
+        name = shape.partition("=")[0]
+        bench, ours, theirs = both(shape, options.steps + 1, options)
         for label, side in (("r1ranker", ours), ("TRL", theirs)):
             median = statistics.median(side.seconds[1:])
             parts = " | ".join(f"{side.median_part(part):.2f}" for part in ("generation", "reference", "update"))
-            print(f"| {name} | {label} | {median:.2f} | {bench.tokens / median:,.0f} | {parts} |", flush=True)
+            memory = memory_of(label, shape, options)
+            print(
+                f"| {name} | {label} | {median:.2f} | {bench.tokens / median:,.0f} | {parts} | {memory:,.0f} |",
+                flush=True,
+            )
         pairs = [their / our for our, their in zip(ours.seconds[1:], theirs.seconds[1:], strict=True)]
         medians = statistics.median(theirs.seconds[1:]) / statistics.median(ours.seconds[1:])
         each = ", ".join(f"{pair:.2f}" for pair in pairs)
@@ -248,6 +312,11 @@ def main() -> None:
     """Print the table of times, or of the curves."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--shapes", nargs="+", choices=SHAPES, default=list(SHAPES))
+    parser.add_argument("--model", help="directory of a model that is trained in place of a random one")
+    parser.add_argument("--rows", nargs="+", metavar="NAME=FILE", help="what --model is trained on")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--generation", choices=PEER_GENERATION, default="plain", help="TRL's")
+    parser.add_argument("--alone", nargs=2, metavar=("SIDE", "SHAPE"), help=argparse.SUPPRESS)
     parser.add_argument("--steps", type=int, help="timed steps a side (5), or steps of the curves (30)")
     parser.add_argument("--accumulation", type=int, default=8, help="micro-batches of TRL's step")
     parser.add_argument("--lr", type=float, default=1e-3)
@@ -256,9 +325,15 @@ def main() -> None:
     parser.add_argument("--curves", action="store_true")
     parser.add_argument("overrides", nargs="*", help="key=value of r1ranker's config")
     options = parser.parse_args()
+    if bool(options.model) != bool(options.rows or options.alone):
+        parser.error("--model and --rows go together")
     options.steps = options.steps or (30 if options.curves else 5)
     torch.set_num_threads(options.threads)
     logging.getLogger("transformers").setLevel(logging.ERROR)
+    if options.alone:
+        side, shape = options.alone
+        alone(side, shape, options)
+        return
     (print_curves if options.curves else print_times)(options)
 
 

@@ -1,4 +1,4 @@
-"""Seconds and memory of a step as batch, prompt, response, group, candidates and processes grow, with a fitted exponent each.
+"""Seconds and memory of a step as batch, prompt, response, group, candidates, model and processes grow, with a fitted exponent each.
 
 python benchmarks/scaling.py [--runs 3] [--axes batch prompt ...]
 A step: generation, reference pass and update of a randomly initialised model (4 layers of width 256, one micro-batch of at most
@@ -45,6 +45,8 @@ class Size:
     response: int = 32
     group: int = 4
     processes: int = 1
+    hidden: int = 256
+    layers: int = 4
 
 
 AXES: dict[str, list[Size]] = {
@@ -53,6 +55,9 @@ AXES: dict[str, list[Size]] = {
     "response": [Size(response=response) for response in (16, 32, 64, 128, 256)],
     "group": [Size(group=group) for group in (2, 4, 8, 16, 32)],
     "candidates": [Size(prompt=REST + TITLE * count) for count in (5, 10, 20, 40, 80)],
+    "model": [
+        Size(hidden=hidden, layers=layers) for hidden, layers in ((64, 1), (128, 4), (256, 6), (512, 8), (832, 12))
+    ],
     "processes": [Size(batch=16, processes=count) for count in (1, 2)],
 }
 
@@ -111,6 +116,13 @@ def exponent(sizes: list[float], costs: list[float]) -> float:
     return float(np.polyfit(np.log(sizes), np.log(costs), 1)[0])
 
 
+def _value(axis: str, size: Size, millions: float) -> float:
+    """What grows along an axis; of models their parameters, in millions."""
+    if axis == "model":
+        return millions
+    return (size.prompt - REST) // TITLE if axis == "candidates" else getattr(size, axis)
+
+
 def main() -> None:
     """Print a table an axis."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -124,7 +136,7 @@ def main() -> None:
         print(json.dumps(measure(options.model, replace(Size(*options.size)), options.runs)))
         return
     with tempfile.TemporaryDirectory() as directory:
-        build(directory, vocabulary=VOCABULARY)
+        parameters: dict[tuple[int, int], float] = {}
         for axis in options.axes:
             print(
                 f"\n| {axis} | generation s | reference s | update s | step s | MiB |\n| --- | --- | --- | --- | --- | --- |"
@@ -132,11 +144,15 @@ def main() -> None:
             rows, values = [], []
             for size in AXES[axis]:
                 numbers = [str(value) for value in vars(size).values()]
+                shape = (size.hidden, size.layers)
+                model = f"{directory}/{size.hidden}-{size.layers}"
+                if shape not in parameters:
+                    parameters[shape] = build(model, *shape, vocabulary=VOCABULARY) / 1e6
                 command = [
                     sys.executable,
                     __file__,
                     "--model",
-                    directory,
+                    model,
                     "--runs",
                     str(options.runs),
                     "--size",
@@ -144,12 +160,12 @@ def main() -> None:
                 ]
                 printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
                 row = json.loads(printed.strip().splitlines()[-1])
-                value = (size.prompt - REST) // TITLE if axis == "candidates" else getattr(size, axis)
+                value = _value(axis, size, parameters[shape])
                 rows.append(row)
                 values.append(float(value))
                 memory = f"{row['MiB']:.0f}" if size.processes == 1 else ""
                 cells = " | ".join(f"{row[part]:.2f}" for part in ("generation", "reference", "update", "step"))
-                print(f"| {value} | {cells} | {memory} |", flush=True)
+                print(f"| {value:{'.1f' if axis == 'model' else 'd'}} | {cells} | {memory} |", flush=True)
             fitted = [
                 exponent(values, [row[part] for row in rows]) for part in ("generation", "reference", "update", "step")
             ]

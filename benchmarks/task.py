@@ -1,23 +1,32 @@
-"""What benchmarks of whole steps train on: a random model, prompts of words of so many tokens, a reward that is soon learned."""
+"""What benchmarks of whole steps train on: a random model and prompts of words of so many tokens, or a real model and rows of a data set; a
+reward that is soon learned."""
 
 from __future__ import annotations
 
+import json
 import random
 import re
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase, Qwen2Config, Qwen2ForCausalLM
 
-from r1ranker.data.files.parquet import example_to_row, write_rows
+from r1ranker import pretrained
+from r1ranker.data.files.parquet import example_to_row, read_training_rows, write_rows
 from r1ranker.data.tokenise import encode_chat
 from r1ranker.model.init import LABELS, TAGS, save_hf, train_tokenizer
 from r1ranker.rewards import register
 from r1ranker.tasks.example import RankingExample
 from r1ranker.trainer.config.load import load_config
 from r1ranker.trainer.config.schema import Config
+
+# an EOS past the embedding can never be sampled, so that both sides make as many tokens; r1ranker refuses such a tokenizer otherwise
+pretrained._check_ids = lambda path, tokenizer: None
 
 GROUP = 8
 """completions a prompt"""
@@ -57,7 +66,7 @@ class Bench:
     @property
     def tokens(self) -> int:
         """Of a step: prompts and completions of all sequences."""
-        return self.prompt_tokens + PROMPTS * GROUP * self.shape.new
+        return self.prompt_tokens + len(self.prompts) * GROUP * self.shape.new
 
 
 def early_letters(text: str) -> float:
@@ -96,17 +105,48 @@ def build(directory: str, shape: Shape, seed: int) -> Bench:
     save_hf(f"{directory}/model", model, tokenizer)
     span = shape.longest - shape.shortest
     lengths = [shape.shortest + round(span * place / (PROMPTS - 1)) for place in range(PROMPTS)]
-    rows, prompts = [], []
-    for index, length in enumerate(lengths):
-        messages = [{"role": "user", "content": _worded(tokenizer, words, length, rng)}]
+    chats = [_chat(_worded(tokenizer, words, length, rng)) for length in lengths]
+    return _bench(directory, tokenizer, chats, shape)
+
+
+def build_language(directory: str, model: str, rows: str | None, prompts: int, new: int, seed: int) -> Bench:
+    """Copy a model without its EOS, and write the first prompts of the file `rows`; None: prompts of 100 tokens."""
+    target = Path(directory) / "model"
+    shutil.copytree(model, target)
+    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+    config = json.loads((target / "config.json").read_text())
+    tokenizer.add_special_tokens({"eos_token": "<|never|>"})
+    assert tokenizer.eos_token_id == config["vocab_size"]  # one past the last row of the embedding
+    tokenizer.save_pretrained(target)
+    ends = {"eos_token_id": tokenizer.eos_token_id, "pad_token_id": tokenizer.pad_token_id}
+    (target / "config.json").write_text(json.dumps(config | ends))
+    (target / "generation_config.json").write_text(json.dumps(ends | {"do_sample": True}))
+    if rows is None:
+        rng = random.Random(seed)
+        words = ["film", "song", "about", "the", "night", "of", "summer", "they", "sing", "with", "their", "horses"]
+        chats = [_chat(_worded(tokenizer, words, 100, rng)) for _ in range(prompts)]
+    else:
+        chats = [row["prompt"] for row in islice(read_training_rows([rows]), prompts)]
+    lengths = [len(encode_chat(tokenizer, chat)) for chat in chats]
+    return _bench(directory, tokenizer, chats, Shape(min(lengths), max(lengths), new, config["vocab_size"]))
+
+
+def _chat(text: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": text}]
+
+
+def _bench(directory: str, tokenizer: PreTrainedTokenizerBase, chats: Sequence[Any], shape: Shape) -> Bench:
+    """Write `chats` as training rows."""
+    rows, prompts, count = [], [], 0
+    for index, messages in enumerate(chats):
         example = RankingExample("Rec-Movie", ("a", "b"), "a")
-        rows.append(example_to_row(example, "direct", "train", index) | {"prompt": messages})
+        rows.append(example_to_row(example, "direct", "train", index) | {"prompt": list(messages)})
         ids = encode_chat(tokenizer, messages)
         prompts.append(str(tokenizer.decode(ids)))
         assert tokenizer(text=prompts[-1])["input_ids"] == ids
-        assert len(ids) == length
+        count += len(ids)
     write_rows(rows, f"{directory}/train.parquet")
-    return Bench(f"{directory}/model", f"{directory}/train.parquet", prompts, GROUP * sum(lengths), shape, directory)
+    return Bench(f"{directory}/model", f"{directory}/train.parquet", prompts, GROUP * count, shape, directory)
 
 
 def _worded(tokenizer: PreTrainedTokenizerBase, words: Sequence[str], length: int, rng: random.Random) -> str:
@@ -127,10 +167,10 @@ def config_of(bench: Bench, steps: int, lr: float, seed: int, *overrides: str) -
     return load_config(
         "quickstart",
         [
-            f"data.train_files={bench.rows}", f"data.cache_dir={bench.directory}/cache", f"data.train_batch_size={PROMPTS}",
+            f"data.train_files={bench.rows}", f"data.cache_dir={bench.directory}/cache", f"data.train_batch_size={len(bench.prompts)}",
             f"data.max_prompt_length={bench.shape.longest}", f"data.max_response_length={bench.shape.new}",
             f"actor_rollout_ref.model.path={bench.model}", f"actor_rollout_ref.rollout.n={GROUP}",
-            "actor_rollout_ref.rollout.constrain=none", f"{actor}.ppo_mini_batch_size={PROMPTS}", f"{actor}.use_kl_loss=true",
+            "actor_rollout_ref.rollout.constrain=none", f"{actor}.ppo_mini_batch_size={len(bench.prompts)}", f"{actor}.use_kl_loss=true",
             f"{actor}.kl_loss_coef={BETA}", f"{actor}.optim.lr={lr}", f"{actor}.optim.lr_scheduler_type=constant",
             f"{actor}.optim.lr_warmup_steps=0", "trainer.executor=local", "trainer.val_before_train=false", f"trainer.seed={seed}",
             f"trainer.total_training_steps={steps}", f"trainer.total_epochs={steps}",
