@@ -33,7 +33,9 @@ GRADIENT = 4
 def count(model: str, processes: int, micro_batches: int) -> dict[str, float]:
     """Calls and MiB that one process takes part in for an update of so many micro-batches."""
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=processes)
-    config = load_config("quickstart", ["data.train_files=x", f"actor_rollout_ref.model.path={model}"])
+    config = load_config(
+        "quickstart", ["data.train_files=x", "data.val_files=x", f"actor_rollout_ref.model.path={model}"]
+    )
     policy = Policy(model, torch.device("cpu"), 1.0, ExecutionOptions(processes))
     sent = {"gathers": 0.0, "gathered": 0.0, "scatters": 0.0, "scattered": 0.0}
 
