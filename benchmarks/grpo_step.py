@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from task import BETA, GROUP, SHAPES, Bench, Shape, build, build_language, config_of, early_letters
+from task import BETA, GROUP, SHAPES, Bench, Shape, config_of, early_letters, make
 from transformers import PrinterCallback, TrainerCallback
 
 from r1ranker.trainer.loop import Run
@@ -53,8 +53,6 @@ PEER_GENERATION: dict[str, dict[str, Any]] = {
     "vllm": {"use_vllm": True, "vllm_mode": "colocate"},
 }
 """how TRL generates"""
-LANGUAGE_PROMPTS, LANGUAGE_NEW, SHORT_NEW = 2, 64, 128
-"""prompts a step with a real model; new tokens after rows of a data set, and after prompts of 100 tokens"""
 CURVES = Shape(50, 60, 16, vocabulary=512)
 
 
@@ -192,22 +190,11 @@ def trl_trainer(bench: Bench, steps: int, options: argparse.Namespace) -> Timed:
     return trainer
 
 
-def make(directory: str, shape: str | Shape, options: argparse.Namespace) -> Bench:
-    """What a shape trains on: its own model, or the one that was given with rows of NAME=FILE."""
-    if isinstance(shape, Shape):
-        return build(directory, shape, options.seed)
-    if not options.model:
-        return build(directory, SHAPES[shape], options.seed)
-    _, _, rows = shape.partition("=")
-    new = LANGUAGE_NEW if rows else SHORT_NEW
-    return build_language(directory, options.model, rows or None, LANGUAGE_PROMPTS, new, options.seed)
-
-
 def alone(side: str, shape: str, options: argparse.Namespace) -> None:
     """Two steps of one side; prints the seconds of both, and the most memory that the process ever had, in MiB."""
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as directory:
-        bench = make(directory, shape, options)
+        bench = make(directory, shape, options.model, options.seed)
         if side == "TRL":
             trainer = trl_trainer(bench, 2, options)
             torch.set_num_threads(options.threads)
@@ -239,7 +226,7 @@ def both(shape: str | Shape, steps: int, options: argparse.Namespace) -> tuple[B
     """(what was trained on, our side, TRL's side) after so many steps of each, in turn."""
     environment = dict(os.environ)
     with tempfile.TemporaryDirectory() as directory:
-        bench = make(directory, shape, options)
+        bench = make(directory, shape, options.model, options.seed)
         # before ours, whose process group of one would have accelerate wrap the model for data-parallel training
         trainer = trl_trainer(bench, steps, options)
         assert trainer.accelerator.distributed_type == DistributedType.NO

@@ -34,6 +34,8 @@ PROMPTS = 8
 """a step"""
 BETA = 0.04
 """of the KL term"""
+LANGUAGE_PROMPTS, LANGUAGE_NEW, SHORT_NEW = 2, 64, 128
+"""prompts a step with a real model; new tokens after rows of a data set, and after prompts of 100 tokens"""
 SYLLABLES = ("ba", "den", "fi", "gol", "hu", "kam", "li", "mor", "ne", "pos", "ru", "sil", "tan", "ver", "wo", "zu")
 
 
@@ -80,6 +82,14 @@ def _early_letters(
     data_source: str, solution_str: str, ground_truth: Mapping[str, Any], extra_info: Mapping[str, Any] | None = None
 ) -> float:
     return early_letters(solution_str)
+
+
+def make(directory: str, shape: str | Shape, model: str | None, seed: int) -> Bench:
+    """What a shape trains on: a random model and words, or `model` and the rows of NAME=FILE (NAME alone: prompts of 100 tokens)."""
+    if isinstance(shape, Shape) or not model:
+        return build(directory, shape if isinstance(shape, Shape) else SHAPES[shape], seed)
+    _, _, rows = shape.partition("=")
+    return build_language(directory, model, rows or None, LANGUAGE_PROMPTS, LANGUAGE_NEW if rows else SHORT_NEW, seed)
 
 
 def build(directory: str, shape: Shape, seed: int) -> Bench:

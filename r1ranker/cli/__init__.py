@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Annotated
 
@@ -10,7 +11,7 @@ import typer
 from r1ranker.cli.data import prepare
 from r1ranker.cli.evaluation import compare, evaluate, experiment, harness, report
 from r1ranker.cli.ranking import rank
-from r1ranker.cli.run import add_command, new_app, run_app
+from r1ranker.cli.run import add_command, new_app, restart_with_huge_pages, run_app
 from r1ranker.cli.serving import serve
 from r1ranker.cli.thoughts import collect, show
 from r1ranker.cli.training import export, fetch_model, init_model, replay, sft, train
@@ -68,6 +69,17 @@ def _options(
     """Options of `r1ranker` itself."""
 
 
-def main() -> None:
+COMPUTING = ("sft", "train", "rank", "serve", "eval", "experiment", "harness")
+"""commands that compute with a model"""
+
+
+def start() -> None:
     """Entry point of `r1ranker`."""
+    if sys.argv[1:2] and sys.argv[1] in COMPUTING:
+        restart_with_huge_pages()
+    main()
+
+
+def main() -> None:
+    """Run the command line in this very process."""
     run_app(app)

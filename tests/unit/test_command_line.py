@@ -20,7 +20,7 @@ import typer
 from typer.main import get_command
 
 from r1ranker.cli import COMMANDS, app
-from r1ranker.cli.run import repeat_options
+from r1ranker.cli.run import HUGE_PAGES, repeat_options, with_huge_pages
 from r1ranker.data.prepare import PrepareOptions
 from r1ranker.data.sources.passage import SIZES
 from r1ranker.data.sources.recommendation import RECBOLE_DATA_SETS
@@ -400,3 +400,40 @@ def test_threads_sleep_soon_unless_the_user_says_how_they_wait(given: dict[str, 
     kept = {name: value for name, value in os.environ.items() if name not in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY")}
     done = subprocess.run([sys.executable, "-c", code], env=kept | given, capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(wanted), "False"]
+
+
+@pytest.mark.parametrize(
+    ("tunables", "enabled", "wanted"),
+    [
+        ("", "always [madvise] never", "glibc.malloc.hugetlb=1"),
+        ("glibc.malloc.check=1", "always [madvise] never", "glibc.malloc.check=1:glibc.malloc.hugetlb=1"),
+        ("glibc.malloc.hugetlb=0", "always [madvise] never", None),
+        ("", "[always] madvise never", None),
+        ("", "always madvise [never]", None),
+        ("", None, None),
+    ],
+)
+def test_huge_pages_are_asked_for_where_whoever_asks_has_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tunables: str, enabled: str | None, wanted: str | None
+) -> None:
+    setting = tmp_path / "enabled"
+    if enabled is not None:
+        setting.write_text(enabled)
+    monkeypatch.setattr(os, "confstr", lambda name: "glibc 2.36")
+    assert with_huge_pages(tunables, setting) == wanted
+    for other in ("glibc 2.31", None):  # which has no such tunable, and another library
+        monkeypatch.setattr(os, "confstr", lambda name, other=other: other)
+        assert with_huge_pages(tunables, setting) is None
+
+
+@pytest.mark.parametrize(("command", "computes"), [("train", True), ("prepare", False)])
+def test_a_command_that_computes_is_begun_again_with_huge_pages(command: str, computes: bool) -> None:
+    code = (
+        f"import os, sys\nsys.argv = ['r1ranker', '{command}', '--help']\nfrom r1ranker.cli import start\n"
+        "try:\n    start()\nexcept SystemExit as end:\n    print(end.code, os.environ.get('GLIBC_TUNABLES'))"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    wanted = with_huge_pages("", HUGE_PAGES) if computes else None
+    assert done.stdout.splitlines()[-1] == f"0 {wanted}"
+    assert done.stdout.count("Usage:") == 1
