@@ -25,9 +25,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from r1ranker.model.execution import ExecutionOptions
 from r1ranker.trainer.config.load import load_config
 from r1ranker.trainer.learners.policy import Policy, PolicyLoss
-
-GRADIENT = 4
-"""bytes of a gradient's number"""
+from r1ranker.trainer.memory.shape import MASTER, load_shape
 
 
 def count(model: str, processes: int, micro_batches: int) -> dict[str, float]:
@@ -54,8 +52,6 @@ def count(model: str, processes: int, micro_batches: int) -> dict[str, float]:
     dist.all_gather_single = counted(gather, "gathers", "gathered", lambda output, *_, **__: output)
     dist.reduce_scatter_single = counted(scatter, "scatters", "scattered", lambda *, input, **_: input)
     bins = [groups(1, 40, 8, 2) for _ in range(micro_batches)]
-    for one in (trajectory for some in bins for trajectory in some):
-        one.weights = one.advantages = torch.ones(8).numpy()
     policy.accumulate_gradients(bins, PolicyLoss.from_config(config.actor_rollout_ref.actor))
     return sent
 
@@ -76,8 +72,8 @@ def main() -> None:
     )
     print("| --- " * 8 + "|")
     with tempfile.TemporaryDirectory() as directory:
-        parameters = build(directory)
-        outer = 8192 * 256 + 256
+        build(directory)
+        shape = load_shape(directory)
         for processes in options.processes:
             for micro_batches in options.micro_batches:
                 command = [sys.executable, __file__, "--count", directory, str(processes), str(micro_batches)]
@@ -85,8 +81,8 @@ def main() -> None:
                     subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()[-1]
                 )
                 share = (processes - 1) / processes / 2**20
-                gathered = (2 * parameters - outer) * 4 * micro_batches * share
-                scattered = parameters * GRADIENT * micro_batches * share
+                gathered = (2 * shape.parameters - shape.outer_parameters) * MASTER * micro_batches * share
+                scattered = shape.parameters * MASTER * micro_batches * share
                 cells = f"{found['gathers']:.0f} | {found['gathered']:.1f} | {gathered:.1f} | {found['scatters']:.0f} | {found['scattered']:.1f}"
                 print(f"| {processes} | {micro_batches} | {cells} | {scattered:.1f} |", flush=True)
 

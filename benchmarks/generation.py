@@ -20,9 +20,10 @@ from typing import Any
 import numpy as np
 import torch
 from task import GROUP, build_language
-from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
+from transformers import ContinuousBatchingConfig, GenerationConfig
 
 from r1ranker.device import pick_device
+from r1ranker.model.loading import load_causal_lm
 from r1ranker.rollout.engine import EngineSettings, Request, SamplingParams
 from r1ranker.rollout.start import start_engine
 
@@ -52,28 +53,28 @@ def ours(name: str, model: str, dtype: str, length: int) -> Generate:
     return generate
 
 
-def theirs(name: str, model: str, dtype: str) -> Generate:
-    """transformers' own."""
-    implementation = "sdpa" if name == "generate" else "paged|sdpa"
-    loaded = AutoModelForCausalLM.from_pretrained(
-        model,
-        dtype=getattr(torch, dtype),
-        attn_implementation=implementation,
-        trust_remote_code=False,
-        use_safetensors=True,
-    ).eval()
-    pad = loaded.generation_config.pad_token_id
+def plain(model: str, dtype: str) -> Generate:
+    """transformers' generate."""
+    loaded: Any = load_causal_lm(model, getattr(torch, dtype), "sdpa")
 
     def generate(given: list[list[int]], n: int, new: int) -> int:
-        config = GenerationConfig(max_new_tokens=new, min_new_tokens=new, do_sample=True, top_k=0, pad_token_id=pad)
-        if name == "generate":
-            with torch.inference_mode():
-                ids = torch.tensor([one for one in given for _ in range(n)])
-                made = loaded.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
-            return int(made.shape[0] * (made.shape[1] - ids.shape[1]))
-        config = GenerationConfig(max_new_tokens=new, do_sample=True, top_k=0, eos_token_id=-1, pad_token_id=pad)
-        batching = ContinuousBatchingConfig(max_memory_percent=0.3)
+        ids = torch.tensor([one for one in given for _ in range(n)])
+        config = sampling(loaded, new, min_new_tokens=new)
+        with torch.inference_mode():
+            made = loaded.generate(ids, attention_mask=torch.ones_like(ids), generation_config=config)
+        return int(made.shape[0] * (made.shape[1] - ids.shape[1]))
+
+    return generate
+
+
+def continuous(model: str, dtype: str) -> Generate:
+    """transformers' continuous batching."""
+    loaded: Any = load_causal_lm(model, getattr(torch, dtype), "paged|sdpa")
+    batching = ContinuousBatchingConfig(max_memory_percent=0.3)
+
+    def generate(given: list[list[int]], n: int, new: int) -> int:
         several = [one for one in given for _ in range(n)]  # equal beginnings share their blocks
+        config = sampling(loaded, new, eos_token_id=-1)
         outputs = loaded.generate_batch(
             several, generation_config=config, continuous_batching_config=batching, progress_bar=False
         )
@@ -82,15 +83,18 @@ def theirs(name: str, model: str, dtype: str) -> Generate:
     return generate
 
 
+def sampling(model: Any, new: int, **ends: int) -> GenerationConfig:
+    """From the whole distribution."""
+    pad = model.generation_config.pad_token_id
+    return GenerationConfig(max_new_tokens=new, do_sample=True, top_k=0, pad_token_id=pad, **ends)
+
+
 def measure(side: str, options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Median seconds of each size, of one and of all new tokens."""
     length = options.prompt + max(options.new)
     torch.set_num_threads(options.threads)
-    generate = (
-        ours(side, options.model, options.dtype, length)
-        if side in SIDES[:2]
-        else theirs(side, options.model, options.dtype)
-    )
+    peer = {"generate": plain, "continuous": continuous}.get(side)
+    generate = peer(options.model, options.dtype) if peer else ours(side, options.model, options.dtype, length)
     generate(prompts(2, options.prompt, 0), 1, 4)
     seed = 0
     for shared in (1, GROUP):

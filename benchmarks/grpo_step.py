@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import re
 import statistics
 import subprocess
 import sys
@@ -25,13 +24,13 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 from task import BETA, GROUP, SHAPES, Bench, Shape, config_of, early_letters, make
 from transformers import PrinterCallback, TrainerCallback
 
+from r1ranker.device import peak_memory_gib
 from r1ranker.trainer.loop import Run
 from r1ranker.trainer.workers.cluster import Cluster, start_cluster
 
@@ -192,7 +191,6 @@ def trl_trainer(bench: Bench, steps: int, options: argparse.Namespace) -> Timed:
 
 def alone(side: str, shape: str, options: argparse.Namespace) -> None:
     """Two steps of one side; prints the seconds of both, and the most memory that the process ever had, in MiB."""
-    began = time.perf_counter()
     with tempfile.TemporaryDirectory() as directory:
         bench = make(directory, shape, options.model, options.seed)
         if side == "TRL":
@@ -206,11 +204,7 @@ def alone(side: str, shape: str, options: argparse.Namespace) -> None:
                 ours()
                 ours()
     seconds = time.perf_counter() - began
-    highest = re.search(
-        r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text()
-    )  # getrusage counts the parent's, too
-    assert highest is not None
-    print(f"{seconds:.2f} {int(highest[1]) / 1024:.0f}")
+    print(f"{seconds:.2f} {peak_memory_gib(torch.device('cpu')) * 1024:.0f}")
 
 
 def memory_of(side: str, shape: str, options: argparse.Namespace) -> float:
@@ -312,7 +306,7 @@ def main() -> None:
     parser.add_argument("--curves", action="store_true")
     parser.add_argument("overrides", nargs="*", help="key=value of r1ranker's config")
     options = parser.parse_args()
-    if bool(options.model) != bool(options.rows or options.alone):
+    if not options.alone and bool(options.model) != bool(options.rows):
         parser.error("--model and --rows go together")
     options.steps = options.steps or (30 if options.curves else 5)
     torch.set_num_threads(options.threads)

@@ -16,7 +16,7 @@ import tempfile
 from statistics import mean, median
 
 import torch
-from task import SHAPES, config_of, make
+from task import add_shape_options, make_chosen
 
 from r1ranker.cli.run import HUGE_PAGES, with_huge_pages
 from r1ranker.device import peak_memory_gib
@@ -29,8 +29,7 @@ PARTS = {"generation": "gen", "reference": "ref", "update": "update_actor", "ste
 def steps(options: argparse.Namespace) -> dict[str, float]:
     """Mean seconds of each part, and the most memory of this process in GiB."""
     with tempfile.TemporaryDirectory() as directory:
-        bench = make(directory, options.rows or options.shape, options.model, 1)
-        config = config_of(bench, 3, 1e-3, 1, f"actor_rollout_ref.model.dtype={options.dtype}")
+        config = make_chosen(directory, options, 3)
         run = Run(config)
         with start_cluster(config, 3) as cluster:
             found = [run.step(cluster, number) for number in (1, 2, 3)][1:]
@@ -41,10 +40,7 @@ def steps(options: argparse.Namespace) -> dict[str, float]:
 def main() -> None:
     """Print a row for each side, and the ratios of the pairs."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=SHAPES, default="ranking")
-    parser.add_argument("--model")
-    parser.add_argument("--rows", help="NAME=FILE, with --model")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    add_shape_options(parser)
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--measure", action="store_true", help=argparse.SUPPRESS)
     options = parser.parse_args()

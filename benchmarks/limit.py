@@ -13,11 +13,13 @@ import re
 import tempfile
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from statistics import median
 from typing import Any
 
 import torch
-from task import SHAPES, config_of, make
+from task import add_shape_options, make_chosen
 from torch.profiler import ProfilerActivity, profile
 
 from r1ranker.trainer.loop import Run
@@ -63,21 +65,27 @@ def report(name: str, profiler: Any, wall: float, dtype: torch.dtype) -> None:
         print(f"[{rows}, {inner}] x [{inner}, {columns}]: {work / own:,.0f} GFLOP/s, alone {speed:,.0f}")
 
 
+@contextmanager
+def reported(name: str, dtype: torch.dtype) -> Iterator[None]:
+    """Profile the block, and print where its time went."""
+    with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
+        began = time.perf_counter()
+        yield
+        wall = time.perf_counter() - began
+    report(name, profiler, wall, dtype)
+
+
 def main() -> None:
     """Print the shares of an update and of the step around it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--shape", choices=SHAPES, default="ranking")
-    parser.add_argument("--model")
-    parser.add_argument("--rows", help="NAME=FILE, with --model")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    add_shape_options(parser)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("overrides", nargs="*")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     dtype = getattr(torch, options.dtype)
     with tempfile.TemporaryDirectory() as directory:
-        bench = make(directory, options.rows or options.shape, options.model, 1)
-        config = config_of(bench, 4, 1e-3, 1, f"actor_rollout_ref.model.dtype={options.dtype}", *options.overrides)
+        config = make_chosen(directory, options, 4, *options.overrides)
         run = Run(config)
         with start_cluster(config, 4) as cluster:
             run.step(cluster, 1)
@@ -85,21 +93,14 @@ def main() -> None:
             original = Updater.update
 
             def profiled(self: Updater, *arguments: Any, **named: Any) -> dict[str, float]:
-                began = time.perf_counter()
-                with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
-                    metrics = original(self, *arguments, **named)
-                    wall = time.perf_counter() - began
-                report("update", profiler, wall, dtype)
-                return metrics
+                with reported("update", dtype):
+                    return original(self, *arguments, **named)
 
             Updater.update = profiled  # type: ignore[method-assign]
             run.step(cluster, 3)
             Updater.update = original  # type: ignore[method-assign]
-            began = time.perf_counter()
-            with profile(activities=[ProfilerActivity.CPU], record_shapes=True) as profiler:
+            with reported("step", dtype):
                 run.step(cluster, 4)
-                wall = time.perf_counter() - began
-            report("step", profiler, wall, dtype)
 
 
 if __name__ == "__main__":

@@ -2,9 +2,9 @@
 
 python benchmarks/ranking.py MODEL --data BENCH [--queries 4] [--dtype bfloat16] [--engine vllm] [--runs 3]
 BENCH is a directory in Ranking-bench's layout (`r1ranker prepare` writes bench/). All sides are asked for labels, with the same prompts:
-direct: the whole list in one answer; separate rounds and conversation: who goes out, one by one; logits: one pass, no answer.
-The loop asks the direct question query by query, greedily, for as many new tokens as our answers have, and is the peer of `direct`; the loop of
-rounds asks the question of each round, with our pools, and is the peer of `separate rounds`.
+direct: the whole list in one answer; separate (rounds) and conversation: who goes out, one by one; logits: one pass, no answer.
+The loop asks the direct question query by query, greedily, for three tokens a candidate, and is the peer of `direct`. The loop of rounds asks
+about pools as large as ours, from which the last candidate goes out, for four tokens each, and is the peer of `separate`.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from statistics import median
 
 import torch
 from rich.table import Table
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from r1ranker.data.sources.ranking_bench import read_ranking_bench
 from r1ranker.data.tokenise import encode_chat
 from r1ranker.evaluation.table import wide_console
+from r1ranker.model.loading import load_causal_lm
 from r1ranker.ranking.ranker import Ranker
 from r1ranker.ranking.settings import RankerSettings
 from r1ranker.tasks.example import RankingExample
-from r1ranker.tasks.prompts import Mode, chat_messages, render_problem
+from r1ranker.tasks.prompts import chat_messages, render_problem
 
 WAYS = ("direct", "separate", "conversation", "logits")
 ANSWER_TOKENS = 4
@@ -42,13 +43,13 @@ def settings_of(model: str, way: str) -> RankerSettings:
     return replace(settings, rounds="conversation" if way == "conversation" else "separate")
 
 
-def plain_loop(model: PreTrainedModel, ranker: Ranker, examples: Sequence[RankingExample], rounds: bool) -> None:
-    """Each question by itself, by transformers' generate."""
-    mode: Mode = "iterative" if rounds else "direct"
+def plain_loop(model: PreTrainedModel, ranker: Ranker, examples: Sequence[RankingExample]) -> None:
+    """Each question that the ranker would ask, by itself, by transformers' generate."""
+    mode, asked = ranker.settings.mode, ranker.settings.answer_format
+    rounds = mode == "iterative"
     for example in examples:
         for size in range(len(example.candidates), 1, -1) if rounds else [len(example.candidates)]:
             pool = replace(example, candidates=example.candidates[:size], texts=example.texts[:size])
-            asked = ranker.settings.answer_format
             messages = chat_messages(render_problem(pool, mode, asked.answer_style), asked, mode)
             ids = torch.tensor([encode_chat(ranker.tokenizer, messages)])
             new = ANSWER_TOKENS if rounds else 3 * size
@@ -76,20 +77,14 @@ def main() -> None:
     first = Ranker.from_pretrained(
         options.model, settings=settings_of(options.model, "direct"), engine=options.engine, dtype=options.dtype
     )
-    peer = AutoModelForCausalLM.from_pretrained(
-        options.model,
-        dtype=getattr(torch, options.dtype),
-        attn_implementation="sdpa",
-        trust_remote_code=False,
-        use_safetensors=True,
-    ).eval()
-    sides: dict[str, Callable[[list[RankingExample]], object]] = {}
-    for way in WAYS:
-        ranker = Ranker(first.engine, first.tokenizer, settings_of(options.model, way))
-        sides[way] = lambda examples, ranker=ranker: list(ranker.rank_many(examples))  # type: ignore[misc]
-    sides["plain loop, direct"] = lambda examples: plain_loop(peer, first, examples, False)
-    rounds = Ranker(first.engine, first.tokenizer, settings_of(options.model, "separate"))
-    sides["plain loop, rounds"] = lambda examples: plain_loop(peer, rounds, examples, True)
+    peer = load_causal_lm(options.model, getattr(torch, options.dtype), "sdpa")
+    rankers = {way: Ranker(first.engine, first.tokenizer, settings_of(options.model, way)) for way in WAYS}
+    sides: dict[str, Callable[[list[RankingExample]], object]] = {
+        way: lambda examples, ranker=ranker: list(ranker.rank_many(examples))  # type: ignore[misc]
+        for way, ranker in rankers.items()
+    }
+    sides["plain loop, direct"] = lambda examples: plain_loop(peer, rankers["direct"], examples)
+    sides["plain loop, rounds"] = lambda examples: plain_loop(peer, rankers["separate"], examples)
     table = Table(title=f"queries a second, {options.engine}, {options.dtype}")
     for heading in ("task", "candidates", *sides, "direct, of the loop's", "rounds, of the loop's"):
         table.add_column(heading, justify="right")

@@ -56,7 +56,7 @@ AXES: dict[str, list[Size]] = {
     "group": [Size(group=group) for group in (2, 4, 8, 16, 32)],
     "candidates": [Size(prompt=REST + TITLE * count) for count in (5, 10, 20, 40, 80)],
     "model": [
-        Size(hidden=hidden, layers=layers) for hidden, layers in ((64, 1), (128, 4), (256, 6), (512, 8), (832, 12))
+        Size(hidden=hidden, layers=layers) for hidden, layers in ((64, 1), (128, 4), (256, 6), (512, 8), (768, 14))
     ],
     "processes": [Size(batch=16, processes=count) for count in (1, 2)],
 }

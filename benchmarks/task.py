@@ -3,6 +3,7 @@ reward that is soon learned."""
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
 import re
@@ -82,6 +83,20 @@ def _early_letters(
     data_source: str, solution_str: str, ground_truth: Mapping[str, Any], extra_info: Mapping[str, Any] | None = None
 ) -> float:
     return early_letters(solution_str)
+
+
+def add_shape_options(parser: argparse.ArgumentParser) -> None:
+    """What `make_chosen` makes, and what it is computed in."""
+    parser.add_argument("--shape", choices=SHAPES, default="ranking")
+    parser.add_argument("--model", help="directory of a model that is trained in place of a random one")
+    parser.add_argument("--rows", metavar="NAME=FILE", help="what --model is trained on")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+
+
+def make_chosen(directory: str, options: argparse.Namespace, steps: int, *overrides: str) -> Config:
+    """The config of so many steps on what `add_shape_options` asks for."""
+    bench = make(directory, options.rows or options.shape, options.model, 1)
+    return config_of(bench, steps, 1e-3, 1, f"actor_rollout_ref.model.dtype={options.dtype}", *overrides)
 
 
 def make(directory: str, shape: str | Shape, model: str | None, seed: int) -> Bench:

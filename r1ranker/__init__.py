@@ -12,10 +12,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Ranker", "RankingExample", "load_examples"]
 
-for _name in (
-    "torchao",
-    "torch.utils._pytree",
-):  # where torchao is, transformers imports it, and all it says is of kernels for GPUs
+# where torchao is, transformers imports it, and all that both say is of kernels for GPUs
+for _name in ("torchao", "torch.utils._pytree"):
     logging.getLogger(_name).setLevel(logging.ERROR)
 
 

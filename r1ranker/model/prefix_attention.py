@@ -16,7 +16,8 @@ from r1ranker.model.layout import RowLayout
 
 FASTER_IN_FLOAT32 = 256
 """tokens of a segment up to which the backward kernel takes bfloat16 more slowly than float32: at 64 a fifth as fast"""
-_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+flash_forward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+"""attention and the log-sum-exps of its scores, on the CPU"""
 _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
 
@@ -31,7 +32,7 @@ class PrefixAttention(torch.autograd.Function):
         for (start, end), rest in layout.prefix_groups:
             for first, last in ((start, end), *rest):
                 own = slice(first, last)
-                out[:, :, own], joint[:, :, own] = _forward(
+                out[:, :, own], joint[:, :, own] = flash_forward(
                     query[:, :, own],
                     _spread(key[:, :, own], heads),
                     _spread(value[:, :, own], heads),
@@ -43,7 +44,7 @@ class PrefixAttention(torch.autograd.Function):
                 continue
             before, after = slice(start, end), slice(rest[0][0], rest[-1][1])
             folded = _folded(query[:, :, after], key.shape[1])
-            part, part_lse = _forward(folded, key[:, :, before], value[:, :, before], 0.0, False, scale=scale)
+            part, part_lse = flash_forward(folded, key[:, :, before], value[:, :, before], 0.0, False, scale=scale)
             part, part_lse = _unfolded(part, heads), _unfolded(part_lse, heads)
             total = torch.logaddexp(joint[:, :, after], part_lse)
             own_share = (joint[:, :, after] - total).exp()[..., None].to(out.dtype)

@@ -206,7 +206,7 @@ class ContinuousBatch:
             layout.members,
             layout.places,
             layout.prompt_bias,
-            _bias(written + 1, longest),
+            _bias(written + 1, longest, self._model.dtype),
             written,
             self._step + layout.reach,
         )
@@ -246,7 +246,7 @@ class ContinuousBatch:
         return DecodeLayout(
             members=torch.tensor([of_group + [0] * (most - len(of_group)) for of_group in members], device=device),
             places=torch.tensor(places, device=device),
-            prompt_bias=_bias(lengths, int(lengths.max())).to(device),
+            prompt_bias=_bias(lengths, int(lengths.max()), self._model.dtype).to(device),
             oldest=min(row.born for row in self._rows),
             reach=max(row.group.length - row.born for row in self._rows),
         )
@@ -359,10 +359,10 @@ def _moves(gone: Sequence[int], count: int) -> tuple[list[int], list[int]]:
     return [place for place in range(left, count) if place not in leaving], [place for place in gone if place < left]
 
 
-def _bias(lengths: Tensor, longest: int) -> Tensor:
+def _bias(lengths: Tensor, longest: int, dtype: torch.dtype) -> Tensor:
     """[N, longest]: 0 at the first lengths [N] places of each row, -inf after them."""
     after = torch.arange(longest, device=lengths.device) >= lengths[:, None]
-    return torch.zeros(after.shape, device=lengths.device).masked_fill_(after, -torch.inf)
+    return torch.zeros(after.shape, dtype=dtype, device=lengths.device).masked_fill_(after, -torch.inf)
 
 
 def _chunks(lengths: Sequence[int]) -> Iterator[tuple[int, int]]:

@@ -16,9 +16,9 @@ from transformers import AttentionInterface
 
 from r1ranker.model.attention import check_full_attention, packed_attention
 from r1ranker.model.layout import RowLayout
+from r1ranker.model.prefix_attention import flash_forward
 
 GROUPED = "grouped"
-_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 
 
 class KVCache:
@@ -121,7 +121,7 @@ class Decode:
     places: Tensor
     """[B]: where each response stands in the flattened members"""
     prompt_bias: Tensor
-    """[G, P]: 0 for a prompt's tokens, -inf after them"""
+    """[G, P]: 0 for a prompt's tokens, -inf after them; in the type of the queries"""
     response_bias: Tensor
     """[B, T]: likewise of the responses, this token included"""
     written: Tensor
@@ -165,7 +165,7 @@ def _part(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, softcap: fl
     an eighth of the time of the steps below where few queries meet a long prompt, and no more with many.
     """
     if query.is_cpu and not softcap and values.shape[3] == query.shape[3]:
-        out, mass = _flash(query, keys, values, 0.0, False, attn_mask=bias.to(query.dtype)[:, None, None], scale=1.0)
+        out, mass = flash_forward(query, keys, values, 0.0, False, attn_mask=bias[:, None, None], scale=1.0)
         return out.float(), mass[..., None]
     shape = (*query.shape[:3], keys.shape[2])
     scores = torch.bmm(query.flatten(0, 1), keys.flatten(0, 1).transpose(1, 2)).float().view(shape)

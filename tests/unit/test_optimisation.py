@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor, Shard
 
-from r1ranker.trainer.checkpoint.shards import PartWriter, read_part
+from r1ranker.trainer.checkpoint.shards import Learner, PartWriter, read_part
 from r1ranker.trainer.config.models import OptimConfig
 from r1ranker.trainer.learners.eight_bit import block_length
 from r1ranker.trainer.learners.optimisation import Optimisation, total_norm
@@ -165,17 +166,26 @@ class Blocks(nn.Module):
         return result
 
 
-def blocks(seed: int, name: str) -> tuple[nn.Module, Optimisation]:
+def with_optimizer(kind: type[nn.Module], seed: int, name: str) -> Learner:
     torch.manual_seed(seed)
-    module = Blocks()
+    module = kind()
     return module, Optimisation(module, OptimConfig(name=name, lr=0.01, lr_warmup_steps=3), 100, grad_clip=1e9)
 
 
-def learn(one: tuple[nn.Module, Optimisation], number: int) -> None:
-    ids = torch.randint(0, 12, (20,), generator=torch.Generator().manual_seed(number))
-    one[0](ids).square().sum().backward()
+def minimise(one: Learner, loss: Tensor) -> float:
+    loss.backward()
     one[1].step()
     one[1].schedule.step()
+    return loss.item()
+
+
+def blocks(seed: int, name: str) -> Learner:
+    return with_optimizer(Blocks, seed, name)
+
+
+def learn(one: Learner, number: int) -> None:
+    ids = torch.randint(0, 12, (20,), generator=torch.Generator().manual_seed(number))
+    minimise(one, one[0](ids).square().sum())
 
 
 def test_muon_turns_the_blocks_matrices_and_adamw_the_rest() -> None:
@@ -196,17 +206,22 @@ def test_muon_turns_the_blocks_matrices_and_adamw_the_rest() -> None:
             assert torch.equal(value, expected[name])
 
 
-def test_a_state_of_muon_goes_on_as_it_was(tmp_path: Path) -> None:
-    one, found = blocks(0, "muon"), blocks(1, "muon")
+def assert_goes_on(tmp_path: Path, one: Learner, found: Learner, learn: Callable[[Learner, int], object]) -> None:
+    """A learner that reads another's state goes on as that one does."""
     for number in range(3):
         learn(one, number)
     assert isinstance(PartWriter(str(tmp_path), 0, {"actor": one}).result(wait=True), dict)
     read_part(str(tmp_path), 0, {"actor": found})
+    assert found[1].lr == one[1].lr
     for number in range(3, 6):
         learn(one, number)
         learn(found, number)
     for own, wanted in zip(found[0].parameters(), one[0].parameters(), strict=True):
         assert torch.equal(own, wanted)
+
+
+def test_a_state_of_muon_goes_on_as_it_was(tmp_path: Path) -> None:
+    assert_goes_on(tmp_path, blocks(0, "muon"), blocks(1, "muon"), learn)
 
 
 class Wide(nn.Module):
@@ -221,19 +236,13 @@ class Wide(nn.Module):
         return result
 
 
-def wide(seed: int, name: str, lr: float = 0.01) -> tuple[Wide, Optimisation]:
-    torch.manual_seed(seed)
-    module = Wide()
-    return module, Optimisation(module, OptimConfig(name=name, lr=lr, lr_warmup_steps=3), 100, grad_clip=1e9)
+def wide(seed: int, name: str) -> Learner:
+    return with_optimizer(Wide, seed, name)
 
 
-def fit(one: tuple[Wide, Optimisation], number: int) -> float:
+def fit(one: Learner, number: int) -> float:
     given = drawn(16, 192, seed=number)
-    loss = (one[0](given) - given[:, :3]).square().mean()
-    loss.backward()
-    one[1].step()
-    one[1].schedule.step()
-    return loss.item()
+    return minimise(one, (one[0](given) - given[:, :3]).square().mean())
 
 
 def test_moments_of_eight_bits_learn_as_those_of_float32_do() -> None:
@@ -257,17 +266,7 @@ def test_moments_of_eight_bits_learn_as_those_of_float32_do() -> None:
 
 
 def test_a_state_of_eight_bits_goes_on_as_it_was(tmp_path: Path) -> None:
-    one, found = wide(0, "adamw_8bit"), wide(1, "adamw_8bit")
-    for number in range(3):
-        fit(one, number)
-    assert isinstance(PartWriter(str(tmp_path), 0, {"actor": one}).result(wait=True), dict)
-    read_part(str(tmp_path), 0, {"actor": found})
-    assert found[1].lr == one[1].lr
-    for number in range(3, 6):
-        fit(one, number)
-        fit(found, number)
-    for own, wanted in zip(found[0].parameters(), one[0].parameters(), strict=True):
-        assert torch.equal(own, wanted)
+    assert_goes_on(tmp_path, wide(0, "adamw_8bit"), wide(1, "adamw_8bit"), fit)
 
 
 @pytest.mark.parametrize("rank", [0, 1])

@@ -199,18 +199,18 @@ def test_a_name_that_no_file_can_have_is_one_line(path: str, capsys: pytest.Capt
 class SlowRay:
     """In place of a Ray that takes its time to start."""
 
-    def __init__(self, error: Exception | None = None) -> None:
+    def __init__(self) -> None:
         self.events: list[str] = []
         self.threads: set[str] = set()
-        self._error = error
+        self.error: Exception | None = None
 
     @contextmanager
     def start(self, config: Config) -> Iterator[None]:
         self.threads.add(current_thread().name)
         time.sleep(0.2)
         self.events.append("started")
-        if self._error is not None:
-            raise self._error
+        if self.error is not None:
+            raise self.error
         yield
         self.threads.add(current_thread().name)
         self.events.append("stopped")
@@ -246,7 +246,7 @@ def test_ray_is_stopped_where_what_is_done_first_fails(slow_ray: SlowRay) -> Non
 
 
 def test_why_ray_does_not_start_is_said_where_it_is_wanted(slow_ray: SlowRay) -> None:
-    slow_ray._error = UserError("RAY_TMPDIR=DIR is wanted")
+    slow_ray.error = UserError("RAY_TMPDIR=DIR is wanted")
     with ray_session.begin_ray(load_config("quickstart", ON_RAY)):
         slow_ray.events.append("read")
         with pytest.raises(UserError, match="RAY_TMPDIR=DIR is wanted"), ray_session.ray_for(1):

@@ -30,6 +30,8 @@ from r1ranker.trainer.checkpoint.state import describe_file
 from r1ranker.trainer.learners.optimisation import UPDATES, Optimisation
 
 Learner = tuple[nn.Module, Optimisation]
+_Wanted = tuple[Tensor, int, int]
+"""this process's rows of a tensor, the first of them, and how many it has over all processes"""
 PIECE_BYTES = 128 * 2**20
 """of tensors in one file: what a process needs in host memory to write shards that are on a GPU"""
 
@@ -197,16 +199,16 @@ def read_part(directory: str, rank: int, learners: Mapping[str, Learner]) -> Non
     Raises UserError where the state is of another model.
     """
     parts = _parts(directory)
-    wanted: dict[str, tuple[Tensor, int]] = {}
+    wanted: dict[str, _Wanted] = {}
     for role, (module, optimisation) in learners.items():
         optimisation.wait_until_written()
         counts = parts[0]["counts"].get(role, {}) if parts else {}
         for name, parameter in _learning(module):
-            wanted[f"{role}/{name}"] = local_shard(parameter)
+            wanted[f"{role}/{name}"] = (*local_shard(parameter), len(parameter))
             if name in counts:  # of a parameter that has been updated
                 optimisation.begin(parameter, counts[name])
                 moments = optimisation.moments_of(parameter)
-                wanted |= {f"{role}/{kind}/{name}": (rows, first) for kind, rows, first in moments}
+                wanted |= {f"{role}/{kind}/{name}": (rows, first, len(parameter)) for kind, rows, first in moments}
     _fill(directory, parts, wanted)
     for role, (_, optimisation) in learners.items():
         optimisation.restore(parts[0]["schedules"][role])
@@ -214,11 +216,8 @@ def read_part(directory: str, rank: int, learners: Mapping[str, Learner]) -> Non
 
 def read_trained_weights(directory: str, role: str, module: nn.Module) -> None:
     """Fill what learns from the parts in `directory`, and no moments. Raises UserError where the state is of another model."""
-    _fill(
-        directory,
-        _parts(directory),
-        {f"{role}/{name}": local_shard(parameter) for name, parameter in _learning(module)},
-    )
+    wanted = {f"{role}/{name}": (*local_shard(parameter), len(parameter)) for name, parameter in _learning(module)}
+    _fill(directory, _parts(directory), wanted)
 
 
 def _parts(directory: str) -> list[dict[str, Any]]:
@@ -227,13 +226,13 @@ def _parts(directory: str) -> list[dict[str, Any]]:
 
 
 @torch.no_grad()
-def _fill(directory: str, parts: Sequence[Mapping[str, Any]], own: Mapping[str, tuple[Tensor, int]]) -> None:
-    """Copy this process's rows of each tensor, which begin where it is said, from the files that hold them, one file open at a time."""
-    missing = {name: len(rows) for name, (rows, _) in own.items()}
+def _fill(directory: str, parts: Sequence[Mapping[str, Any]], own: Mapping[str, _Wanted]) -> None:
+    """Copy this process's rows of each tensor from the files that hold them, one file open at a time."""
+    missing = {name: len(rows) for name, (rows, *_) in own.items()}
     for file, held in (item for part in parts for item in part["files"].items()):
         overlaps = {}
         for name, (start, end) in held.items():
-            local, first = own.get(name, (None, 0))
+            local, first, _ = own.get(name, (None, 0, 0))
             low, high = max(first, start), min(first + (0 if local is None else len(local)), end)
             if local is not None and low < high:
                 overlaps[name] = local, first, start, low, high
@@ -247,8 +246,9 @@ def _fill(directory: str, parts: Sequence[Mapping[str, Any]], own: Mapping[str, 
                     missing[name] -= high - low
     for name, count in missing.items():
         if count:
-            shape = list(own[name][0].shape[1:])
-            raise UserError(f"{directory}: holds no {name} with rows of shape {shape}: the state of another model")
+            rows, _, count = own[name]
+            shape = [count, *rows.shape[1:]]
+            raise UserError(f"{directory}: holds no {name} of shape {shape}: the state of another model")
 
 
 def restore_random_state(directory: str, rank: int) -> None:

@@ -94,9 +94,20 @@ class EightBitAdamW(torch.optim.Optimizer):
         if not len(rows):
             return
         rate, betas = torch.tensor(group["lr"]), group["betas"]  # as a number it would be compiled in
-        moments = state["exp_avg"], state["exp_avg_sq"], None
-        constants = group["weight_decay"], group["eps"]
-        self._update(rows, gradient, state["step"], *moments, rate, *betas, *constants, True, False)
+        self._update(
+            rows,
+            gradient,
+            state["step"],
+            state["exp_avg"],
+            state["exp_avg_sq"],
+            None,
+            rate,
+            *betas,
+            group["weight_decay"],
+            group["eps"],
+            IS_ADAMW=True,
+            BF16_STOCHASTIC_ROUND=False,
+        )
 
 
 def moment_rows(kind: str, moment: Tensor) -> Iterator[tuple[str, Tensor]]:
