@@ -22,6 +22,7 @@ from r1ranker.model.loading import (
     move_to_device,
 )
 from r1ranker.model.lora import LoraOptions, add_adapters, base_name, fill_adapters, is_adapter
+from r1ranker.model.norms import use_fast_norms
 from r1ranker.model.weights import locate_weights, match_parameters, materialise, read_weights
 
 Module = TypeVar("Module", bound=nn.Module)
@@ -69,6 +70,8 @@ class ExecutionOptions:
             checkpoint_activations(model)
         if self.compiled:
             compile_blocks(model)
+        elif device.type == "cpu":
+            use_fast_norms(model)
         module = wrap(model)
         if not self.lora:
             module.requires_grad_(not self.frozen)

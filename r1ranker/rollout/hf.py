@@ -23,6 +23,7 @@ from r1ranker.rollout.engine import Completion, EngineSettings, Request, Samplin
 from r1ranker.rollout.hf_batch import ContinuousBatch
 from r1ranker.rollout.hf_cache import GROUPED, register_grouped
 from r1ranker.rollout.hf_kept import KeptSequences
+from r1ranker.rollout.hf_packed import PackedLinear, pack_linears
 
 
 class HFEngine:
@@ -42,6 +43,7 @@ class HFEngine:
         self.max_model_len = smaller_of(max_model_len, context_length(model.config), steady_positions(model.config))
         self._max_num_seqs = max_num_seqs
         self._has_weights = True
+        self._packed: dict[str, PackedLinear] = {}
         self._stop = set(stop_token_ids(model, tokenizer))
         self._token_text = cache(lambda token: str(tokenizer.decode([token])))
 
@@ -55,12 +57,13 @@ class HFEngine:
         dtype = compute_dtype(device, settings.dtype)
         model = init_empty_causal_lm(directory, dtype, "eager") if settings.synced_weights else None
         # where the trainer has its model loaded by transformers, so has the engine: both then have the same parameters
-        if model is None or match_parameters(model, locate_weights(directory), directory) is None:
-            whole = load_causal_lm(directory, dtype, "eager")
-            return cls(move_to_device(whole, device), tokenizer, settings.max_num_seqs, settings.max_model_len)
-        materialise(model, device)
+        given = model is not None and match_parameters(model, locate_weights(directory), directory) is not None
+        if model is None or not given:
+            model = load_causal_lm(directory, dtype, "eager")
+        else:
+            materialise(model, device)
         engine = cls(move_to_device(model, device), tokenizer, settings.max_num_seqs, settings.max_model_len)
-        engine._has_weights = False
+        engine._packed, engine._has_weights = pack_linears(engine.model), not given
         return engine
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
@@ -68,7 +71,10 @@ class HFEngine:
         own = dict(self.model.named_parameters())
         with torch.no_grad():
             for name, weight in weights:
-                own[name].copy_(weight)
+                if name in self._packed:
+                    self._packed[name].pack(weight)
+                else:
+                    own[name].copy_(weight)
         self._has_weights = True
 
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> list[list[Completion]]:
