@@ -20,7 +20,7 @@ from statistics import median
 
 POLICIES: dict[str, dict[str, str]] = {
     "as torch has it": {"GOMP_SPINCOUNT": "300000"},
-    "30,000 looks, then sleep": {"GOMP_SPINCOUNT": "30000"},
+    "10,000 looks, then sleep": {"GOMP_SPINCOUNT": "10000"},
     "1,000 looks, then sleep": {"GOMP_SPINCOUNT": "1000"},
     "sleep at once": {"OMP_WAIT_POLICY": "PASSIVE"},
 }

@@ -389,7 +389,7 @@ def test_bad_input_of_rank_is_one_line_and_writes_nothing(
 
 @pytest.mark.parametrize(
     ("given", "wanted"),
-    [({}, "30000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
+    [({}, "10000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "ACTIVE"}, None)],
 )
 def test_threads_sleep_soon_unless_the_user_says_how_they_wait(given: dict[str, str], wanted: str | None) -> None:
     """Said before torch is there, whose threads read it once."""
