@@ -47,8 +47,8 @@ def test_a_run_in_bfloat16_saves_and_goes_on_in_another_number_of_processes(
         assert line["training/bad_step"] == 0
         assert 0 < line["actor/grad_norm"] < 100
         assert 0 < line["critic/grad_norm"] < 100
-        # rounding to eight bits differs between the engine and the trainer, but not by much
-        assert 0 < line["rollout/logprob_diff_max"] < 0.2
+        # rounding to eight bits may differ between the engine and the trainer, but not by much
+        assert 0 <= line["rollout/logprob_diff_max"] < 0.2
     assert json.loads((Path(actor) / "config.json").read_text())["dtype"] == "bfloat16"
     assert {one.dtype for one in load_file(Path(actor) / "model.safetensors").values()} == {torch.bfloat16}
     assert load_causal_lm(actor, torch.float32, "sdpa").num_parameters() > 0
