@@ -39,16 +39,17 @@ class RootMeanSquare(torch.autograd.Function):
         x, weight, scale = ctx.saved_tensors
         rows = x.reshape(-1, x.shape[-1])
         gradient = gradients[0].reshape(rows.shape)
-        of_rows, of_weight = torch.empty_like(rows), torch.zeros_like(weight, dtype=torch.float32)
-        wide_weight = weight.float()
+        of_rows, wide_weight = torch.empty_like(rows), weight.float()
+        of_weight = torch.zeros_like(wide_weight) if ctx.needs_input_grad[1] else None
         for block in _blocks(rows):
             normed, own = rows[block] * scale[block], gradient[block].float()
             product = own * normed
-            of_weight += product.sum(dim=0)
+            if of_weight is not None:
+                of_weight += product.sum(dim=0)
             mean = product.mul_(wide_weight).mean(dim=-1, keepdim=True)
-            own = own * wide_weight
+            own = own * wide_weight  # not in place: in float32 it is the gradient itself
             of_rows[block] = own.sub_(normed.mul_(mean)).mul_(scale[block])
-        return of_rows.view(x.shape), of_weight.to(weight.dtype) if ctx.needs_input_grad[1] else None, None
+        return of_rows.view(x.shape), None if of_weight is None else of_weight.to(weight.dtype), None
 
 
 def _blocks(rows: Tensor) -> list[slice]:

@@ -246,8 +246,8 @@ def _fill(directory: str, parts: Sequence[Mapping[str, Any]], own: Mapping[str, 
                     missing[name] -= high - low
     for name, count in missing.items():
         if count:
-            rows, _, count = own[name]
-            shape = [count, *rows.shape[1:]]
+            rows, _, in_all = own[name]
+            shape = [in_all, *rows.shape[1:]]
             raise UserError(f"{directory}: holds no {name} of shape {shape}: the state of another model")
 
 
