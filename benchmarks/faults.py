@@ -204,12 +204,12 @@ def lost_processes(ground: Workspace, times: int, chance: random.Random) -> list
     apart = (*WITH_RAY[:1], "actor_rollout_ref.rollout.placement=separate")
     quick = "trainer.timeout=20"
     for what, setting, title, number, more in (
-        ("kill -9 of a training process (one of two)", WITH_RAY, "ray::Worker", signal.SIGKILL, ()),
-        ("kill -9 of the rollout's engine", apart, "ray::RolloutProcess", signal.SIGKILL, ()),
+        ("kill -9 of a training process (one of two)", WITH_RAY, "ray::TrainerHost", signal.SIGKILL, ()),
+        ("kill -9 of the rollout's engine", apart, "ray::RolloutHost", signal.SIGKILL, ()),
         (
             "a training process that hangs (SIGSTOP), trainer.timeout=20",
             WITH_RAY,
-            "ray::Worker",
+            "ray::TrainerHost",
             signal.SIGSTOP,
             (quick,),
         ),
@@ -231,7 +231,7 @@ def lost_processes(ground: Workspace, times: int, chance: random.Random) -> list
     output = ground.place("ray_given_up")
     run = ground.start(output, *WITH_RAY, "trainer.max_restarts=0")
     run.after_step(2)
-    os.kill(chance.choice(run.processes("ray::Worker")), signal.SIGKILL)
+    os.kill(chance.choice(run.processes("ray::TrainerHost")), signal.SIGKILL)
     done = run.end()
     good = int(done.code == 1 and done.in_a_line and "a process of the run died" in done.text)
     rows.append(

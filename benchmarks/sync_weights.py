@@ -19,10 +19,10 @@ from r1ranker.rollout.engine import Request, SamplingParams
 from r1ranker.trainer.batch.balance import Budget
 from r1ranker.trainer.batch.trajectory import Trajectory
 from r1ranker.trainer.config.load import load_config
-from r1ranker.trainer.workers import cluster as cluster_module
+from r1ranker.trainer.workers import hosts
 from r1ranker.trainer.workers.cluster import Cluster, call_all, start_cluster
 from r1ranker.trainer.workers.dispatch import generate, update
-from r1ranker.trainer.workers.process import Process
+from r1ranker.trainer.workers.process import Process, RolloutProcess
 from r1ranker.trainer.workers.worker import Worker
 
 VOCABULARY = 2000
@@ -60,6 +60,20 @@ def watched(kind: type[Process]) -> type[Process]:
     return Watched
 
 
+class WatchedTrainer(hosts.TrainerHost):
+    """Holds such a worker."""
+
+    def __init__(self) -> None:
+        self._kind = watched(Worker)
+
+
+class WatchedRollout(hosts.RolloutHost):
+    """Holds such a process of the rollout."""
+
+    def __init__(self) -> None:
+        self._kind = watched(RolloutProcess)
+
+
 def step(cluster: Cluster, seed: int, prompts: int, prompt_tokens: int, response_tokens: int) -> dict[str, float]:
     """Seconds of each part of a step."""
     random = np.random.default_rng(seed)
@@ -94,8 +108,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3)
     options = parser.parse_args()
     torch.manual_seed(0)
-    cluster_module.Worker = watched(Worker)  # type: ignore[misc, assignment]
-    cluster_module.RolloutProcess = watched(cluster_module.RolloutProcess)  # type: ignore[misc, assignment]
+    hosts.TrainerHost, hosts.RolloutHost = WatchedTrainer, WatchedRollout  # type: ignore[misc]
     with tempfile.TemporaryDirectory() as directory:
         parameters = build(directory, options.hidden, options.layers, VOCABULARY)
         size = 4 * parameters

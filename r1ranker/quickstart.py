@@ -22,6 +22,7 @@ from r1ranker.data.prepare import PrepareOptions, prepare
 from r1ranker.data.sources.facts import FACTS, FACTS_TASK
 from r1ranker.data.sources.toy import TOY
 from r1ranker.errors import UserError, check_at_least
+from r1ranker.lean_imports import import_transformers
 from r1ranker.tasks.labels import AnswerStyle
 from r1ranker.tasks.prompts import Mode
 
@@ -115,6 +116,7 @@ def quickstart(
         raise UserError("--output: found nothing; a directory is wanted")
     check_output_name(output)
     check_size(size, course)
+    import_transformers()
     with lock_directory(Path(output)):
         check_output(Path(output), model)
         run(Path(output), steps, sft_steps, size, course)

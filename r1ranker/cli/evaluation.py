@@ -35,6 +35,7 @@ from r1ranker.cli.options import (
     Window,
     Within,
 )
+from r1ranker.lean_imports import import_transformers
 from r1ranker.tasks.catalog import HUB_ID
 
 BESIDE = "What stands beside the model"
@@ -110,6 +111,7 @@ def evaluate(
     Prints MRR, hit rate, NDCG and the share of valid answers.
     Every ranking is kept in a JSON file.
     """
+    import_transformers()
     from r1ranker.evaluation.baselines.pretrained import parse_baseline_models
     from r1ranker.evaluation.options import EvaluationOptions
     from r1ranker.evaluation.runner import run_evaluation

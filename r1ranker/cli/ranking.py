@@ -38,6 +38,7 @@ from r1ranker.cli.options import (
     Window,
     Within,
 )
+from r1ranker.lean_imports import import_transformers
 
 if TYPE_CHECKING:
     from r1ranker.reranking.requests import RankRequest
@@ -103,6 +104,7 @@ def rank(
     `indices`, their places in the request, from 0; its `id`, if any;
     and `scores`, where the strategy has any.
     """
+    import_transformers()
     from r1ranker.atomic import atomic_path, check_place
     from r1ranker.errors import UserError, check_at_least
     from r1ranker.pretrained import load_tokenizer

@@ -29,6 +29,7 @@ from r1ranker.cli.options import (
     Window,
     Within,
 )
+from r1ranker.lean_imports import import_transformers
 
 BOUNDS = "What is served at most"
 
@@ -75,6 +76,7 @@ def serve(
 
     It speaks what clients of Cohere, Jina, Voyage, TEI, vLLM, Infinity and Weaviate send to their rerankers.
     """
+    import_transformers()
     from pathlib import Path
 
     from r1ranker.errors import UserError

@@ -8,6 +8,7 @@ import typer
 
 from r1ranker.cli.options import Dtype, TrainingFiles
 from r1ranker.errors import UserError, check_at_least
+from r1ranker.lean_imports import import_transformers
 
 TOKENIZER = "Tokenizer"
 
@@ -96,6 +97,7 @@ def sft(
     It teaches the format of an answer.
     `r1ranker prepare --cold-start` writes the rows (sft.parquet).
     """
+    import_transformers()
     from r1ranker.trainer.sft import SFTSettings, fine_tune
 
     check_at_least("--steps", steps, 1)
@@ -140,6 +142,7 @@ def train(
         if value is not None and not (dry_run and 0 < value < float("inf")):
             raise UserError(f"{name}: found {value:g}; GiB over 0, and --dry-run, are wanted")
     if dry_run:
+        import_transformers()
         from r1ranker.trainer.dry_run import dry_run as describe
 
         describe(config, gpu_memory, host_memory)
@@ -147,6 +150,7 @@ def train(
     from r1ranker.trainer.workers.ray_session import begin_ray
 
     with begin_ray(config):
+        import_transformers()
         from r1ranker.trainer.fit import fit
 
         typer.echo(f"trained actor: {fit(config)}")

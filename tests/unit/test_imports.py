@@ -55,6 +55,19 @@ def test_a_command_imports_what_it_needs(given: list[str], needed: set[str], mos
     assert count < most
 
 
+def test_transformers_comes_without_what_it_does_not_need_here() -> None:
+    code = (
+        "import sys\nfrom r1ranker.lean_imports import import_transformers\nimport_transformers()\n"
+        "import r1ranker.trainer.fit, r1ranker.trainer.workers.worker, r1ranker.ranking.ranker\n"
+        "print(len(sys.modules), *(name for name in sys.modules if '.' not in name))\nimport scipy, sklearn, torchao"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    count, *found = done.stdout.split()
+    assert {"torch", "transformers"} == LARGE & set(found)
+    assert "torchao" not in found
+    assert int(count) < 3600
+
+
 def test_ray_can_be_started_before_anything_large_is_there() -> None:
     """A run's config is read, and Ray begun, while torch is still to be imported."""
     code = (

@@ -220,6 +220,7 @@ class SlowRay:
 def slow_ray(monkeypatch: pytest.MonkeyPatch) -> SlowRay:
     made = SlowRay()
     monkeypatch.setattr(ray_session, "start_ray", made.start)
+    monkeypatch.setattr(ray_session, "begin_hosts", lambda config: made.events.append("begun"))
     monkeypatch.setattr("ray.is_initialized", lambda: True)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     return made
@@ -233,14 +234,14 @@ def test_ray_starts_beside_what_is_done_first(slow_ray: SlowRay) -> None:
         slow_ray.events.append("read")
         with ray_session.ray_for(1):
             slow_ray.events.append("used")
-    assert slow_ray.events == ["read", "started", "used", "stopped"]
+    assert slow_ray.events == ["read", "started", "begun", "used", "stopped"]
     assert slow_ray.threads == {"ray"}  # Ray's processes end with the thread that started them
 
 
 def test_ray_is_stopped_where_what_is_done_first_fails(slow_ray: SlowRay) -> None:
     with pytest.raises(UserError, match="no such file"), ray_session.begin_ray(load_config("quickstart", ON_RAY)):
         raise UserError("no such file")
-    assert slow_ray.events == ["started", "stopped"]
+    assert slow_ray.events == ["started", "begun", "stopped"]
     with ray_session.ray_for(1):  # and nobody waits for it any more
         pass
 

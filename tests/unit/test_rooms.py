@@ -13,7 +13,7 @@ import r1ranker
 
 PACKAGE = Path(r1ranker.__file__).parent
 ROOMS = (
-    "errors.py", "atomic.py", "progress.py", "choices.py", "device.py", "pretrained.py",
+    "errors.py", "atomic.py", "progress.py", "choices.py", "lean_imports.py", "device.py", "pretrained.py",
     "tasks", "rewards", "data/files", "data/sources", "data", "model", "rollout",
     "trainer/config", "trainer/batch", "trainer/algorithm", "trainer/learners", "trainer/checkpoint", "trainer/memory",
     "trainer/workers", "trainer/scoring", "trainer/monitoring", "trainer/experience", "trainer",

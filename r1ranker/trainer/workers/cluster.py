@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from r1ranker.errors import RunError, UserError, WorkerLostError, first_line
 from r1ranker.trainer.config.schema import Config
-from r1ranker.trainer.workers.process import Process, RolloutProcess
+from r1ranker.trainer.workers.hosts import HostSet, rollout_hosts, take_hosts, trainer_hosts
 from r1ranker.trainer.workers.ray_session import start_ray
 from r1ranker.trainer.workers.worker import Worker
 
@@ -76,48 +76,33 @@ class LocalCluster:
 
 
 class RayWorkers:
-    """Processes as Ray actors, each with a CPU and, where there are any, a GPU; `nodes` groups of `per_node`, each on one node."""
+    """Processes as Ray actors."""
 
-    def __init__(self, kind: type[Process], config: Config, per_node: int, nodes: int, wanted_by: str) -> None:
+    def __init__(self, config: Config, wanted: HostSet) -> None:
         import ray
-        from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
         self._ray = ray
         self._timeout = self._patience = config.trainer.timeout
-        self.size = nodes * per_node
-        # of the cluster, which may have GPUs where the driver's machine has none
-        gpus = 1 if ray.cluster_resources().get("GPU") else 0
-        self.on_gpu = gpus > 0
-        bundle = {"CPU": 1.0} | ({"GPU": 1.0} if gpus else {})
-        self._groups = [ray.util.placement_group([bundle] * per_node, strategy="STRICT_PACK") for _ in range(nodes)]
-        self._actors: list[Any] = []
-        for group in self._groups:
-            if not group.wait(timeout_seconds=60):
-                self.close()
-                raise UserError(
-                    f"{wanted_by}: {nodes} x {per_node} processes do not fit; Ray has {dict(ray.cluster_resources())}"
-                )
-        actor = ray.remote(num_cpus=1, num_gpus=gpus)(kind)
-        for rank in range(self.size):
-            place = PlacementGroupSchedulingStrategy(
-                self._groups[rank // per_node], placement_group_bundle_index=rank % per_node
-            )
-            self._actors.append(actor.options(scheduling_strategy=place).remote(config, rank))
+        self._hosts = take_hosts(wanted)
+        self._actors, self.on_gpu = self._hosts.actors, self._hosts.on_gpu
+        self.size = len(self._actors)
+        for rank, actor in enumerate(self._actors):
+            actor.create.remote(config, rank)
 
     def find_address(self) -> str | None:
         """An address where the processes can meet; None for one alone."""
-        return self._get([self._actors[0].find_address.remote()], "find_address")[0] if self.size > 1 else None
+        return self._get([self._actors[0].call.remote("find_address")], "find_address")[0] if self.size > 1 else None
 
     def each(self, method: str, arguments: Sequence[Sequence[Any]]) -> list[Any]:
         return self._get(self.begin(method, arguments), method)
 
     def begin(self, method: str, arguments: Sequence[Sequence[Any]]) -> list[Any]:
         """Call `method` on every process without waiting for it."""
-        return [getattr(actor, method).remote(*own) for actor, own in zip(self._actors, arguments, strict=True)]
+        return [actor.call.remote(method, *own) for actor, own in zip(self._actors, arguments, strict=True)]
 
     def stream(self, method: str, arguments: Sequence[Sequence[Any]]) -> Iterator[tuple[int, Any]]:
         generators = [
-            getattr(actor, method).options(num_returns="streaming").remote(*own)
+            actor.stream.options(num_returns="streaming").remote(method, *own)
             for actor, own in zip(self._actors, arguments, strict=True)
         ]
         return self._items({generator: rank for rank, generator in enumerate(generators)}, method)
@@ -193,12 +178,9 @@ class RayWorkers:
 
     def close(self) -> None:
         """End the processes and give their places back."""
-        closing = [actor.close.remote() for actor in self._actors]
+        closing = [actor.call.remote("close") for actor in self._actors]
         self._ray.wait(closing, num_returns=len(closing), timeout=10)  # one that has died says nothing any more
-        for actor in self._actors:
-            self._ray.kill(actor)
-        for group in self._groups:
-            self._ray.util.remove_placement_group(group)
+        self._hosts.end()
 
 
 _LOST = (
@@ -228,16 +210,13 @@ class RayCluster(RayWorkers):
     """The trainer's processes, and those of the rollout where they are placed apart."""
 
     def __init__(self, config: Config, total_steps: int) -> None:
-        trainer, rollout = config.trainer, config.actor_rollout_ref.rollout
-        super().__init__(Worker, config, trainer.n_gpus_per_node, trainer.nnodes, "trainer.n_gpus_per_node")
+        super().__init__(config, trainer_hosts(config))
         self.rollout: Workers = self
         self._apart: RayWorkers | None = None
         try:
-            if rollout.placement == "separate":
-                size = rollout.tensor_model_parallel_size
-                self.rollout = self._apart = RayWorkers(
-                    RolloutProcess, config, size, rollout.n_workers // size, "actor_rollout_ref.rollout.n_workers"
-                )
+            apart = rollout_hosts(config)
+            if apart is not None:
+                self.rollout = self._apart = RayWorkers(config, apart)
             self.each("setup", [(self.find_address(), total_steps)] * self.size)
             if self._apart is not None:
                 self._apart.each("setup", [(self._apart.find_address(), self._apart.size)] * self._apart.size)

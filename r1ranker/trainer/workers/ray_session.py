@@ -15,6 +15,7 @@ from threading import Event, Thread, current_thread
 from r1ranker.errors import UserError, first_line, note
 from r1ranker.trainer.config.overrides import is_name
 from r1ranker.trainer.config.schema import Config
+from r1ranker.trainer.workers.hosts import begin_hosts, forget_hosts
 
 LONGEST_SOCKET = 107
 """bytes of a Unix socket's path (sun_path of unix(7), less the NUL at its end)"""
@@ -29,7 +30,7 @@ _starting: tuple[Thread, Future[None]] | None = None
 
 @contextmanager
 def begin_ray(config: Config) -> Iterator[None]:
-    """Ray, started beside what the block does first, such as importing torch and reading data; `start_ray` in the block waits for it.
+    """Ray and a run's processes, started beside what the block does first: importing torch, reading data. `start_ray` in it waits for them.
 
     What goes wrong is raised there. A cluster that RAY_ADDRESS names is left to it as well.
     """
@@ -43,6 +44,7 @@ def begin_ray(config: Config) -> Iterator[None]:
     def hold() -> None:  # Ray's processes end with the thread that started them
         try:
             with start_ray(config):
+                begin_hosts(config)
                 ready.set_result(None)
                 done.wait()
         except BaseException as error:
@@ -58,6 +60,7 @@ def begin_ray(config: Config) -> Iterator[None]:
     finally:
         done.set()
         thread.join()
+        forget_hosts()
         _starting = None
 
 

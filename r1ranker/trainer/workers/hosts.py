@@ -1,0 +1,140 @@
+"""Ray's processes of a run: they import what they compute with while the driver still reads its data. Imports nothing large itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any, ClassVar
+
+from r1ranker.errors import UserError
+from r1ranker.lean_imports import import_transformers
+from r1ranker.trainer.config.schema import Config
+
+
+class Host:
+    """A process that Ray starts; `create` makes what it holds, and the calls after it go there."""
+
+    module: ClassVar[str] = "r1ranker.trainer.workers.worker"
+    name: ClassVar[str] = "Worker"
+    """of the class that it holds one of"""
+
+    def __init__(self) -> None:
+        import_transformers()
+        self._kind = getattr(import_module(self.module), self.name)
+        self._process: Any = None
+
+    def create(self, config: Config, rank: int) -> None:
+        """Make what the process holds."""
+        self._process = self._kind(config, rank)
+
+    def call(self, method: str, *arguments: Any) -> Any:
+        """What a method of it returns."""
+        return getattr(self._process, method)(*arguments)
+
+    def stream(self, method: str, *arguments: Any) -> Iterator[Any]:
+        """What a generator of it yields."""
+        yield from getattr(self._process, method)(*arguments)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "_process":
+            raise AttributeError(name)
+        return getattr(self._process, name)
+
+
+class TrainerHost(Host):
+    """Of the trainer."""
+
+
+class RolloutHost(Host):
+    """Of a rollout that is placed apart."""
+
+    module, name = "r1ranker.trainer.workers.process", "RolloutProcess"
+
+
+@dataclass(frozen=True)
+class HostSet:
+    """Which processes are wanted: `nodes` groups of `per_node`, each on one node, as the key `wanted_by` says."""
+
+    kind: type[Host]
+    per_node: int
+    nodes: int
+    wanted_by: str
+
+
+@dataclass(frozen=True)
+class PlacedHosts:
+    """Ray's handles of the processes, in the order of their ranks, and of the places that they hold."""
+
+    actors: list[Any]
+    groups: list[Any]
+    on_gpu: bool
+
+    def end(self) -> None:
+        """End the processes and give their places back."""
+        import ray
+
+        for actor in self.actors:
+            ray.kill(actor)
+        for group in self.groups:
+            ray.util.remove_placement_group(group)
+
+
+def trainer_hosts(config: Config) -> HostSet:
+    """The processes of the trainer."""
+    return HostSet(TrainerHost, config.trainer.n_gpus_per_node, config.trainer.nnodes, "trainer.n_gpus_per_node")
+
+
+def rollout_hosts(config: Config) -> HostSet | None:
+    """The processes of the rollout, where they are others."""
+    rollout = config.actor_rollout_ref.rollout
+    size = rollout.tensor_model_parallel_size
+    key = "actor_rollout_ref.rollout.n_workers"
+    return HostSet(RolloutHost, size, rollout.n_workers // size, key) if rollout.placement == "separate" else None
+
+
+_begun: dict[HostSet, PlacedHosts] = {}
+"""processes that were started before they are taken"""
+
+
+def begin_hosts(config: Config) -> None:
+    """Start the processes of a run, which begin to import; raises UserError where they do not fit."""
+    for wanted in (trainer_hosts(config), rollout_hosts(config)):
+        if wanted is not None:
+            _begun[wanted] = _place(wanted)
+
+
+def forget_hosts() -> None:
+    """Of those that nobody took: Ray has ended them with itself."""
+    _begun.clear()
+
+
+def take_hosts(wanted: HostSet) -> PlacedHosts:
+    """Processes that were begun, else new ones; raises UserError where they do not fit."""
+    return _begun.pop(wanted, None) or _place(wanted)
+
+
+def _place(wanted: HostSet) -> PlacedHosts:
+    """Ray's processes, each with a CPU and, where there are any, a GPU."""
+    import ray
+    from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+    # of the cluster, which may have GPUs where the driver's machine has none
+    gpus = 1 if ray.cluster_resources().get("GPU") else 0
+    bundle = {"CPU": 1.0} | ({"GPU": 1.0} if gpus else {})
+    groups = [ray.util.placement_group([bundle] * wanted.per_node, strategy="STRICT_PACK") for _ in range(wanted.nodes)]
+    placed = PlacedHosts([], groups, gpus > 0)
+    for group in groups:
+        if not group.wait(timeout_seconds=60):
+            placed.end()
+            raise UserError(
+                f"{wanted.wanted_by}: {wanted.nodes} x {wanted.per_node} processes do not fit; Ray has "
+                f"{dict(ray.cluster_resources())}"
+            )
+    actor = ray.remote(num_cpus=1, num_gpus=gpus)(wanted.kind)
+    for rank in range(wanted.nodes * wanted.per_node):
+        place = PlacementGroupSchedulingStrategy(
+            groups[rank // wanted.per_node], placement_group_bundle_index=rank % wanted.per_node
+        )
+        placed.actors.append(actor.options(scheduling_strategy=place).remote())
+    return placed
