@@ -110,8 +110,12 @@ _TUNABLE = "glibc.malloc.hugetlb"
 def restart_with_huge_pages() -> None:
     """Begin this process again with a C library that asks for huge pages, where the system gives them to whoever asks.
 
+    Not a fork, whose command is another than the one that the process began with.
     Large tensors that are made anew are filled in half the time or less (benchmarks/huge_pages.py). The library reads it at a process's start alone.
     """
+    given = sys.argv[1:]
+    if sys.orig_argv[len(sys.orig_argv) - len(given) :] != given:
+        return
     tunables = with_huge_pages(os.environ.get("GLIBC_TUNABLES", ""), HUGE_PAGES)
     if tunables is not None:
         os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ | {"GLIBC_TUNABLES": tunables})

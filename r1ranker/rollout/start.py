@@ -6,7 +6,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from r1ranker.choices import AUTO, ENGINES
-from r1ranker.errors import UserError, suggest
+from r1ranker.errors import UserError, note, suggest
 
 if TYPE_CHECKING:
     import torch
@@ -29,7 +29,9 @@ def start_engine(name: str, directory: str, device: torch.device, settings: Engi
     Raises UserError for a model that cannot be loaded, and for vllm where it is not installed; RunError where memory does
     not suffice for vllm.
     """
-    name = find_engine(name)
+    asked, name = name, find_engine(name)
+    if asked == AUTO:
+        note(f"engine: {name}, which auto takes {'where vllm is installed' if name == 'vllm' else 'without vllm'}")
     if not settings.synced_weights:  # a trainer that hands weights over has looked already
         from r1ranker.rollout.agreement import check_architecture
 

@@ -28,8 +28,7 @@ def forked_python(directory: Path) -> Iterator[None]:
     for name, module in (("python", ""), ("r1ranker", "-m r1ranker.cli ")):
         (directory / name).write_text(f'#!/bin/sh\nexec {sys.executable} {__file__} ask {module}"$@"\n')
         (directory / name).chmod(0o755)
-    # another server's address comes back; and a fork cannot begin itself again for huge pages
-    with patch.dict(os.environ, GLIBC_TUNABLES="glibc.malloc.hugetlb=0"):
+    with patch.dict(os.environ):  # another server's address comes back
         server = forked_workers.ForkServer(*MODULES)
         try:
             yield

@@ -426,14 +426,26 @@ def test_huge_pages_are_asked_for_where_whoever_asks_has_them(
         assert with_huge_pages(tunables, setting) is None
 
 
-@pytest.mark.parametrize(("command", "computes"), [("train", True), ("prepare", False)])
-def test_a_command_that_computes_is_begun_again_with_huge_pages(command: str, computes: bool) -> None:
+@pytest.mark.parametrize(
+    ("command", "change", "computes"),
+    [
+        ("train", "", True),
+        ("prepare", "", False),
+        (
+            "prepare",
+            "sys.argv[1] = 'train'",
+            False,
+        ),  # as in a fork, which has another command than its process began with
+    ],
+)
+def test_a_command_that_computes_is_begun_again_with_huge_pages(command: str, change: str, computes: bool) -> None:
     code = (
-        f"import os, sys\nsys.argv = ['r1ranker', '{command}', '--help']\nfrom r1ranker.cli import start\n"
+        f"import os, sys\n{change}\nfrom r1ranker.cli import start\n"
         "try:\n    start()\nexcept SystemExit as end:\n    print(end.code, os.environ.get('GLIBC_TUNABLES'))"
     )
     environment = {name: value for name, value in os.environ.items() if name != "GLIBC_TUNABLES"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    arguments = [sys.executable, "-c", code, command, "--help"]
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, check=True)
     wanted = with_huge_pages("", HUGE_PAGES) if computes else None
     assert done.stdout.splitlines()[-1] == f"0 {wanted}"
     assert done.stdout.count("Usage:") == 1
