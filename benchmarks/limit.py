@@ -26,7 +26,7 @@ from r1ranker.trainer.loop import Run
 from r1ranker.trainer.update import Updater
 from r1ranker.trainer.workers.cluster import start_cluster
 
-PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm")
+PRODUCTS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "mkldnn::_linear_pointwise")
 ALONE = 3
 """shapes that are measured by themselves: those that take longest"""
 

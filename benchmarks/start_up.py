@@ -24,7 +24,7 @@ IMPORTING = (
 )
 
 
-def first_step(directory: Path, executor: str) -> float:
+def time_first_step(directory: Path, executor: str) -> float:
     """Seconds from the command to the line of its first step."""
     command = [
         *(sys.executable, "-m", "r1ranker.cli", "train", "--config-name", "quickstart", f"trainer.executor={executor}"),
@@ -41,7 +41,7 @@ def first_step(directory: Path, executor: str) -> float:
     return taken[0]
 
 
-def importing() -> float:
+def time_imports() -> float:
     """Seconds of a process that imports what models need."""
     began = time.perf_counter()
     subprocess.run([sys.executable, "-c", IMPORTING], stderr=subprocess.DEVNULL, check=True)
@@ -60,9 +60,9 @@ def main() -> None:
         init_model(str(directory / "model"), [str(directory / "data/direct_ranking/train.parquet")], title_tokens=True)
         for run in range(options.runs + 1):
             taken = {
-                "importing alone": importing(),
-                "local": first_step(directory, "local"),
-                "ray": first_step(directory, "ray"),
+                "importing alone": time_imports(),
+                "local": time_first_step(directory, "local"),
+                "ray": time_first_step(directory, "ray"),
             }
             for side, value in taken.items() if run else ():
                 seconds[side].append(value)

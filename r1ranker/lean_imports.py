@@ -6,8 +6,8 @@ import atexit
 import gc
 import sys
 
-ASIDE = ("scipy", "sklearn", "torchao")
-"""for detecting objects, drafting with another model, and quantized weights"""
+ASIDE = ("scipy", "sklearn")
+"""for detecting objects, and for drafting with another model"""
 
 
 def import_transformers() -> None:

@@ -116,9 +116,9 @@ def quickstart(
         raise UserError("--output: found nothing; a directory is wanted")
     check_output_name(output)
     check_size(size, course)
-    import_transformers()
     with lock_directory(Path(output)):
         check_output(Path(output), model)
+        import_transformers()
         run(Path(output), steps, sft_steps, size, course)
 
 

@@ -19,7 +19,7 @@ CPU_CHUNK_BYTES = 2**26
 """of such a chunk on a CPU, which computes small ones as fast"""
 
 
-def logits_at_once(size: int, on_cpu: bool) -> int:
+def bound_logits(size: int, on_cpu: bool) -> int:
     """Bytes of float32 logits that are there at once where there are `size` in all."""
     return size if size <= LOGITS_BYTES else min(LOGITS_BYTES, CPU_CHUNK_BYTES) if on_cpu else LOGITS_BYTES
 
@@ -76,7 +76,7 @@ class PolicyModel(nn.Module):
                 logits, chunk[0], temperature, chunk[1], chunk[2], with_entropy, entropy_requires_grad, reads
             )
 
-        rows = max(1, logits_at_once(4 * width * len(states), states.is_cpu) // (4 * width))
+        rows = max(1, bound_logits(4 * width * len(states), states.is_cpu) // (4 * width))
         if len(states) <= rows:
             logprobs, entropy = of_rows(states, targets, constrained, allowed, reads=reads)
             # copies: FSDP hangs a hook on what is returned, which a view would lose

@@ -10,6 +10,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
+import pytest
 from safetensors.numpy import load_file
 from transformers import PreTrainedTokenizerBase
 
@@ -21,6 +22,8 @@ from r1ranker.trainer.batch.trajectory import Trajectory
 from r1ranker.trainer.config.load import load_config
 from r1ranker.trainer.config.schema import Config
 from r1ranker.trainer.fit import fit
+from r1ranker.trainer.workers import hosts
+from r1ranker.trainer.workers.process import Process, RolloutProcess
 
 SMALL = (
     "data.train_batch_size=4", "actor_rollout_ref.actor.ppo_mini_batch_size=4", "actor_rollout_ref.rollout.n=2",
@@ -30,6 +33,17 @@ PPO = (
     "algorithm.adv_estimator=gae", "algorithm.use_kl_in_reward=true", "algorithm.kl_ctrl.type=adaptive", "trainer.critic_warmup=1",
     "actor_rollout_ref.actor.optim.lr=1e-2",
 )  # fmt: skip
+
+
+def hold(monkeypatch: pytest.MonkeyPatch, kind: type[Process]) -> None:
+    """Have Ray's processes hold another kind of worker, or of rollout process."""
+
+    class Holding(hosts.Host):
+        def __init__(self) -> None:
+            self._kind, self._process = kind, None
+
+    of_rollout = issubclass(kind, RolloutProcess)
+    monkeypatch.setattr(hosts, "RolloutHost" if of_rollout else "TrainerHost", Holding)
 
 
 def config_of(model: str, *overrides: str) -> Config:

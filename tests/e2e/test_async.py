@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from runs import train
+from runs import hold, train
 from shared_ray import SharedRay
 
 from r1ranker.errors import RunError, UserError
 from r1ranker.trainer.batch.trajectory import Trajectory
 from r1ranker.trainer.config.load import load_config
 from r1ranker.trainer.prepare import prepare
-from r1ranker.trainer.workers import cluster as cluster_module
 from r1ranker.trainer.workers.process import RolloutProcess
 
 pytestmark = pytest.mark.usefixtures("one_ray")
@@ -151,7 +150,7 @@ def test_an_engine_that_dies_or_fails_while_it_hands_over_ends_the_run_with_its_
             yield from ()
             os._exit(1)
 
-    monkeypatch.setattr(cluster_module, "RolloutProcess", Dying)
+    hold(monkeypatch, Dying)
     with pytest.raises(RunError, match=r"step 1: a process of the run died.*no actor was saved"):
         train(
             toy, tiny_model, tmp_path, *SEPARATE, "trainer.async_steps=1", "trainer.val_before_train=false", "trainer.max_restarts=0",
@@ -170,7 +169,7 @@ def test_an_engine_that_dies_or_fails_while_it_hands_over_ends_the_run_with_its_
 
             self.engine.session = failing  # type: ignore[method-assign]
 
-    monkeypatch.setattr(cluster_module, "RolloutProcess", Failing)
+    hold(monkeypatch, Failing)
     with pytest.raises(
         RunError, match=r"step 2: the rollout failed.*ArithmeticError: no such.*holds the actor of step 1"
     ):

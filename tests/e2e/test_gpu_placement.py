@@ -18,7 +18,7 @@ from shared_ray import SharedRay
 from r1ranker import device
 from r1ranker.errors import UserError
 from r1ranker.trainer.workers.cluster import RayWorkers
-from r1ranker.trainer.workers.hosts import trainer_hosts
+from r1ranker.trainer.workers.hosts import plan_trainer_hosts
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -40,7 +40,7 @@ def ask(workers: RayWorkers, what: Any) -> list[Any]:
 @pytest.mark.usefixtures("four_gpus")
 def test_each_process_has_a_gpu_of_the_cluster_though_the_driver_sees_none(tiny_model: str) -> None:
     config = config_of(tiny_model, "trainer.executor=ray", "trainer.n_gpus_per_node=4")
-    workers = RayWorkers(config, trainer_hosts(config))
+    workers = RayWorkers(config, plan_trainer_hosts(config))
     try:
         assert not torch.cuda.is_available()
         assert workers.on_gpu

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from runs import PPO, SMALL, assert_same_run, figures, overrides_of, train
+from runs import PPO, SMALL, assert_same_run, figures, hold, overrides_of, train
 from safetensors.numpy import load_file
 from safetensors.torch import save_file
 from torch import Tensor
@@ -23,7 +23,6 @@ from r1ranker.trainer.checkpoint import shards
 from r1ranker.trainer.config.load import load_config
 from r1ranker.trainer.config.schema import Config
 from r1ranker.trainer.loop import Run
-from r1ranker.trainer.workers import cluster as cluster_module
 from r1ranker.trainer.workers.cluster import Cluster, call_all, start_cluster
 from r1ranker.trainer.workers.process import RolloutProcess
 from r1ranker.trainer.workers.worker import Worker
@@ -49,7 +48,7 @@ def test_a_process_that_is_killed_in_a_step_is_started_again_and_nothing_is_diff
 
     two = (*SMALL, *RAY, "trainer.n_gpus_per_node=2")
     train(toy, tiny_model, tmp_path / "alone", *two)
-    monkeypatch.setattr(cluster_module, "Worker", Dying)
+    hold(monkeypatch, Dying)
     train(toy, tiny_model, tmp_path / "run", *two)
     assert (tmp_path / "run" / "died").exists()
     assert "step 2: " in (said := capsys.readouterr().err)
@@ -115,7 +114,7 @@ def test_processes_write_while_they_train_and_any_other_number_of_them_reads(
         return saved
 
     with monkeypatch.context() as patched:
-        patched.setattr(cluster_module, "Worker", Slow)
+        hold(patched, Slow)
         two = config("trainer.executor=ray", "trainer.n_gpus_per_node=2")
         with closing(run := Run(two)), start_cluster(two, 3) as cluster:
             assert run.step(cluster, 1)["perf/wait_for_state_s"] == 0
@@ -157,7 +156,7 @@ def test_a_process_that_hangs_is_named_with_its_method(
             signal.pause()
             return {}
 
-    monkeypatch.setattr(cluster_module, "Worker", Hanging)
+    hold(monkeypatch, Hanging)
     wanted = r"step 1: end_step: no answer from process 0 within trainer.timeout = 20 seconds; no actor was saved"
     with pytest.raises(RunError, match=wanted):
         train(toy, tiny_model, tmp_path, *SMALL, *RAY, "trainer.timeout=20", "trainer.max_restarts=0")
@@ -180,7 +179,7 @@ def test_a_failure_in_one_process_does_not_wait_for_others_that_hang_in_a_collec
                 (Path(self.config.output_dir) / "left").touch()
             return super().update_policy(bins)
 
-    monkeypatch.setattr(cluster_module, "Worker", Failing)
+    hold(monkeypatch, Failing)
     two = (*SMALL, *RAY, "trainer.n_gpus_per_node=2", "trainer.timeout=90")
     with pytest.raises(RunError, match=r"step 2: no memory for the update of the actor; .* the actor of step 1"):
         train(toy, tiny_model, tmp_path, *two)
@@ -211,7 +210,7 @@ def test_a_batch_sampled_ahead_is_kept_and_an_engine_that_dies_is_started_again(
         "trainer.total_training_steps=4",
     )
     train(toy, tiny_model, tmp_path / "alone", *apart)
-    monkeypatch.setattr(cluster_module, "RolloutProcess", DyingEngine)
+    hold(monkeypatch, DyingEngine)
     train(toy, tiny_model, tmp_path / "run", *apart)
     assert (tmp_path / "run" / "died").exists()
     assert_same_run(tmp_path / "run", tmp_path / "alone")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from r1ranker.trainer.algorithm.estimation import assign_loss_weights, drop_with
 from r1ranker.trainer.batch.balance import Budget, arrange_micro_batches
 from r1ranker.trainer.batch.trajectory import Trajectory
 from r1ranker.trainer.config.schema import Config
+from r1ranker.trainer.workers import hosts
 from r1ranker.trainer.workers.cluster import Cluster, RayWorkers, call_all, start_cluster
 from r1ranker.trainer.workers.dispatch import fill, update
 from r1ranker.trainer.workers.worker import Worker
@@ -251,3 +253,27 @@ def test_a_batch_of_one_leaves_a_process_without_work_and_nothing_hangs(tiny_mod
         expected = update(cluster, only, Budget(10_000), "update_policy")
     for name, value in expected.items():
         assert metrics[name] == pytest.approx(value, abs=1e-6, rel=1e-6), name
+
+
+@pytest.mark.usefixtures("one_ray")
+def test_processes_that_were_begun_are_taken_and_others_are_ended(tiny_model: str) -> None:
+    apart = "actor_rollout_ref.rollout.placement=separate"
+    config = config_of(tiny_model, "trainer.executor=ray", apart)
+    hosts.begin_hosts(config, Event())
+    begun = list(hosts._begun.values())
+    with start_cluster(config, 1) as cluster:
+        assert isinstance(cluster, RayWorkers)
+        assert isinstance(cluster.rollout, RayWorkers)
+        assert [cluster._hosts, cluster.rollout._hosts] == begun
+        assert not hosts._begun
+    hosts.begin_hosts(config, Event())
+    begun = list(hosts._begun.values())
+    hosts.end_hosts()
+    assert not hosts._begun
+    for placed in begun:
+        table = ray.util.placement_group_table(placed.groups[0])
+        assert table["state"] == "REMOVED"
+    ended = Event()
+    ended.set()
+    hosts.begin_hosts(config, ended)
+    assert not hosts._begun

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from runs import figures, train
+from runs import figures, hold, train
 from safetensors.numpy import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -24,7 +24,6 @@ from r1ranker.model.init import init_model
 from r1ranker.rollout.hf import HFEngine
 from r1ranker.trainer.monitoring.metrics import METRIC_NAMES, is_known_metric
 from r1ranker.trainer.sft import SFTSettings, fine_tune
-from r1ranker.trainer.workers import cluster as cluster_module
 from r1ranker.trainer.workers.worker import Worker
 
 RUNS = {
@@ -291,6 +290,6 @@ def test_a_process_that_dies_ends_the_run_and_is_named(
         def update_policy(self, bins: Any) -> dict[str, float]:
             os._exit(1)
 
-    monkeypatch.setattr(cluster_module, "Worker", Dying)
+    hold(monkeypatch, Dying)
     with pytest.raises(RunError, match=r"step 1: a process of the run died.*no actor was saved"):
         train(toy, tiny_model, tmp_path, "trainer.executor=ray", "trainer.max_restarts=0")

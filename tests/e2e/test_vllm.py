@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from runs import config_of, requests_of, train, trajectories_of
+from runs import config_of, hold, requests_of, train, trajectories_of
 from shared_ray import SharedRay
 
 from r1ranker.data.loader import load_prompts
@@ -21,7 +21,6 @@ from r1ranker.trainer.batch.balance import Budget
 from r1ranker.trainer.batch.trajectory import Trajectory
 from r1ranker.trainer.config.schema import Config
 from r1ranker.trainer.experience.conversing import build_episodes
-from r1ranker.trainer.workers import cluster as cluster_module
 from r1ranker.trainer.workers.cluster import Cluster, start_cluster
 from r1ranker.trainer.workers.dispatch import fill, generate, stream_episodes, update
 from r1ranker.trainer.workers.worker import Worker
@@ -168,7 +167,7 @@ def test_without_the_repair_a_tied_head_stays_stale(
             vllm._repack_tied_head = lambda model: None  # type: ignore[assignment]
             super().start_engine()
 
-    monkeypatch.setattr(cluster_module, "Worker", Unrepaired)
+    hold(monkeypatch, Unrepaired)
     config = config_of(tiny_model, *VLLM, FAST, "actor_rollout_ref.rollout.temperature=0.7")
     _, after = before_and_after_a_sync(config, tiny_model, toy)
     assert after > 1e-2  # if this no longer holds, vLLM repacks the head itself and the repair can go

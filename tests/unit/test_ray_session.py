@@ -220,7 +220,7 @@ class SlowRay:
 def slow_ray(monkeypatch: pytest.MonkeyPatch) -> SlowRay:
     made = SlowRay()
     monkeypatch.setattr(ray_session, "start_ray", made.start)
-    monkeypatch.setattr(ray_session, "begin_hosts", lambda config: made.events.append("begun"))
+    monkeypatch.setattr(ray_session, "begin_hosts", lambda config, ended: made.events.append("begun"))
     monkeypatch.setattr("ray.is_initialized", lambda: True)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     return made

@@ -216,16 +216,21 @@ def test_key_places_give_a_kernel_what_each_segment_attends_to() -> None:
     assert (layout.max_seqlen_q, max(layout.lengths)) == (3, 5)
 
 
-def test_logits_in_chunks_change_nothing(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("most", "of_a_cpu", "at_once", "passes"), [(4, 8, 4, 2), (8, 4, 4, 2), (34, 4, 34, 1)])
+def test_logits_in_chunks_change_nothing(
+    model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch, most: int, of_a_cpu: int, at_once: int, passes: int
+) -> None:
+    """Rows that may be there at once, rows of a chunk on a CPU; those that are there, and how often each row is computed."""
     batch = groups_of([(20, [5, 1, 9, 4]), (7, [3]), (12, [6, 6])])
     whole = policy_pass(model, batch, True)
     calls = []
     inner = PolicyModel._scaled
     monkeypatch.setattr(PolicyModel, "_scaled", lambda self, logits: calls.append(len(logits)) or inner(self, logits))
-    monkeypatch.setattr(policy_model, "LOGITS_BYTES", 4 * 4 * model.config.vocab_size)
+    monkeypatch.setattr(policy_model, "LOGITS_BYTES", most * 4 * model.config.vocab_size)
+    monkeypatch.setattr(policy_model, "CPU_CHUNK_BYTES", of_a_cpu * 4 * model.config.vocab_size)
     assert_same(policy_pass(model, batch, True), whole)
-    assert max(calls) == 4
-    assert sum(calls) == 2 * 34, "each row once forward, once more backward"
+    assert max(calls) == at_once
+    assert sum(calls) == passes * 34
 
 
 @pytest.mark.parametrize("chunk", [2**28, 4 * 3 * 5])

@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 import torch
 
+from r1ranker import errors
 from r1ranker.errors import RunError
+from r1ranker.rollout import start
 from r1ranker.rollout.engine import EngineSettings
 
 if not find_spec("vllm"):
@@ -180,3 +182,18 @@ def test_another_failure_is_left_alone() -> None:
     raise_if_out_of_memory(
         ValueError("Model architectures ['X'] are not supported"), EngineSettings(), CPU, (30 * GIB, 40 * GIB)
     )
+
+
+@pytest.mark.parametrize(
+    ("found", "said"), [(None, "hf, which auto takes without vllm"), (1, "vllm, which auto takes where")]
+)
+def test_auto_says_which_engine_it_takes(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], found: object, said: str
+) -> None:
+    monkeypatch.setattr(errors, "_NOTED", set())
+    monkeypatch.setattr(start, "find_spec", lambda name: found)
+    monkeypatch.setattr("r1ranker.rollout.hf.HFEngine.from_pretrained", lambda *arguments: "hf")
+    monkeypatch.setattr("r1ranker.rollout.vllm.VLLMEngine", lambda *arguments: "vllm")
+    started = start.start_engine("auto", "model", torch.device("cpu"), EngineSettings(synced_weights=True))
+    assert f"note: engine: {started}, " in (err := capsys.readouterr().err)
+    assert said in err

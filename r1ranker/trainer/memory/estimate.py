@@ -230,8 +230,8 @@ class MemoryModel:
         return self.resident() | {"actor: gradients": self.shards(self.learning_actor)}
 
     def logits(self, tokens: int, learning: bool = True) -> int:
-        """Bytes of the chunk of logits that is there at once, with what is computed from it."""
-        from r1ranker.model.policy_model import logits_at_once
+        """Bytes of the logits that are there at once, with what is computed from them: a smaller micro-batch may have them whole."""
+        from r1ranker.model.policy_model import LOGITS_BYTES
 
         data, n = self.config.data, self.config.actor_rollout_ref.rollout.n
         sharing = n if self.config.actor_rollout_ref.model.share_prompts else 1
@@ -241,7 +241,7 @@ class MemoryModel:
         copies = SCORE_COPIES + scaled + learning * ENTROPY_COPIES
         if learning and self.config.actor_rollout_ref.actor.entropy_coeff:
             copies += LEARNING_ENTROPY_COPIES
-        return copies * logits_at_once(MASTER * self.actor.vocabulary * sampled, not self.on_gpu)
+        return copies * min(LOGITS_BYTES, MASTER * self.actor.vocabulary * sampled)
 
     def _with_holes(self, parts: Parts) -> Parts:
         return parts if self.on_gpu else parts | {"holes in the heap": int(HEAP_HOLES * total_bytes(parts))}

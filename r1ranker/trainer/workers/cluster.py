@@ -13,7 +13,7 @@ import torch.distributed as dist
 
 from r1ranker.errors import RunError, UserError, WorkerLostError, first_line
 from r1ranker.trainer.config.schema import Config
-from r1ranker.trainer.workers.hosts import HostSet, rollout_hosts, take_hosts, trainer_hosts
+from r1ranker.trainer.workers.hosts import HostSet, plan_rollout_hosts, plan_trainer_hosts, take_hosts
 from r1ranker.trainer.workers.ray_session import start_ray
 from r1ranker.trainer.workers.worker import Worker
 
@@ -86,8 +86,11 @@ class RayWorkers:
         self._hosts = take_hosts(wanted)
         self._actors, self.on_gpu = self._hosts.actors, self._hosts.on_gpu
         self.size = len(self._actors)
-        for rank, actor in enumerate(self._actors):
-            actor.create.remote(config, rank)
+        self._created = [actor.create.remote(config, rank) for rank, actor in enumerate(self._actors)]
+
+    def wait_until_created(self) -> None:
+        """Return once every process holds what it is for; raises what kept it from that."""
+        self._get(self._created, "create")
 
     def find_address(self) -> str | None:
         """An address where the processes can meet; None for one alone."""
@@ -210,15 +213,17 @@ class RayCluster(RayWorkers):
     """The trainer's processes, and those of the rollout where they are placed apart."""
 
     def __init__(self, config: Config, total_steps: int) -> None:
-        super().__init__(config, trainer_hosts(config))
+        super().__init__(config, plan_trainer_hosts(config))
         self.rollout: Workers = self
         self._apart: RayWorkers | None = None
         try:
-            apart = rollout_hosts(config)
+            apart = plan_rollout_hosts(config)
             if apart is not None:
                 self.rollout = self._apart = RayWorkers(config, apart)
+            self.wait_until_created()
             self.each("setup", [(self.find_address(), total_steps)] * self.size)
             if self._apart is not None:
+                self._apart.wait_until_created()
                 self._apart.each("setup", [(self._apart.find_address(), self._apart.size)] * self._apart.size)
                 self._queues = self._make_queues(self._apart.size)
                 self.sync_weights()  # engines start without weights

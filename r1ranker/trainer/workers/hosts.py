@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
+from threading import Event
 from typing import Any, ClassVar
 
 from r1ranker.errors import UserError
 from r1ranker.lean_imports import import_transformers
 from r1ranker.trainer.config.schema import Config
+
+PLACED_WITHIN = 60.0
+"""seconds that Ray has to find places"""
 
 
 class Host:
@@ -80,12 +85,12 @@ class PlacedHosts:
             ray.util.remove_placement_group(group)
 
 
-def trainer_hosts(config: Config) -> HostSet:
+def plan_trainer_hosts(config: Config) -> HostSet:
     """The processes of the trainer."""
     return HostSet(TrainerHost, config.trainer.n_gpus_per_node, config.trainer.nnodes, "trainer.n_gpus_per_node")
 
 
-def rollout_hosts(config: Config) -> HostSet | None:
+def plan_rollout_hosts(config: Config) -> HostSet | None:
     """The processes of the rollout, where they are others."""
     rollout = config.actor_rollout_ref.rollout
     size = rollout.tensor_model_parallel_size
@@ -97,16 +102,17 @@ _begun: dict[HostSet, PlacedHosts] = {}
 """processes that were started before they are taken"""
 
 
-def begin_hosts(config: Config) -> None:
-    """Start the processes of a run, which begin to import; raises UserError where they do not fit."""
-    for wanted in (trainer_hosts(config), rollout_hosts(config)):
-        if wanted is not None:
-            _begun[wanted] = _place(wanted)
+def begin_hosts(config: Config, ended: Event) -> None:
+    """Start the processes of a run, which begin to import, unless it has `ended`; raises UserError where they do not fit."""
+    for wanted in (plan_trainer_hosts(config), plan_rollout_hosts(config)):
+        if wanted is not None and not ended.is_set():
+            _begun[wanted] = _place(wanted, ended)
 
 
-def forget_hosts() -> None:
-    """Of those that nobody took: Ray has ended them with itself."""
-    _begun.clear()
+def end_hosts() -> None:
+    """End those that were begun and that nobody took."""
+    while _begun:
+        _begun.popitem()[1].end()
 
 
 def take_hosts(wanted: HostSet) -> PlacedHosts:
@@ -114,8 +120,8 @@ def take_hosts(wanted: HostSet) -> PlacedHosts:
     return _begun.pop(wanted, None) or _place(wanted)
 
 
-def _place(wanted: HostSet) -> PlacedHosts:
-    """Ray's processes, each with a CPU and, where there are any, a GPU."""
+def _place(wanted: HostSet, ended: Event | None = None) -> PlacedHosts:
+    """Ray's processes, each with a CPU and, where there are any, a GPU. No place is waited for once a run has `ended`."""
     import ray
     from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -124,13 +130,15 @@ def _place(wanted: HostSet) -> PlacedHosts:
     bundle = {"CPU": 1.0} | ({"GPU": 1.0} if gpus else {})
     groups = [ray.util.placement_group([bundle] * wanted.per_node, strategy="STRICT_PACK") for _ in range(wanted.nodes)]
     placed = PlacedHosts([], groups, gpus > 0)
+    until = time.monotonic() + PLACED_WITHIN
     for group in groups:
-        if not group.wait(timeout_seconds=60):
-            placed.end()
-            raise UserError(
-                f"{wanted.wanted_by}: {wanted.nodes} x {wanted.per_node} processes do not fit; Ray has "
-                f"{dict(ray.cluster_resources())}"
-            )
+        while not group.wait(timeout_seconds=1):
+            if time.monotonic() > until or (ended is not None and ended.is_set()):
+                placed.end()
+                raise UserError(
+                    f"{wanted.wanted_by}: {wanted.nodes} x {wanted.per_node} processes do not fit; Ray has "
+                    f"{dict(ray.cluster_resources())}"
+                )
     actor = ray.remote(num_cpus=1, num_gpus=gpus)(wanted.kind)
     for rank in range(wanted.nodes * wanted.per_node):
         place = PlacementGroupSchedulingStrategy(
