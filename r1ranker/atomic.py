@@ -6,11 +6,11 @@ import ctypes
 import fcntl
 import glob
 import os
+import secrets
 import shutil
 import sys
-import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from r1ranker.errors import UserError
@@ -23,30 +23,32 @@ def atomic_path(target: str | os.PathLike[str]) -> Iterator[Path]:
     After an error everything is as it was before. Raises UserError where the target's directory cannot be written.
     """
     target = Path(target)
-    made = [parent for parent in target.parents if not parent.exists()]
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        holder = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as error:
-        raise UserError(f"{target}: cannot be written ({error.strerror}); a writable directory is wanted") from error
+    # named before it is made: a signal that comes at once finds what to delete
+    holder = target.parent / f".{target.name}.{secrets.token_urlsafe(6)}"
     temporary = holder / target.name
-    try:
-        yield temporary
-        fsync_path(temporary)
-        if not (target.is_dir() and temporary.is_dir() and _exchange(temporary, target)):
-            if target.is_dir() and temporary.is_dir():
-                # where the system cannot exchange two directories, the old one is moved aside first
-                target.rename(holder / "replaced")
-            os.replace(temporary, target)
-        fsync_directory(target.parent)
-    except OSError as error:
-        raise UserError(f"{target}: cannot be written ({error.strerror})") from error
-    finally:
-        if not target.exists() and (holder / "replaced").exists():
-            (holder / "replaced").rename(target)
-        shutil.rmtree(holder, ignore_errors=True)
-        if not target.exists():
-            _remove_empty(made)
+    with _removed_if_empty(target.parent), ExitStack() as undo:
+        undo.callback(shutil.rmtree, holder, ignore_errors=True)
+        try:
+            target.parent.mkdir(parents=True, exist_ok=True)
+            holder.mkdir(mode=0o700)
+        except OSError as error:
+            raise UserError(
+                f"{target}: cannot be written ({error.strerror}); a writable directory is wanted"
+            ) from error
+        try:
+            yield temporary
+            fsync_path(temporary)
+            if not (target.is_dir() and temporary.is_dir() and _exchange(temporary, target)):
+                if target.is_dir() and temporary.is_dir():
+                    # where the system cannot exchange two directories, the old one is moved aside first
+                    target.rename(holder / "replaced")
+                os.replace(temporary, target)
+            fsync_directory(target.parent)
+        except OSError as error:
+            raise UserError(f"{target}: cannot be written ({error.strerror})") from error
+        finally:
+            if not target.exists() and (holder / "replaced").exists():
+                (holder / "replaced").rename(target)
 
 
 class _Tried(Exception):
@@ -94,30 +96,38 @@ def clear_leftovers(directory: Path, names: Iterable[str]) -> None:
 @contextmanager
 def lock_directory(directory: Path) -> Iterator[None]:
     """Have `directory` to oneself, made where it is not there; raises UserError where another process has it."""
-    made = [parent for parent in (directory, *directory.parents) if not parent.exists()]
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        handle = os.open(directory, os.O_RDONLY)
-    except OSError as error:
-        raise UserError(f"{directory}: cannot be written ({error.strerror}); a writable directory is wanted") from error
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    except BlockingIOError as error:
-        raise UserError(
-            f"{directory}: another process is writing there; wait for it, or name another directory"
-        ) from error
-    finally:
-        os.close(handle)
-        _remove_empty(made)
-
-
-def _remove_empty(directories: list[Path]) -> None:
-    for directory in directories:  # innermost first
+    with _removed_if_empty(directory):
         try:
-            directory.rmdir()
-        except OSError:  # something else was put there meanwhile
-            return
+            directory.mkdir(parents=True, exist_ok=True)
+            handle = os.open(directory, os.O_RDONLY)
+        except OSError as error:
+            raise UserError(
+                f"{directory}: cannot be written ({error.strerror}); a writable directory is wanted"
+            ) from error
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            yield
+        except BlockingIOError as error:
+            raise UserError(
+                f"{directory}: another process is writing there; wait for it, or name another directory"
+            ) from error
+        finally:
+            os.close(handle)
+
+
+@contextmanager
+def _removed_if_empty(directory: Path) -> Iterator[None]:
+    """At the end of the block delete `directory` and those above it that were not there at its beginning, if nothing is in them."""
+    missing = [one for one in (directory, *directory.parents) if not one.exists()]
+    try:
+        yield
+    finally:
+        for one in missing:  # innermost first
+            try:
+                one.rmdir()
+            except OSError:  # something was put there meanwhile, or it was not made
+                if one.exists():
+                    break
 
 
 def fsync_path(path: Path) -> None:

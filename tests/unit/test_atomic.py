@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from r1ranker.atomic import atomic_path, check_place
+from r1ranker.atomic import atomic_path, check_place, lock_directory
 from r1ranker.cli.ranking import rank
-from r1ranker.errors import UserError
+from r1ranker.errors import Terminated, UserError
 from r1ranker.trainer.sft import fine_tune
 
 
@@ -94,3 +98,27 @@ def test_a_place_that_is_fine_stays_as_it_is(name: str, tmp_path: Path) -> None:
     before = tree(tmp_path)
     check_place(tmp_path / name)
     assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("wait", [1, 2, 3])
+@pytest.mark.parametrize("writing", [atomic_path, lock_directory])
+def test_a_signal_right_after_a_directory_was_made_leaves_nothing(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    writing: Callable[[Path], AbstractContextManager[object]],
+    wait: int,
+) -> None:
+    made: list[Path] = []
+    make = os.mkdir
+
+    def interrupted(path: Path, *arguments: Any) -> None:
+        make(path, *arguments)
+        made.append(path)
+        if len(made) == wait:
+            raise Terminated(143)
+
+    monkeypatch.setattr(os, "mkdir", interrupted)
+    with pytest.raises(Terminated), writing(tmp_path / "a" / "b" / "c"):
+        pass
+    assert len(made) == wait
+    assert list(tmp_path.iterdir()) == []
