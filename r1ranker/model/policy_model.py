@@ -19,9 +19,12 @@ CPU_CHUNK_BYTES = 2**26
 """of such a chunk on a CPU, which computes small ones as fast"""
 
 
-def bound_logits(size: int, on_cpu: bool) -> int:
-    """Bytes of float32 logits that are there at once where there are `size` in all."""
-    return size if size <= LOGITS_BYTES else min(LOGITS_BYTES, CPU_CHUNK_BYTES) if on_cpu else LOGITS_BYTES
+def bound_rows(rows: int, width: int, on_cpu: bool) -> int:
+    """Of `rows` of float32 logits as wide as `width`, how many are there at once; at least 1."""
+    of_row, most = 4 * width, LOGITS_BYTES
+    if on_cpu and rows * of_row > most:
+        most = min(most, CPU_CHUNK_BYTES)
+    return max(1, min(rows, most // of_row))
 
 
 class PolicyModel(nn.Module):
@@ -76,7 +79,7 @@ class PolicyModel(nn.Module):
                 logits, chunk[0], temperature, chunk[1], chunk[2], with_entropy, entropy_requires_grad, reads
             )
 
-        rows = max(1, bound_logits(4 * width * len(states), states.is_cpu) // (4 * width))
+        rows = bound_rows(len(states), width, states.is_cpu)
         if len(states) <= rows:
             logprobs, entropy = of_rows(states, targets, constrained, allowed, reads=reads)
             # copies: FSDP hangs a hook on what is returned, which a view would lose

@@ -40,7 +40,7 @@ def hold(monkeypatch: pytest.MonkeyPatch, kind: type[Process]) -> None:
 
     class Holding(hosts.Host):
         def __init__(self) -> None:
-            self._kind, self._process = kind, None
+            self._kind = kind
 
     of_rollout = issubclass(kind, RolloutProcess)
     monkeypatch.setattr(hosts, "RolloutHost" if of_rollout else "TrainerHost", Holding)

@@ -210,8 +210,9 @@ def test_an_optimizer_takes_one_step_whatever_holds_the_matrices(tiny_model: str
         np.testing.assert_allclose(weights[1][name], value, atol=2e-5, rtol=0, err_msg=name)
 
 
-def sum_whole(worker: Worker) -> None:
+def sum_whole(host: hosts.Host) -> None:
     """As where GPUs have room for the gradients of models that rest in host memory."""
+    worker: Worker = host.process
     for learner in (worker.policy, worker.critic):
         assert learner is not None
         learner._execution = replace(learner._execution, sums_on_device=True)
@@ -259,21 +260,20 @@ def test_a_batch_of_one_leaves_a_process_without_work_and_nothing_hangs(tiny_mod
 def test_processes_that_were_begun_are_taken_and_others_are_ended(tiny_model: str) -> None:
     apart = "actor_rollout_ref.rollout.placement=separate"
     config = config_of(tiny_model, "trainer.executor=ray", apart)
-    hosts.begin_hosts(config, Event())
-    begun = list(hosts._begun.values())
-    with start_cluster(config, 1) as cluster:
-        assert isinstance(cluster, RayWorkers)
-        assert isinstance(cluster.rollout, RayWorkers)
-        assert [cluster._hosts, cluster.rollout._hosts] == begun
-        assert not hosts._begun
-    hosts.begin_hosts(config, Event())
-    begun = list(hosts._begun.values())
-    hosts.end_hosts()
+    with hosts.begin_hosts(config, Event()):
+        begun = list(hosts._begun.values())
+        with start_cluster(config, 1) as cluster:
+            assert isinstance(cluster, RayWorkers)
+            assert isinstance(cluster.rollout, RayWorkers)
+            assert [cluster._hosts, cluster.rollout._hosts] == begun
+            assert not hosts._begun
+    with hosts.begin_hosts(config, Event()):
+        begun = list(hosts._begun.values())
     assert not hosts._begun
     for placed in begun:
         table = ray.util.placement_group_table(placed.groups[0])
         assert table["state"] == "REMOVED"
     ended = Event()
     ended.set()
-    hosts.begin_hosts(config, ended)
-    assert not hosts._begun
+    with hosts.begin_hosts(config, ended):
+        assert not hosts._begun

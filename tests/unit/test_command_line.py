@@ -431,11 +431,8 @@ def test_huge_pages_are_asked_for_where_whoever_asks_has_them(
     [
         ("train", "", True),
         ("prepare", "", False),
-        (
-            "prepare",
-            "sys.argv[1] = 'train'",
-            False,
-        ),  # as in a fork, which has another command than its process began with
+        # as in a fork, which has another command than its process began with
+        ("prepare", "sys.argv[1] = 'train'", False),
     ],
 )
 def test_a_command_that_computes_is_begun_again_with_huge_pages(command: str, change: str, computes: bool) -> None:

@@ -7,7 +7,7 @@ import socket
 import stat
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from threading import current_thread
 from typing import Any
@@ -220,7 +220,7 @@ class SlowRay:
 def slow_ray(monkeypatch: pytest.MonkeyPatch) -> SlowRay:
     made = SlowRay()
     monkeypatch.setattr(ray_session, "start_ray", made.start)
-    monkeypatch.setattr(ray_session, "begin_hosts", lambda config, ended: made.events.append("begun"))
+    monkeypatch.setattr(ray_session, "begin_hosts", lambda config, ended: nullcontext(made.events.append("begun")))
     monkeypatch.setattr("ray.is_initialized", lambda: True)
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     return made

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from threading import Event
@@ -27,24 +28,18 @@ class Host:
     def __init__(self) -> None:
         import_transformers()
         self._kind = getattr(import_module(self.module), self.name)
-        self._process: Any = None
 
     def create(self, config: Config, rank: int) -> None:
         """Make what the process holds."""
-        self._process = self._kind(config, rank)
+        self.process: Any = self._kind(config, rank)
 
     def call(self, method: str, *arguments: Any) -> Any:
         """What a method of it returns."""
-        return getattr(self._process, method)(*arguments)
+        return getattr(self.process, method)(*arguments)
 
     def stream(self, method: str, *arguments: Any) -> Iterator[Any]:
         """What a generator of it yields."""
-        yield from getattr(self._process, method)(*arguments)
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "_process":
-            raise AttributeError(name)
-        return getattr(self._process, name)
+        yield from getattr(self.process, method)(*arguments)
 
 
 class TrainerHost(Host):
@@ -102,17 +97,20 @@ _begun: dict[HostSet, PlacedHosts] = {}
 """processes that were started before they are taken"""
 
 
-def begin_hosts(config: Config, ended: Event) -> None:
-    """Start the processes of a run, which begin to import, unless it has `ended`; raises UserError where they do not fit."""
-    for wanted in (plan_trainer_hosts(config), plan_rollout_hosts(config)):
-        if wanted is not None and not ended.is_set():
-            _begun[wanted] = _place(wanted, ended)
+@contextmanager
+def begin_hosts(config: Config, ended: Event) -> Iterator[None]:
+    """A run's processes, which begin to import unless it has `ended`; those that nobody took by the end of the block are ended.
 
-
-def end_hosts() -> None:
-    """End those that were begun and that nobody took."""
-    while _begun:
-        _begun.popitem()[1].end()
+    Raises UserError where they do not fit.
+    """
+    try:
+        for wanted in (plan_trainer_hosts(config), plan_rollout_hosts(config)):
+            if wanted is not None and not ended.is_set():
+                _begun[wanted] = _place(wanted, ended)
+        yield
+    finally:
+        while _begun:
+            _begun.popitem()[1].end()
 
 
 def take_hosts(wanted: HostSet) -> PlacedHosts:

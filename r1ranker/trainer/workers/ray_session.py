@@ -15,7 +15,7 @@ from threading import Event, Thread, current_thread
 from r1ranker.errors import UserError, first_line, note
 from r1ranker.trainer.config.overrides import is_name
 from r1ranker.trainer.config.schema import Config
-from r1ranker.trainer.workers.hosts import begin_hosts, end_hosts
+from r1ranker.trainer.workers.hosts import begin_hosts
 
 LONGEST_SOCKET = 107
 """bytes of a Unix socket's path (sun_path of unix(7), less the NUL at its end)"""
@@ -43,13 +43,9 @@ def begin_ray(config: Config) -> Iterator[None]:
 
     def hold() -> None:  # Ray's processes end with the thread that started them
         try:
-            with start_ray(config):
-                try:
-                    begin_hosts(config, done)
-                    ready.set_result(None)
-                    done.wait()
-                finally:
-                    end_hosts()
+            with start_ray(config), begin_hosts(config, done):
+                ready.set_result(None)
+                done.wait()
         except BaseException as error:
             if ready.done():
                 raise
