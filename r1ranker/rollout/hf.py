@@ -23,7 +23,7 @@ from r1ranker.rollout.engine import Completion, EngineSettings, Request, Samplin
 from r1ranker.rollout.hf_batch import ContinuousBatch
 from r1ranker.rollout.hf_cache import GROUPED, register_grouped
 from r1ranker.rollout.hf_kept import KeptSequences
-from r1ranker.rollout.hf_packed import PackedLinear, pack_linears
+from r1ranker.rollout.hf_packed import PackedWeights
 
 
 class HFEngine:
@@ -43,7 +43,7 @@ class HFEngine:
         self.max_model_len = smaller_of(max_model_len, context_length(model.config), steady_positions(model.config))
         self._max_num_seqs = max_num_seqs
         self._has_weights = True
-        self._packed: dict[str, PackedLinear] = {}
+        self._packed = PackedWeights()
         self._stop = set(stop_token_ids(model, tokenizer))
         self._token_text = cache(lambda token: str(tokenizer.decode([token])))
 
@@ -63,7 +63,7 @@ class HFEngine:
         else:
             materialise(model, device)
         engine = cls(move_to_device(model, device), tokenizer, settings.max_num_seqs, settings.max_model_len)
-        engine._packed, engine._has_weights = pack_linears(engine.model), not given
+        engine._packed, engine._has_weights = PackedWeights(engine.model), not given
         return engine
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
@@ -71,10 +71,9 @@ class HFEngine:
         own = dict(self.model.named_parameters())
         with torch.no_grad():
             for name, weight in weights:
-                if name in self._packed:
-                    self._packed[name].pack(weight)
-                else:
+                if not self._packed.put(name, weight):
                     own[name].copy_(weight)
+            self._packed.pack()
         self._has_weights = True
 
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> list[list[Completion]]:

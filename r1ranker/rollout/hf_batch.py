@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Collection, Iterator, Sequence
+from itertools import chain
 from operator import itemgetter
 
 import numpy as np
@@ -203,6 +204,7 @@ class ContinuousBatch:
         attend = Decode(
             self._prompts,
             self._responses,
+            layout.rows,
             layout.members,
             layout.places,
             layout.prompt_bias,
@@ -241,11 +243,13 @@ class ContinuousBatch:
             members[row.group.slot].append(place)
         most = max(len(of_group) for of_group in members)
         places = [row.group.slot * most + place for row, place in zip(self._rows, inside, strict=True)]
+        in_order = places == list(range(len(self._groups) * most)) and [*chain(*members)] == places
         lengths = torch.tensor([group.length for group in self._groups])
         device = self._model.device
         return DecodeLayout(
+            rows=torch.arange(len(places), device=device),
             members=torch.tensor([of_group + [0] * (most - len(of_group)) for of_group in members], device=device),
-            places=torch.tensor(places, device=device),
+            places=None if in_order else torch.tensor(places, device=device),
             prompt_bias=_bias(lengths, int(lengths.max()), self._model.dtype).to(device),
             oldest=min(row.born for row in self._rows),
             reach=max(row.group.length - row.born for row in self._rows),

@@ -116,10 +116,12 @@ class Decode:
 
     prompts: KVCache
     responses: KVCache
+    rows: Tensor
+    """[B]: their numbers"""
     members: Tensor
     """[G, M]: the responses of each prompt, filled up with any"""
-    places: Tensor
-    """[B]: where each response stands in the flattened members"""
+    places: Tensor | None
+    """[B]: where each response stands in the flattened members; none where they are the responses in order"""
     prompt_bias: Tensor
     """[G, P]: 0 for a prompt's tokens, -inf after them; in the type of the queries"""
     response_bias: Tensor
@@ -133,42 +135,49 @@ class Decode:
     ) -> Tensor:
         (count, longest), (groups, longest_prompt) = self.response_bias.shape, self.prompt_bias.shape
         heads, kv_heads, width = query.shape[1], key.shape[1], query.shape[3]
-        rows = torch.arange(count, device=query.device)
         own = self.responses.get_layer(layer_of(module), key, value)
         for stored, new in zip(own, (key, value), strict=True):
-            stored[rows, :, self.written] = new[0].transpose(0, 1)
+            stored[self.rows, :, self.written] = new[0].transpose(0, 1)
         # the query heads that share keys are rows of one product, and so are all responses to a prompt
-        queries = (query[0].transpose(0, 1) * scaling).reshape(count, kv_heads, heads // kv_heads, width)
-        shape = (groups, self.members.shape[1], kv_heads, heads // kv_heads)
-        grouped = queries[self.members.flatten()].view(*shape, width).transpose(1, 2).flatten(2, 3)
+        queries = query[0].transpose(0, 1).reshape(count, kv_heads, heads // kv_heads, width)
+        grouped = queries if self.places is None else queries[self.members.flatten()]
+        grouped = grouped.view(groups, -1, *queries.shape[1:]).transpose(1, 2)
+        members = grouped.shape[:4]  # [G, Hkv, M, H / Hkv]
 
-        def ungrouped(tensor: Tensor) -> Tensor:
-            by_prompt = tensor.view(groups, kv_heads, shape[1], shape[3], -1).transpose(1, 2)
-            return by_prompt.reshape(-1, kv_heads, shape[3], tensor.shape[-1])[self.places]
+        def by_response(tensor: Tensor) -> Tensor:
+            """[G, M, Hkv, H / Hkv, E or 1], or [B, Hkv, H / Hkv, E or 1], of [G, Hkv, M H / Hkv, E or 1]."""
+            by_prompt = tensor.view(*members, -1).transpose(1, 2)
+            return by_prompt if self.places is None else by_prompt.flatten(0, 1)[self.places]
 
         keys, values = (
             stored[:groups, :, :longest_prompt] for stored in self.prompts.get_layer(layer_of(module), key, value)
         )
         of_prompt, mass_of_prompt = (
-            ungrouped(part) for part in _part(grouped, keys, values, self.prompt_bias, softcap)
+            by_response(part)
+            for part in _part(grouped.flatten(2, 3), keys, values, self.prompt_bias, scaling, softcap)
         )
         keys, values = (stored[:count, :, :longest] for stored in own)
-        of_own, mass_of_own = _part(queries, keys, values, self.response_bias, softcap)
+        of_own, mass_of_own = (
+            part.view_as(of_prompt[..., : part.shape[-1]])
+            for part in _part(queries, keys, values, self.response_bias, scaling, softcap)
+        )
         merged = torch.lerp(of_own, of_prompt, torch.sigmoid(mass_of_prompt - mass_of_own))
-        return merged.to(query.dtype).view(1, count, heads, -1)
+        return merged.to(query.dtype).reshape(1, count, heads, -1)
 
 
-def _part(query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, softcap: float | None) -> tuple[Tensor, Tensor]:
-    """Attention of scaled queries [N, H, R, D] over keys [N, H, T, D] and values [N, H, T, E] under a bias [N, T], in float32.
+def _part(
+    query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, scaling: float, softcap: float | None
+) -> tuple[Tensor, Tensor]:
+    """Attention of queries [N, H, R, D] over keys [N, H, T, D] and values [N, H, T, E] under a bias [N, T], in float32.
 
     Returns it [N, H, R, E] and the logarithm of the softmax's denominator [N, H, R, 1]. On the CPU it is one kernel of torch's, which takes
     an eighth of the time of the steps below where few queries meet a long prompt, and no more with many.
     """
     if query.is_cpu and not softcap and values.shape[3] == query.shape[3]:
-        out, mass = flash_forward(query, keys, values, 0.0, False, attn_mask=bias[:, None, None], scale=1.0)
+        out, mass = flash_forward(query, keys, values, 0.0, False, attn_mask=bias[:, None, None], scale=scaling)
         return out.float(), mass[..., None]
     shape = (*query.shape[:3], keys.shape[2])
-    scores = torch.bmm(query.flatten(0, 1), keys.flatten(0, 1).transpose(1, 2)).float().view(shape)
+    scores = torch.bmm((query * scaling).flatten(0, 1), keys.flatten(0, 1).transpose(1, 2)).float().view(shape)
     if softcap:
         scores.div_(softcap).tanh_().mul_(softcap)
     scores.add_(bias[:, None, None])

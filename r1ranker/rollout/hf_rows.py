@@ -53,8 +53,9 @@ class Row:
 class DecodeLayout:
     """What of a decode step stays the same until a response joins or leaves."""
 
+    rows: Tensor
     members: Tensor
-    places: Tensor
+    places: Tensor | None
     prompt_bias: Tensor
     oldest: int
     """the first step of the response that is the longest so far"""

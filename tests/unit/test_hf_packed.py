@@ -8,7 +8,7 @@ import torch
 from r1ranker.rollout import hf
 from r1ranker.rollout.engine import Completion, EngineSettings, Request, SamplingParams
 from r1ranker.rollout.hf import HFEngine
-from r1ranker.rollout.hf_packed import PackedLinear, is_supported
+from r1ranker.rollout.hf_packed import PackedLinear, PackedWeights, is_supported
 
 CPU = torch.device("cpu")
 REQUESTS = [Request([5, 6, 7, 8] * length, seed=length) for length in (1, 2, 5)]
@@ -27,7 +27,7 @@ def start(directory: str, dtype: str = "bfloat16", synced: bool = False) -> HFEn
 def plain(directory: str, monkeypatch: pytest.MonkeyPatch) -> HFEngine:
     """An engine that packs nothing."""
     with monkeypatch.context() as patched:
-        patched.setattr(hf, "pack_linears", lambda _: {})
+        patched.setattr(hf, "PackedWeights", lambda *_: PackedWeights())
         return start(directory)
 
 
@@ -45,7 +45,7 @@ def test_packed_weights_give_the_same_bits(
 ) -> None:
     directory = request.getfixturevalue(model)
     packed = start(directory)
-    assert count_packed(packed) == 2 * 7  # the layers of two blocks
+    assert count_packed(packed) == 2 * 7 + 1  # the layers of two blocks, and the output layer
     assert complete(packed) == complete(plain(directory, monkeypatch))
 
 
