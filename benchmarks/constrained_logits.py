@@ -40,7 +40,7 @@ def whole_vocabulary(
     """As PolicyModel.forward, of tokens that are all constrained: every logit of a place, in the same chunks."""
     states = model.language_model.base_model(use_cache=False, **inputs).last_hidden_state[0][predicting]
     head = model.language_model.get_output_embeddings()
-    rows = policy_model.bound_rows(len(states), model.language_model.config.vocab_size, on_cpu=True)
+    rows = policy_model.bound_rows(len(states), states.itemsize * model.language_model.config.vocab_size, on_cpu=True)
 
     def of(start: int, states: Tensor) -> Any:
         own, every = slice(start, start + rows), torch.arange(len(states))

@@ -7,6 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+BLOCK_NUMBERS = 2**24
+"""of the float32 arrays that logits are turned into: 64 MiB each"""
+CPU_BLOCK_NUMBERS = 2**20
+"""of those on a CPU: 4 MiB"""
+
 
 def token_logprobs(
     logits: Tensor,
@@ -42,10 +47,8 @@ def token_logprobs(
         is_free = torch.ones(rows, dtype=torch.bool, device=logits.device)
         is_free[constrained] = False
         free = is_free.nonzero()[:, 0]
-        scores = (logits if len(free) == rows else logits[free]).float()
-        if scale != 1.0:
-            scores = scores / scale
-        of_tokens, of_rows = _from_scores(scores, targets[free], with_entropy, entropy_requires_grad)
+        scores = logits if len(free) == rows else logits[free]
+        of_tokens, of_rows = _from_scores(scores, targets[free], with_entropy, entropy_requires_grad, scale)
         logprobs = logprobs.index_put((free,), of_tokens)
         if entropy is not None and of_rows is not None:
             entropy = entropy.index_put((free,), of_rows)
@@ -61,41 +64,63 @@ def _scores_of(logits: Tensor, rows: Tensor, allowed: Tensor) -> Tensor:
 
 
 def _from_scores(
-    scores: Tensor, chosen: Tensor, with_entropy: bool, entropy_requires_grad: bool
+    scores: Tensor, chosen: Tensor, with_entropy: bool, entropy_requires_grad: bool, scale: float = 1.0
 ) -> tuple[Tensor, Tensor | None]:
     if with_entropy and entropy_requires_grad:
-        every = scores.log_softmax(dim=1)  # large scores less their logsumexp would lose the digits that matter
+        every = _all_logprobs(scores, scale)
         # -inf scores have probability 0 and no part in the expectation: 0 * -inf would be NaN
         expected = (every.exp() * every.masked_fill(scores == -torch.inf, 0.0)).sum(dim=1)
         return every.gather(1, chosen[:, None])[:, 0], -expected
-    logprobs, entropy = _ChosenLogprobs.apply(scores, chosen, with_entropy)
+    logprobs, entropy = _ChosenLogprobs.apply(scores, chosen, with_entropy, scale)
     return logprobs, entropy if with_entropy else None
+
+
+def _all_logprobs(scores: Tensor, scale: float) -> Tensor:
+    """Log-probabilities in float32 of scores / scale; large scores less their logsumexp would lose the digits that matter."""
+    return _scaled(scores, scale).log_softmax(dim=1)
+
+
+def _scaled(scores: Tensor, scale: float) -> Tensor:
+    wide = scores.float()
+    return wide if scale == 1.0 else wide / scale
 
 
 class _ChosenLogprobs(torch.autograd.Function):
     """Log-probabilities [R] of the chosen columns of scores [R, V], and entropies [R] without gradient (zeros if not asked for).
 
-    One buffer of the size of the scores is kept, and turned into their gradient in place.
+    In blocks of rows, and once more in the backward pass: no array in float32 is as large as the scores, and on a CPU each stays in the cache.
     """
 
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, chosen: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor]:
-        every = scores.log_softmax(dim=1)
-        logprobs = every.gather(1, chosen[:, None])[:, 0]
+    def forward(ctx: Any, scores: Tensor, chosen: Tensor, with_entropy: bool, scale: float) -> tuple[Tensor, Tensor]:
+        logprobs = scores.new_empty(len(scores), dtype=torch.float32)
         entropy = torch.zeros_like(logprobs)
-        if with_entropy:
-            probabilities = every.exp()
-            # a score of -inf has probability 0 and no part in the expectation: the bound keeps 0 * -inf from being NaN
-            entropy = -torch.linalg.vecdot(probabilities, every.clamp_min_(torch.finfo(every.dtype).min))
-            every = probabilities
-        ctx.save_for_backward(every, chosen)
-        ctx.holds_probabilities = with_entropy
+        for block in _blocks(scores):
+            every = _all_logprobs(scores[block], scale)
+            logprobs[block] = every.gather(1, chosen[block, None])[:, 0]
+            if with_entropy:
+                probabilities = every.exp()
+                # a score of -inf has probability 0 and no part in the expectation: the bound keeps 0 * -inf from being NaN
+                every.clamp_min_(torch.finfo(every.dtype).min)
+                entropy[block] = -torch.linalg.vecdot(probabilities, every)
+        ctx.save_for_backward(scores, chosen)
+        ctx.scale = scale
         ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
-        every, chosen = ctx.saved_tensors
-        probabilities = every if ctx.holds_probabilities else every.exp_()
-        of_scores = probabilities.mul_(-gradients[0][:, None])
-        return of_scores.scatter_add_(1, chosen[:, None], gradients[0][:, None]), None, None
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
+        scores, chosen = ctx.saved_tensors
+        of_scores = torch.empty_like(scores)
+        for block in _blocks(scores):
+            own = gradients[0][block, None]
+            of_block = _scaled(scores[block], ctx.scale).softmax(dim=1).mul_(-own)
+            of_block.scatter_add_(1, chosen[block, None], own)
+            of_scores[block] = of_block if ctx.scale == 1.0 else of_block.div_(ctx.scale)
+        return of_scores, None, None, None
+
+
+def _blocks(scores: Tensor) -> list[slice]:
+    numbers = CPU_BLOCK_NUMBERS if scores.is_cpu else BLOCK_NUMBERS
+    size = max(1, numbers // max(1, scores.shape[1]))
+    return [slice(start, start + size) for start in range(0, len(scores), size)]

@@ -14,14 +14,14 @@ from transformers import PreTrainedModel
 from r1ranker.model.logprobs import token_logprobs
 
 LOGITS_BYTES = 2**28
-"""of the float32 logits that are there at once; more tokens are computed in chunks, and once more in the backward pass"""
+"""of the logits that are there at once; more tokens are computed in chunks, and once more in the backward pass"""
 CPU_CHUNK_BYTES = 2**26
 """of such a chunk on a CPU, which computes small ones as fast"""
 
 
-def bound_rows(rows: int, width: int, on_cpu: bool) -> int:
-    """Of `rows` of float32 logits as wide as `width`, how many are there at once; at least 1."""
-    of_row, most = 4 * width, LOGITS_BYTES
+def bound_rows(rows: int, of_row: int, on_cpu: bool) -> int:
+    """Of `rows` of logits with `of_row` bytes each, how many are there at once; at least 1."""
+    most = LOGITS_BYTES
     if on_cpu and rows * of_row > most:
         most = min(most, CPU_CHUNK_BYTES)
     return max(1, min(rows, most // of_row))
@@ -79,7 +79,7 @@ class PolicyModel(nn.Module):
                 logits, chunk[0], temperature, chunk[1], chunk[2], with_entropy, entropy_requires_grad, reads
             )
 
-        rows = bound_rows(len(states), width, states.is_cpu)
+        rows = bound_rows(len(states), states.itemsize * width, states.is_cpu)
         if len(states) <= rows:
             logprobs, entropy = of_rows(states, targets, constrained, allowed, reads=reads)
             # copies: FSDP hangs a hook on what is returned, which a view would lose

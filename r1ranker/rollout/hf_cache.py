@@ -153,8 +153,7 @@ class Decode:
             stored[:groups, :, :longest_prompt] for stored in self.prompts.get_layer(layer_of(module), key, value)
         )
         of_prompt, mass_of_prompt = (
-            by_response(part)
-            for part in _part(grouped.flatten(2, 3), keys, values, self.prompt_bias, scaling, softcap)
+            by_response(part) for part in _part(grouped.flatten(2, 3), keys, values, self.prompt_bias, scaling, softcap)
         )
         keys, values = (stored[:count, :, :longest] for stored in own)
         of_own, mass_of_own = (

@@ -22,12 +22,10 @@ CPU_BASE = 640 * 2**20
 """python, torch, transformers and their buffers in a process that has run once, before any model (measured)"""
 GPU_BASE = 2**30
 """CUDA's context, kernels, communication buffers and vLLM's CUDA graphs; an assumption, not a measurement"""
-SCORE_COPIES = 2
-"""float32 arrays of a chunk's logits at once: logits and log-probabilities"""
-ENTROPY_COPIES = 2
-"""more of them for entropies: probabilities, and their product with the log-probabilities"""
-LEARNING_ENTROPY_COPIES = 2
-"""more of them where the entropy carries a gradient"""
+BLOCK_COPIES = 4
+"""float32 arrays at once of a block of logits: the scores, log-probabilities, probabilities, and what is made of them"""
+LEARNING_ENTROPY_COPIES = 6
+"""float32 arrays at once of all logits where the entropy carries a gradient"""
 SAMPLING_BYTES = 16
 """a logit of one step of generation: the logit, its probability and what is computed on the way"""
 GATHERED_COPIES = (2.5, 3.0)
@@ -231,17 +229,19 @@ class MemoryModel:
 
     def logits(self, tokens: int, learning: bool = True) -> int:
         """Bytes of the logits that are there at once, with what is computed from them: a smaller micro-batch may have them whole."""
+        from r1ranker.model.logprobs import BLOCK_NUMBERS, CPU_BLOCK_NUMBERS
         from r1ranker.model.policy_model import LOGITS_BYTES
 
-        data, n = self.config.data, self.config.actor_rollout_ref.rollout.n
-        sharing = n if self.config.actor_rollout_ref.model.share_prompts else 1
-        responses = sharing * data.max_response_length
+        data, role = self.config.data, self.config.actor_rollout_ref
+        responses = (role.rollout.n if role.model.share_prompts else 1) * data.max_response_length
         sampled = tokens * responses // (responses + data.max_prompt_length)
-        scaled = self.on_gpu or self.config.actor_rollout_ref.rollout.temperature != 1
-        copies = SCORE_COPIES + scaled + learning * ENTROPY_COPIES
-        if learning and self.config.actor_rollout_ref.actor.entropy_coeff:
-            copies += LEARNING_ENTROPY_COPIES
-        return copies * min(LOGITS_BYTES, MASTER * self.actor.vocabulary * sampled)
+        whole = min(LOGITS_BYTES, self.width * self.actor.vocabulary * sampled)
+        in_float32 = MASTER * whole // self.width
+        if learning and role.actor.entropy_coeff:
+            scaled = self.on_gpu or role.rollout.temperature != 1
+            return whole + (LEARNING_ENTROPY_COPIES + scaled) * in_float32
+        of_block = MASTER * (BLOCK_NUMBERS if self.on_gpu else CPU_BLOCK_NUMBERS)
+        return (1 + learning) * whole + BLOCK_COPIES * min(of_block, in_float32)
 
     def _with_holes(self, parts: Parts) -> Parts:
         return parts if self.on_gpu else parts | {"holes in the heap": int(HEAP_HOLES * total_bytes(parts))}
