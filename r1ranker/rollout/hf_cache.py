@@ -157,7 +157,7 @@ class Decode:
         )
         keys, values = (stored[:count, :, :longest] for stored in own)
         of_own, mass_of_own = (
-            part.view_as(of_prompt[..., : part.shape[-1]])
+            part.view(*of_prompt.shape[:-1], -1)
             for part in _part(queries, keys, values, self.response_bias, scaling, softcap)
         )
         merged = torch.lerp(of_own, of_prompt, torch.sigmoid(mass_of_prompt - mass_of_own))

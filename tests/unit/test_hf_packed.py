@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import weakref
+
 import pytest
 import torch
+from torch import nn
 
 from r1ranker.rollout import hf
 from r1ranker.rollout.engine import Completion, EngineSettings, Request, SamplingParams
 from r1ranker.rollout.hf import HFEngine
-from r1ranker.rollout.hf_packed import PackedLinear, PackedWeights, is_supported
+from r1ranker.rollout.hf_packed import PackedLinear, PackedWeights, Stack, is_supported
 
 CPU = torch.device("cpu")
 REQUESTS = [Request([5, 6, 7, 8] * length, seed=length) for length in (1, 2, 5)]
@@ -59,6 +62,51 @@ def test_weights_of_another_model_are_packed(tiny_model: str, monkeypatch: pytes
     before = complete(reference)
     reference.load_weights(larger.items())
     assert complete(engine) == complete(reference) != before
+
+
+@pytest.mark.parametrize("some", ["model.layers.0.self_attn.k_proj.weight", "model.layers.1.mlp.up_proj.weight"])
+def test_a_weight_that_comes_alone_leaves_those_it_is_multiplied_with(
+    tiny_model: str, monkeypatch: pytest.MonkeyPatch, some: str
+) -> None:
+    reference, engine = plain(tiny_model, monkeypatch), start(tiny_model)
+    before, changed = complete(reference), {some: -3.0 * dict(reference.model.named_parameters())[some].detach()}
+    reference.load_weights(changed.items())
+    engine.load_weights(changed.items())
+    assert complete(engine) == complete(reference) != before
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_layers_that_read_the_same_are_one_product_with_their_biases(bias: bool) -> None:
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        plain, packed = ([nn.Linear(48, width, bias=bias).bfloat16() for width in (32, 16, 16)] for _ in range(2))
+        stack = Stack(packed)
+        for one, other in zip(packed, plain, strict=True):
+            stack.put(one.place, other.weight)
+            if bias:
+                one.bias.copy_(other.bias)
+        first, second = torch.randn(2, 1, 5, 48).bfloat16()
+        # in any order, twice, and with another input in between
+        for order, inputs in (
+            ((0, 1, 2), (first,) * 3),
+            ((2, 0, 1), (second,) * 3),
+            ((1, 1, 0), (first, first, second)),
+            ((0, 1, 2), (first, second, first)),
+        ):
+            for place, given in zip(order, inputs, strict=True):
+                torch.testing.assert_close(packed[place](given), plain[place](given), atol=0, rtol=0)
+
+
+def test_what_is_computed_once_is_not_kept_beyond_the_last_that_reads_it() -> None:
+    packed = [nn.Linear(8, 8).bfloat16() for _ in range(2)]
+    Stack(packed)
+    with torch.inference_mode():
+        given = torch.randn(1, 3, 8).bfloat16()
+        products = [weakref.ref(layer(given)) for layer in packed]
+        seen = weakref.ref(given)
+        del given
+    assert seen() is None
+    assert [product() for product in products] == [None, None]
 
 
 def test_float32_is_left(tiny_model: str) -> None:

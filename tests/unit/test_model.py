@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from r1ranker.errors import UserError
+from r1ranker.model import logprobs as logprobs_module
 from r1ranker.model.attention import PACKED
 from r1ranker.model.execution import ExecutionOptions
 from r1ranker.model.init import ModelSize, init_model, word_vectors
@@ -295,6 +296,41 @@ def test_entropies_without_gradient_change_no_value(tiny_model: str) -> None:
         expected = torch.distributions.Categorical(logits=logits / 0.7)
         torch.testing.assert_close(entropy, expected.entropy(), check_stride=False)
         torch.testing.assert_close(logprobs, expected.log_prob(arguments[0]))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("scale", [1.0, 0.7])
+def test_blocks_of_rows_change_no_log_probability_and_no_gradient(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, scale: float
+) -> None:
+    generator = torch.Generator().manual_seed(3)
+    logits = (8 * torch.randn(7, 13, generator=generator)).to(dtype).requires_grad_()
+    targets, direction = torch.arange(7), torch.randn(7, generator=generator)
+    free = (torch.zeros(0, dtype=torch.long), torch.zeros(0, 1, dtype=torch.long))
+
+    def computed() -> list[torch.Tensor]:
+        logprobs, entropy = token_logprobs(logits, targets, scale, *free, True, entropy_requires_grad=False)
+        assert entropy is not None
+        return [logprobs, entropy, *torch.autograd.grad(logprobs, logits, direction)]
+
+    whole = computed()
+    exact = logits.detach().double().requires_grad_()
+    expected = (exact / scale).log_softmax(dim=1)[torch.arange(7), targets]
+    torch.testing.assert_close(whole[0].double(), expected, atol=1e-5, rtol=0)
+    (of_exact,) = torch.autograd.grad(expected, exact, direction.double())
+    torch.testing.assert_close(whole[2].double(), of_exact, atol=1e-6 if dtype == torch.float32 else 1e-2, rtol=0)
+    for numbers in (1, 3 * 13, 4 * 13):
+        monkeypatch.setattr(logprobs_module, "CPU_BLOCK_NUMBERS", numbers)
+        for one, other in zip(computed(), whole, strict=True):
+            assert torch.equal(one, other)
+
+
+def test_of_free_tokens_the_logits_alone_are_kept_for_the_backward_pass() -> None:
+    logits, kept = torch.randn(6, 50).bfloat16().requires_grad_(), []
+    with torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one) or one, lambda one: one):
+        free = (torch.zeros(0, dtype=torch.long), torch.zeros(0, 1, dtype=torch.long))
+        token_logprobs(logits, torch.arange(6), 0.7, *free, True, entropy_requires_grad=False)
+    assert {one.dtype for one in kept if one.numel() >= logits.numel()} == {torch.bfloat16}
 
 
 @pytest.mark.parametrize("height", [0.0, 300.0, 3000.0])

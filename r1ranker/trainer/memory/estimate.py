@@ -107,7 +107,8 @@ class MemoryModel:
         rollout = self.config.actor_rollout_ref.rollout
         weights = self.width * self.actor.parameters
         if rollout.name == "hf":
-            return {"engine: weights": weights}
+            packed_twice = not self.on_gpu and self.width < MASTER and self.actor.is_tied
+            return {"engine: weights": weights + packed_twice * self.width * self.actor.embedding}
         weights //= rollout.tensor_model_parallel_size
         if not self.on_gpu:
             return {"engine: weights": weights, "engine: cache": cpu_cache_bytes()}
@@ -185,7 +186,7 @@ class MemoryModel:
             checkpointing = role.model.enable_gradient_checkpointing
         parts = {"logits": self.logits(tokens)}
         if self.actor_adapters is None:  # it waits whole until all of the root's are there
-            parts["gradient of the output embedding"] = self.width * self.actor.vocabulary * self.actor.hidden
+            parts["gradient of the output embedding"] = self.width * self.actor.embedding
         parts |= self._updating(
             "actor",
             self.actor,

@@ -58,6 +58,16 @@ class ModelShape(Widths):
         """Numbers that generation keeps of one token: keys and values of every block."""
         return 2 * self.layers * self.kv_heads * self.head_width
 
+    @property
+    def embedding(self) -> int:
+        """Numbers in the embedding of tokens."""
+        return self.vocabulary * self.hidden
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether the embedding is the output layer's weight too."""
+        return self.outer_parameters < 2 * self.embedding
+
 
 @cache
 def load_shape(path: str) -> ModelShape:
@@ -104,6 +114,4 @@ def saved_bytes(shape: ModelShape, width: int, checkpointing: bool, copies_outpu
 
 def value_parameters(shape: ModelShape) -> int:
     """Parameters of a value model: no output embedding of its own, and a head of one row."""
-    embedding = shape.vocabulary * shape.hidden
-    untied = shape.outer_parameters >= 2 * embedding
-    return shape.parameters - (embedding if untied else 0) + shape.hidden + 1
+    return shape.parameters - (0 if shape.is_tied else shape.embedding) + shape.hidden + 1
