@@ -47,8 +47,8 @@ def token_logprobs(
         is_free = torch.ones(rows, dtype=torch.bool, device=logits.device)
         is_free[constrained] = False
         free = is_free.nonzero()[:, 0]
-        scores = logits if len(free) == rows else logits[free]
-        of_tokens, of_rows = _from_scores(scores, targets[free], with_entropy, entropy_requires_grad, scale)
+        some = None if len(free) == rows else free
+        of_tokens, of_rows = _from_scores(logits, targets[free], with_entropy, entropy_requires_grad, scale, some)
         logprobs = logprobs.index_put((free,), of_tokens)
         if entropy is not None and of_rows is not None:
             entropy = entropy.index_put((free,), of_rows)
@@ -64,20 +64,24 @@ def _scores_of(logits: Tensor, rows: Tensor, allowed: Tensor) -> Tensor:
 
 
 def _from_scores(
-    scores: Tensor, chosen: Tensor, with_entropy: bool, entropy_requires_grad: bool, scale: float = 1.0
+    scores: Tensor,
+    chosen: Tensor,
+    with_entropy: bool,
+    entropy_requires_grad: bool,
+    scale: float = 1.0,
+    rows: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
+    """Log-probabilities [R] of the columns `chosen` [R] of scores / scale, and entropies [R]; of `rows` [R] of the scores, or of all."""
     if with_entropy and entropy_requires_grad:
-        every = _all_logprobs(scores, scale)
+        scores = scores if rows is None else scores[rows]
+        every = _scaled(scores, scale).log_softmax(
+            dim=1
+        )  # large scores less their logsumexp would lose the digits that matter
         # -inf scores have probability 0 and no part in the expectation: 0 * -inf would be NaN
         expected = (every.exp() * every.masked_fill(scores == -torch.inf, 0.0)).sum(dim=1)
         return every.gather(1, chosen[:, None])[:, 0], -expected
-    logprobs, entropy = _ChosenLogprobs.apply(scores, chosen, with_entropy, scale)
+    logprobs, entropy = _ChosenLogprobs.apply(scores, chosen, with_entropy, scale, rows)
     return logprobs, entropy if with_entropy else None
-
-
-def _all_logprobs(scores: Tensor, scale: float) -> Tensor:
-    """Log-probabilities in float32 of scores / scale; large scores less their logsumexp would lose the digits that matter."""
-    return _scaled(scores, scale).log_softmax(dim=1)
 
 
 def _scaled(scores: Tensor, scale: float) -> Tensor:
@@ -86,41 +90,50 @@ def _scaled(scores: Tensor, scale: float) -> Tensor:
 
 
 class _ChosenLogprobs(torch.autograd.Function):
-    """Log-probabilities [R] of the chosen columns of scores [R, V], and entropies [R] without gradient (zeros if not asked for).
+    """Log-probabilities [R] of the chosen columns of scores / scale, and entropies [R] without gradient (zeros if not asked for).
 
-    In blocks of rows, and once more in the backward pass: no array in float32 is as large as the scores, and on a CPU each stays in the cache.
+    Of the scores [R, V], or of `rows` [R] of them. The scores alone are kept. What is computed in float32 comes in blocks of rows,
+    and once more in the backward pass; on a CPU a block stays in the cache.
     """
 
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, chosen: Tensor, with_entropy: bool, scale: float) -> tuple[Tensor, Tensor]:
-        logprobs = scores.new_empty(len(scores), dtype=torch.float32)
+    def forward(
+        ctx: Any, scores: Tensor, chosen: Tensor, with_entropy: bool, scale: float, rows: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        logprobs = scores.new_empty(len(chosen), dtype=torch.float32)
         entropy = torch.zeros_like(logprobs)
-        for block in _blocks(scores):
-            every = _all_logprobs(scores[block], scale)
+        for block in _blocks(len(chosen), scores):
+            every = _scaled(_rows_of(scores, rows, block), scale).log_softmax(dim=1)
             logprobs[block] = every.gather(1, chosen[block, None])[:, 0]
             if with_entropy:
                 probabilities = every.exp()
                 # a score of -inf has probability 0 and no part in the expectation: the bound keeps 0 * -inf from being NaN
                 every.clamp_min_(torch.finfo(every.dtype).min)
                 entropy[block] = -torch.linalg.vecdot(probabilities, every)
-        ctx.save_for_backward(scores, chosen)
+        ctx.save_for_backward(scores, chosen, rows)
         ctx.scale = scale
         ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
-        scores, chosen = ctx.saved_tensors
-        of_scores = torch.empty_like(scores)
-        for block in _blocks(scores):
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
+        scores, chosen, rows = ctx.saved_tensors
+        of_scores = torch.empty_like(scores) if rows is None else torch.zeros_like(scores)
+        for block in _blocks(len(chosen), scores):
             own = gradients[0][block, None]
-            of_block = _scaled(scores[block], ctx.scale).softmax(dim=1).mul_(-own)
+            of_block = _scaled(_rows_of(scores, rows, block), ctx.scale).softmax(dim=1).mul_(-own)
             of_block.scatter_add_(1, chosen[block, None], own)
-            of_scores[block] = of_block if ctx.scale == 1.0 else of_block.div_(ctx.scale)
-        return of_scores, None, None, None
+            if ctx.scale != 1.0:
+                of_block.div_(ctx.scale)
+            of_scores[block if rows is None else rows[block]] = of_block.to(scores.dtype)
+        return of_scores, None, None, None, None
 
 
-def _blocks(scores: Tensor) -> list[slice]:
+def _rows_of(scores: Tensor, rows: Tensor | None, block: slice) -> Tensor:
+    return scores[block if rows is None else rows[block]]
+
+
+def _blocks(rows: int, scores: Tensor) -> list[slice]:
     numbers = CPU_BLOCK_NUMBERS if scores.is_cpu else BLOCK_NUMBERS
     size = max(1, numbers // max(1, scores.shape[1]))
-    return [slice(start, start + size) for start in range(0, len(scores), size)]
+    return [slice(start, start + size) for start in range(0, rows, size)]

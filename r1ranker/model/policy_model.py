@@ -79,7 +79,9 @@ class PolicyModel(nn.Module):
                 logits, chunk[0], temperature, chunk[1], chunk[2], with_entropy, entropy_requires_grad, reads
             )
 
-        rows = bound_rows(len(states), states.itemsize * width, states.is_cpu)
+        # an entropy that learns has all of them in float32
+        itemsize = torch.float32.itemsize if with_entropy and entropy_requires_grad else states.itemsize
+        rows = bound_rows(len(states), itemsize * width, states.is_cpu)
         if len(states) <= rows:
             logprobs, entropy = of_rows(states, targets, constrained, allowed, reads=reads)
             # copies: FSDP hangs a hook on what is returned, which a view would lose

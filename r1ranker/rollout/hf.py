@@ -70,10 +70,12 @@ class HFEngine:
         """Copy named parameters into the model; they may come one by one."""
         own = dict(self.model.named_parameters())
         with torch.no_grad():
-            for name, weight in weights:
-                if not self._packed.put(name, weight):
-                    own[name].copy_(weight)
-            self._packed.pack()
+            try:
+                for name, weight in weights:
+                    if not self._packed.put(name, weight):
+                        own[name].copy_(weight)
+            finally:
+                self._packed.pack()
         self._has_weights = True
 
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> list[list[Completion]]:

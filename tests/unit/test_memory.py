@@ -25,6 +25,7 @@ from r1ranker.trainer.memory.estimate import SUMMING_SHARE, MemoryModel, total_b
 from r1ranker.trainer.memory.out_of_memory import Shortage, explain_generation, explain_pass
 from r1ranker.trainer.memory.shape import (
     ModelShape,
+    load_shape,
     saved_by_block,
     saved_bytes,
     saved_outside,
@@ -114,6 +115,31 @@ def config_of(model: str, *overrides: str) -> Config:
         "quickstart",
         ["data.train_files=x", "data.val_files=x", f"actor_rollout_ref.model.path={model}", f"critic.model.path={model}", *overrides],
     )  # fmt: skip
+
+
+def test_a_packed_output_layer_that_is_the_embedding_is_there_twice(tiny_model: str, untied_model: str) -> None:
+    for model, tied in ((tiny_model, True), (untied_model, False)):
+        shape = load_shape(model)
+        assert shape.is_tied == tied
+        for dtype, on_gpu, twice in (("bfloat16", False, tied), ("bfloat16", True, False), ("float32", False, False)):
+            config = config_of(model, "actor_rollout_ref.rollout.name=hf", f"actor_rollout_ref.model.dtype={dtype}")
+            width = 2 if dtype == "bfloat16" else 4
+            whole = width * (shape.parameters + twice * shape.vocabulary * shape.hidden)
+            assert MemoryModel.of(config, on_gpu, 2**33).engine() == {"engine: weights": whole}
+
+
+def test_logits_count_in_their_own_type_and_those_of_a_learning_entropy_in_float32(tiny_model: str) -> None:
+    def of(*overrides: str, constrain: str = "none", learning: bool = True, on_gpu: bool = True) -> int:
+        config = config_of(tiny_model, f"actor_rollout_ref.rollout.constrain={constrain}", *overrides)
+        return MemoryModel.of(config, on_gpu, 2**33).logits(10**9, learning)
+
+    half, whole = "actor_rollout_ref.model.dtype=bfloat16", 2**28
+    for dtype in (half, "actor_rollout_ref.model.dtype=float32"):
+        assert of(dtype, learning=False) == whole + 4 * 2**26
+        assert of(dtype, learning=False, on_gpu=False) == whole + 4 * 2**22
+        assert of(dtype) == 2 * whole + 4 * 2**26
+        assert of(dtype, constrain="candidates") == 3 * whole + 4 * 2**26
+    assert of(half, "actor_rollout_ref.actor.entropy_coeff=0.01") == 7 * whole + whole // 2
 
 
 def test_shards_shrink_with_processes_and_offload_leaves_none_on_the_gpu(tiny_model: str) -> None:

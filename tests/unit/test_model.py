@@ -325,6 +325,34 @@ def test_blocks_of_rows_change_no_log_probability_and_no_gradient(
             assert torch.equal(one, other)
 
 
+@pytest.mark.parametrize("numbers", [2**20, 2 * 11])
+def test_free_and_constrained_tokens_of_one_batch_have_the_gradients_of_float64(
+    monkeypatch: pytest.MonkeyPatch, numbers: int
+) -> None:
+    monkeypatch.setattr(logprobs_module, "CPU_BLOCK_NUMBERS", numbers)
+    generator = torch.Generator().manual_seed(7)
+    logits = (4 * torch.randn(6, 11, generator=generator)).requires_grad_()
+    with torch.no_grad():
+        logits[4, 2] = -torch.inf
+    allowed, targets = {1: [0, 4, 9], 3: [5, 2]}, torch.tensor([3, 4, 10, 2, 0, 6])
+    exact = logits.detach().double().requires_grad_()
+    expected, spread = [], []
+    for row, target in enumerate(targets.tolist()):
+        ids = allowed.get(row, [id_ for id_ in range(11) if exact[row, id_] > -torch.inf])
+        every = (exact[row, ids] / 0.8).log_softmax(dim=0)
+        expected.append(every[ids.index(target)])
+        spread.append(-(every.exp() * every).sum())
+    rows, ids = torch.tensor(list(allowed)), torch.tensor([[0, 4, 9], [5, 2, -1]])
+    logprobs, entropy = token_logprobs(logits, targets, 0.8, rows, ids, True, entropy_requires_grad=False)
+    assert entropy is not None
+    torch.testing.assert_close(logprobs.double(), torch.stack(expected), atol=1e-5, rtol=0)
+    torch.testing.assert_close(entropy.double(), torch.stack(spread), atol=1e-5, rtol=0)
+    direction = torch.randn(6, generator=generator)
+    (found,) = torch.autograd.grad(logprobs, logits, direction)
+    (of_exact,) = torch.autograd.grad(torch.stack(expected), exact, direction.double())
+    torch.testing.assert_close(found.double(), of_exact, atol=1e-5, rtol=0)
+
+
 def test_of_free_tokens_the_logits_alone_are_kept_for_the_backward_pass() -> None:
     logits, kept = torch.randn(6, 50).bfloat16().requires_grad_(), []
     with torch.autograd.graph.saved_tensors_hooks(lambda one: kept.append(one) or one, lambda one: one):

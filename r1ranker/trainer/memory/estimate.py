@@ -68,6 +68,11 @@ class MemoryModel:
         dtype = self.config.actor_rollout_ref.model.dtype
         return 2 if dtype == "bfloat16" or (dtype == "auto" and self.on_gpu) else MASTER
 
+    @property
+    def _packs(self) -> bool:
+        """Whether the transformers engine lays its weights out anew."""
+        return not self.on_gpu and self.width < MASTER
+
     def moments(self) -> dict[str, Parts]:
         """Everything that is there at each moment of a step, with micro-batches at their token budgets."""
         config = self.config
@@ -107,8 +112,8 @@ class MemoryModel:
         rollout = self.config.actor_rollout_ref.rollout
         weights = self.width * self.actor.parameters
         if rollout.name == "hf":
-            packed_twice = not self.on_gpu and self.width < MASTER and self.actor.is_tied
-            return {"engine: weights": weights + packed_twice * self.width * self.actor.embedding}
+            twice = self.actor.embedding if self._packs and self.actor.is_tied else 0
+            return {"engine: weights": weights + self.width * twice}
         weights //= rollout.tensor_model_parallel_size
         if not self.on_gpu:
             return {"engine: weights": weights, "engine: cache": cpu_cache_bytes()}
@@ -168,7 +173,7 @@ class MemoryModel:
             {
                 "engine: cache": cache + token * kept,
                 "engine: sampling": SAMPLING_BYTES * at_once * self.actor.vocabulary,
-                "activations": self._forward(self.actor, row),
+                "activations": self._forward(self.actor, row, 4 if self._packs else 3),  # gate and up are one there
             }
         )
 
@@ -236,20 +241,22 @@ class MemoryModel:
         data, role = self.config.data, self.config.actor_rollout_ref
         responses = (role.rollout.n if role.model.share_prompts else 1) * data.max_response_length
         sampled = tokens * responses // (responses + data.max_prompt_length)
-        whole = min(LOGITS_BYTES, self.width * self.actor.vocabulary * sampled)
-        in_float32 = MASTER * whole // self.width
+        numbers = self.actor.vocabulary * sampled
         if learning and role.actor.entropy_coeff:
             scaled = self.on_gpu or role.rollout.temperature != 1
-            return whole + (LEARNING_ENTROPY_COPIES + scaled) * in_float32
-        of_block = MASTER * (BLOCK_NUMBERS if self.on_gpu else CPU_BLOCK_NUMBERS)
-        return (1 + learning) * whole + BLOCK_COPIES * min(of_block, in_float32)
+            in_float32 = min(LOGITS_BYTES, MASTER * numbers)
+            return (LEARNING_ENTROPY_COPIES + scaled) * in_float32 + in_float32 * self.width // MASTER
+        whole = min(LOGITS_BYTES, self.width * numbers)
+        of_block = MASTER * min(BLOCK_NUMBERS if self.on_gpu else CPU_BLOCK_NUMBERS, whole // self.width)
+        # logits and their gradient, which has two parts where some of the tokens are constrained
+        return (1 + learning * (1 + (role.rollout.constrain != "none"))) * whole + BLOCK_COPIES * of_block
 
     def _with_holes(self, parts: Parts) -> Parts:
         return parts if self.on_gpu else parts | {"holes in the heap": int(HEAP_HOLES * total_bytes(parts))}
 
-    def _forward(self, shape: ModelShape, tokens: int) -> int:
-        """At most there at once without gradients: a feed-forward layer's three results, the residual stream and two norms."""
-        return self.width * (3 * shape.hidden + 3 * shape.intermediate) * tokens
+    def _forward(self, shape: ModelShape, tokens: int, results: int = 3) -> int:
+        """At most there at once without gradients: a feed-forward layer's `results`, the residual stream and two norms."""
+        return self.width * (3 * shape.hidden + results * shape.intermediate) * tokens
 
     def _updating(
         self,
