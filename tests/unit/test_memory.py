@@ -139,7 +139,9 @@ def test_logits_count_in_their_own_type_and_those_of_a_learning_entropy_in_float
         assert of(dtype, learning=False, on_gpu=False) == whole + 4 * 2**22
         assert of(dtype) == 2 * whole + 4 * 2**26
         assert of(dtype, constrain="candidates") == 3 * whole + 4 * 2**26
-    assert of(half, "actor_rollout_ref.actor.entropy_coeff=0.01") == 7 * whole + whole // 2
+    learns = "actor_rollout_ref.actor.entropy_coeff=0.01"
+    assert of(half, learns) == 7 * whole + whole // 2
+    assert of("actor_rollout_ref.model.dtype=float32", learns) == 7 * whole
 
 
 def test_shards_shrink_with_processes_and_offload_leaves_none_on_the_gpu(tiny_model: str) -> None:

@@ -245,7 +245,8 @@ class MemoryModel:
         if learning and role.actor.entropy_coeff:
             scaled = self.on_gpu or role.rollout.temperature != 1
             in_float32 = min(LOGITS_BYTES, MASTER * numbers)
-            return (LEARNING_ENTROPY_COPIES + scaled) * in_float32 + in_float32 * self.width // MASTER
+            halves = in_float32 * self.width // MASTER if self.width < MASTER else 0
+            return (LEARNING_ENTROPY_COPIES + scaled) * in_float32 + halves
         whole = min(LOGITS_BYTES, self.width * numbers)
         of_block = MASTER * min(BLOCK_NUMBERS if self.on_gpu else CPU_BLOCK_NUMBERS, whole // self.width)
         # logits and their gradient, which has two parts where some of the tokens are constrained
