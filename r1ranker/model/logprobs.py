@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from r1ranker.model.blocks import split_rows
 
 BLOCK_NUMBERS = 2**24
 """of the float32 arrays that logits are turned into: 64 MiB each"""
@@ -37,9 +40,9 @@ def token_logprobs(
     logprobs = logits.new_zeros(rows, dtype=torch.float32)
     entropy = logits.new_zeros(rows, dtype=torch.float32) if with_entropy else None
     if len(constrained):
-        scores = _scores_of(logits, constrained if reads is None else reads, allowed) / scale
+        scores = _scores_of(logits, constrained if reads is None else reads, allowed)
         chosen = (allowed == targets[constrained][:, None]).float().argmax(dim=1)
-        of_tokens, of_rows = _from_scores(scores, chosen, with_entropy, entropy_requires_grad)
+        of_tokens, of_rows = _from_scores(scores, chosen, with_entropy, entropy_requires_grad, scale)
         logprobs = logprobs.index_put((constrained,), of_tokens)
         if entropy is not None and of_rows is not None:
             entropy = entropy.index_put((constrained,), of_rows)
@@ -68,15 +71,14 @@ def _from_scores(
     chosen: Tensor,
     with_entropy: bool,
     entropy_requires_grad: bool,
-    scale: float = 1.0,
+    scale: float,
     rows: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Log-probabilities [R] of the columns `chosen` [R] of scores / scale, and entropies [R]; of `rows` [R] of the scores, or of all."""
     if with_entropy and entropy_requires_grad:
         scores = scores if rows is None else scores[rows]
-        every = _scaled(scores, scale).log_softmax(
-            dim=1
-        )  # large scores less their logsumexp would lose the digits that matter
+        # large scores less their logsumexp would lose the digits that matter
+        every = _scaled(scores, scale).log_softmax(dim=1)
         # -inf scores have probability 0 and no part in the expectation: 0 * -inf would be NaN
         expected = (every.exp() * every.masked_fill(scores == -torch.inf, 0.0)).sum(dim=1)
         return every.gather(1, chosen[:, None])[:, 0], -expected
@@ -102,8 +104,8 @@ class _ChosenLogprobs(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         logprobs = scores.new_empty(len(chosen), dtype=torch.float32)
         entropy = torch.zeros_like(logprobs)
-        for block in _blocks(len(chosen), scores):
-            every = _scaled(_rows_of(scores, rows, block), scale).log_softmax(dim=1)
+        for block, places in _blocks(scores, len(chosen), rows):
+            every = _scaled(scores[places], scale).log_softmax(dim=1)
             logprobs[block] = every.gather(1, chosen[block, None])[:, 0]
             if with_entropy:
                 probabilities = every.exp()
@@ -119,21 +121,17 @@ class _ChosenLogprobs(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None, None]:
         scores, chosen, rows = ctx.saved_tensors
         of_scores = torch.empty_like(scores) if rows is None else torch.zeros_like(scores)
-        for block in _blocks(len(chosen), scores):
+        for block, places in _blocks(scores, len(chosen), rows):
             own = gradients[0][block, None]
-            of_block = _scaled(_rows_of(scores, rows, block), ctx.scale).softmax(dim=1).mul_(-own)
+            of_block = _scaled(scores[places], ctx.scale).softmax(dim=1).mul_(-own)
             of_block.scatter_add_(1, chosen[block, None], own)
             if ctx.scale != 1.0:
                 of_block.div_(ctx.scale)
-            of_scores[block if rows is None else rows[block]] = of_block.to(scores.dtype)
+            of_scores[places] = of_block.to(scores.dtype)
         return of_scores, None, None, None, None
 
 
-def _rows_of(scores: Tensor, rows: Tensor | None, block: slice) -> Tensor:
-    return scores[block if rows is None else rows[block]]
-
-
-def _blocks(rows: int, scores: Tensor) -> list[slice]:
-    numbers = CPU_BLOCK_NUMBERS if scores.is_cpu else BLOCK_NUMBERS
-    size = max(1, numbers // max(1, scores.shape[1]))
-    return [slice(start, start + size) for start in range(0, rows, size)]
+def _blocks(scores: Tensor, count: int, rows: Tensor | None) -> Iterator[tuple[slice, slice | Tensor]]:
+    """Blocks of `count` log-probabilities, each with its places in the scores: those of `rows`, or the same."""
+    for block in split_rows(count, scores.shape[1], CPU_BLOCK_NUMBERS if scores.is_cpu else BLOCK_NUMBERS):
+        yield block, block if rows is None else rows[block]

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from r1ranker.model.blocks import split_rows
+
 BLOCK_NUMBERS = 2**18
 """of a block of rows in float32: a megabyte"""
 
@@ -53,8 +55,7 @@ class RootMeanSquare(torch.autograd.Function):
 
 
 def _blocks(rows: Tensor) -> list[slice]:
-    size = max(1, BLOCK_NUMBERS // rows.shape[1])
-    return [slice(start, start + size) for start in range(0, len(rows), size)]
+    return split_rows(len(rows), rows.shape[1], BLOCK_NUMBERS)
 
 
 def use_fast_norms(model: nn.Module) -> None:

@@ -34,10 +34,9 @@ class Stack:
     def __init__(self, layers: Sequence[nn.Linear]) -> None:
         """Take linear layers [out, in] over, all with biases or none of them."""
         self._widths = [layer.out_features for layer in layers]
-        self._dtype = layers[0].weight.dtype
         biases = [layer.bias for layer in layers if layer.bias is not None]
         self._bias = torch.cat([bias.detach() for bias in biases]) if biases else None
-        self._weight = layers[0].weight.new_empty(0)
+        self._weight: Tensor
         self._waiting = {place: layer.weight.detach() for place, layer in enumerate(layers)}
         self._computed: tuple[Tensor, dict[int, Tensor]] | None = None
         """an input, and the products that have not been asked for"""
@@ -50,7 +49,7 @@ class Stack:
 
     def put(self, place: int, weight: Tensor) -> None:
         """Take the weight [out, in] of a layer over; it is computed with when all have come, or after `pack`."""
-        self._waiting[place] = weight.detach().to(self._dtype, copy=len(self._widths) > 1)
+        self._waiting[place] = weight.detach().to(self._weight.dtype, copy=len(self._widths) > 1)
         if len(self._waiting) == len(self._widths):
             self.pack()
 
@@ -96,12 +95,8 @@ class PackedWeights:
             for layers in _stacks_of(module):
                 Stack(list(layers.values()))
                 for child, layer in layers.items():
-                    layer.weight = nn.Parameter(layer.weight.detach().to("meta"), requires_grad=False)
-                    self._layers[f"{name}.{child}.weight"] = layer
+                    self._hold(f"{name}.{child}.weight", layer)
         self._pack_head(model)
-
-    def __len__(self) -> int:
-        return len(self._layers) + len(self._copied)
 
     def put(self, name: str, weight: Tensor) -> bool:
         """Take a weight over; whether nothing else holds it."""
@@ -115,6 +110,11 @@ class PackedWeights:
         for layer in self._layers.values():
             layer.stack.pack()
 
+    def _hold(self, name: str, layer: Any) -> None:
+        """Leave a layer's weight to its stack alone."""
+        layer.weight = nn.Parameter(layer.weight.detach().to("meta"), requires_grad=False)
+        self._layers[name] = layer
+
     def _pack_head(self, model: PreTrainedModel) -> None:
         head: Any = model.get_output_embeddings()
         if not _is_plain(head):
@@ -122,8 +122,7 @@ class PackedWeights:
         names = [name for name, weight in model.named_parameters(remove_duplicate=False) if weight is head.weight]
         Stack([head])
         if len(names) == 1:
-            head.weight = nn.Parameter(head.weight.detach().to("meta"), requires_grad=False)
-            self._layers[names[0]] = head
+            self._hold(names[0], head)
         else:
             self._copied = dict.fromkeys(names, head)
 

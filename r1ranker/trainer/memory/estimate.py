@@ -245,12 +245,14 @@ class MemoryModel:
         if learning and role.actor.entropy_coeff:
             scaled = self.on_gpu or role.rollout.temperature != 1
             in_float32 = min(LOGITS_BYTES, MASTER * numbers)
-            halves = in_float32 * self.width // MASTER if self.width < MASTER else 0
-            return (LEARNING_ENTROPY_COPIES + scaled) * in_float32 + halves
+            converted = in_float32 * self.width // MASTER if self.width < MASTER else 0
+            return (LEARNING_ENTROPY_COPIES + scaled) * in_float32 + converted
         whole = min(LOGITS_BYTES, self.width * numbers)
         of_block = MASTER * min(BLOCK_NUMBERS if self.on_gpu else CPU_BLOCK_NUMBERS, whole // self.width)
-        # logits and their gradient, which has two parts where some of the tokens are constrained
-        return (1 + learning * (1 + (role.rollout.constrain != "none"))) * whole + BLOCK_COPIES * of_block
+        gradients = 0
+        if learning:  # two parts of it where some of the tokens are constrained
+            gradients = 1 if role.rollout.constrain == "none" else 2
+        return (1 + gradients) * whole + BLOCK_COPIES * of_block
 
     def _with_holes(self, parts: Parts) -> Parts:
         return parts if self.on_gpu else parts | {"holes in the heap": int(HEAP_HOLES * total_bytes(parts))}
