@@ -58,23 +58,30 @@ def _blocks(rows: Tensor) -> list[slice]:
     return split_rows(len(rows), rows.shape[1], BLOCK_NUMBERS)
 
 
+def normalise(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """What RootMeanSquare computes, of a few rows and for no backward pass: nothing but calls of torch counts there."""
+    wide = x.float()
+    wide = wide.mul(wide.square().mean(dim=-1, keepdim=True).add_(eps).rsqrt_())
+    return wide.to(x.dtype) * weight
+
+
 def use_fast_norms(model: nn.Module) -> None:
     """Have every module of `model` that computes what RootMeanSquare does compute it so. For a model on a CPU."""
     for module in model.modules():
         kind: Any = type(module)
-        if _is_root_mean_square(kind):
+        if is_root_mean_square(kind):
             module.__class__ = _fast(kind)
 
 
 @cache
-def _is_root_mean_square(kind: type[Any]) -> bool:
+def is_root_mean_square(kind: type[Any]) -> bool:
     """Whether modules of a class give the same bits as RootMeanSquare, of a width and an epsilon that are tried."""
     if not kind.__name__.endswith("RMSNorm"):
         return False
     eps, generator = 0.01, torch.Generator().manual_seed(0)
     try:
         module: Any = kind(24, eps)
-        if [name for name, _ in module.named_parameters()] != ["weight"] or _epsilon(module) != eps:
+        if [name for name, _ in module.named_parameters()] != ["weight"] or epsilon_of(module) != eps:
             return False
         with torch.no_grad():
             module.weight.copy_(torch.rand(24, generator=generator) + 0.5)
@@ -91,11 +98,12 @@ def _is_root_mean_square(kind: type[Any]) -> bool:
 @cache
 def _fast(kind: type[Any]) -> type[Any]:
     def forward(self: Any, hidden_states: Tensor) -> Any:
-        return RootMeanSquare.apply(hidden_states, self.weight, _epsilon(self))
+        return RootMeanSquare.apply(hidden_states, self.weight, epsilon_of(self))
 
     return type(kind.__name__, (kind,), {"forward": forward})
 
 
-def _epsilon(module: Any) -> float:
+def epsilon_of(module: Any) -> float:
+    """What a module of root mean squares adds to the mean square."""
     found: float = module.variance_epsilon if hasattr(module, "variance_epsilon") else module.eps
     return found

@@ -23,6 +23,7 @@ from r1ranker.rollout.engine import Completion, EngineSettings, Request, Samplin
 from r1ranker.rollout.hf_batch import ContinuousBatch
 from r1ranker.rollout.hf_cache import GROUPED, register_grouped
 from r1ranker.rollout.hf_kept import KeptSequences
+from r1ranker.rollout.hf_layers import use_fast_layers
 from r1ranker.rollout.hf_packed import PackedWeights
 
 
@@ -64,6 +65,7 @@ class HFEngine:
             materialise(model, device)
         engine = cls(move_to_device(model, device), tokenizer, settings.max_num_seqs, settings.max_model_len)
         engine._packed, engine._has_weights = PackedWeights(engine.model), not given
+        use_fast_layers(engine.model)
         return engine
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:

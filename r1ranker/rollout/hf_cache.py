@@ -133,35 +133,41 @@ class Decode:
     def __call__(
         self, module: nn.Module, query: Tensor, key: Tensor, value: Tensor, scaling: float, softcap: float | None
     ) -> Tensor:
-        (count, longest), (groups, longest_prompt) = self.response_bias.shape, self.prompt_bias.shape
-        heads, kv_heads, width = query.shape[1], key.shape[1], query.shape[3]
-        own = self.responses.get_layer(layer_of(module), key, value)
-        for stored, new in zip(own, (key, value), strict=True):
-            stored[self.rows, :, self.written] = new[0].transpose(0, 1)
         # the query heads that share keys are rows of one product, and so are all responses to a prompt
-        queries = query[0].transpose(0, 1).reshape(count, kv_heads, heads // kv_heads, width)
+        queries = query[0].transpose(0, 1).unflatten(1, (key.shape[1], -1))
+        of_rows = key[0].transpose(0, 1), value[0].transpose(0, 1)
+        return self.attend_rows(layer_of(module), queries, *of_rows, scaling, softcap)[None]
+
+    def attend_rows(
+        self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, scaling: float, softcap: float | None = None
+    ) -> Tensor:
+        """Keep keys [B, Hkv, D] and values [B, Hkv, E]; the attention of queries [B, Hkv, H / Hkv, D] as [B, H, E]."""
+        (count, longest), (groups, longest_prompt) = self.response_bias.shape, self.prompt_bias.shape
+        own_keys, own_values = self.responses.get_layer(layer, keys[:, :, None], values[:, :, None])
+        own_keys[self.rows, :, self.written] = keys
+        own_values[self.rows, :, self.written] = values
+        own_keys, own_values = own_keys[:count, :, :longest], own_values[:count, :, :longest]
+        of_own, mass_of_own = _part(queries, own_keys, own_values, self.response_bias, scaling, softcap)
+
         grouped = queries if self.places is None else queries[self.members.flatten()]
-        grouped = grouped.view(groups, -1, *queries.shape[1:]).transpose(1, 2)
-        members = grouped.shape[:4]  # [G, Hkv, M, H / Hkv]
-
-        def by_response(tensor: Tensor) -> Tensor:
-            """[G, M, Hkv, H / Hkv, E or 1], or [B, Hkv, H / Hkv, E or 1], of [G, Hkv, M H / Hkv, E or 1]."""
-            by_prompt = tensor.view(*members, -1).transpose(1, 2)
-            return by_prompt if self.places is None else by_prompt.flatten(0, 1)[self.places]
-
-        keys, values = (
-            stored[:groups, :, :longest_prompt] for stored in self.prompts.get_layer(layer_of(module), key, value)
+        grouped = grouped.unflatten(0, (groups, -1)).transpose(1, 2)
+        prompt_keys, prompt_values = self.prompts.layers[layer]
+        prompt_keys, prompt_values = (
+            prompt_keys[:groups, :, :longest_prompt],
+            prompt_values[:groups, :, :longest_prompt],
         )
-        of_prompt, mass_of_prompt = (
-            by_response(part) for part in _part(grouped.flatten(2, 3), keys, values, self.prompt_bias, scaling, softcap)
+        of_prompt, mass_of_prompt = _part(
+            grouped.flatten(2, 3), prompt_keys, prompt_values, self.prompt_bias, scaling, softcap
         )
-        keys, values = (stored[:count, :, :longest] for stored in own)
-        of_own, mass_of_own = (
-            part.view(*of_prompt.shape[:-1], -1)
-            for part in _part(queries, keys, values, self.response_bias, scaling, softcap)
-        )
+        of_prompt = self._by_response(of_prompt, grouped.shape)
+        mass_of_prompt = self._by_response(mass_of_prompt, grouped.shape)
         merged = torch.lerp(of_own, of_prompt, torch.sigmoid(mass_of_prompt - mass_of_own))
-        return merged.to(query.dtype).reshape(1, count, heads, -1)
+        return merged.to(queries.dtype).view(count, -1, merged.shape[-1])
+
+    def _by_response(self, of_prompts: Tensor, shape: torch.Size) -> Tensor:
+        """[B, Hkv, H / Hkv, E or 1] of [G, Hkv, M H / Hkv, E or 1], where `shape` begins with G, Hkv, M, H / Hkv."""
+        by_place = of_prompts.view(*shape[:4], -1).transpose(1, 2).flatten(0, 1)
+        return by_place if self.places is None else by_place[self.places]
 
 
 def _part(

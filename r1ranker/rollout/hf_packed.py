@@ -65,11 +65,16 @@ class Stack:
         self._weight = torch.ops.mkldnn._reorder_linear_weight(whole, _ROWS)
         self._waiting.clear()
 
+    def multiply_all(self, input: Tensor) -> Tensor:
+        """The layers' products [..., out], one after the other, of input [..., in]."""
+        product: Tensor = torch.ops.mkldnn._linear_pointwise(input, self._weight, self._bias, "none", [], "")
+        return product
+
     def multiply(self, input: Tensor, place: int) -> Tensor:
         """A layer's product [..., out] of input [..., in]; the first layer that asks has it computed for all."""
         computed = self._computed
         if computed is None or computed[0] is not input or place not in computed[1]:
-            product = torch.ops.mkldnn._linear_pointwise(input, self._weight, self._bias, "none", [], "")
+            product = self.multiply_all(input)
             if len(self._widths) == 1:
                 return product
             computed = self._computed = input, dict(enumerate(product.split(self._widths, dim=-1)))
