@@ -44,6 +44,10 @@ class HFEngine:
         self.max_model_len = smaller_of(max_model_len, context_length(model.config), steady_positions(model.config))
         self._max_num_seqs = max_num_seqs
         self._has_weights = True
+        self._synced = False
+        """all weights come by load_weights, after every sleep too"""
+        self._dropped: list[tuple[torch.UntypedStorage, int]] = []
+        """storages of weights that were given back, with their bytes"""
         self._packed = PackedWeights()
         self._stop = set(stop_token_ids(model, tokenizer))
         self._token_text = cache(lambda token: str(tokenizer.decode([token])))
@@ -64,20 +68,30 @@ class HFEngine:
         else:
             materialise(model, device)
         engine = cls(move_to_device(model, device), tokenizer, settings.max_num_seqs, settings.max_model_len)
-        engine._packed, engine._has_weights = PackedWeights(engine.model), not given
+        engine._packed, engine._has_weights, engine._synced = PackedWeights(engine.model), not given, given
         use_fast_layers(engine.model)
         return engine
 
     def load_weights(self, weights: Iterable[tuple[str, Tensor]]) -> None:
-        """Copy named parameters into the model; they may come one by one."""
+        """Copy named parameters into the model; they may come one by one.
+
+        Raises RuntimeError where one is missing that the engine does not have: all come before the first generation and after a sleep.
+        """
+        for storage, size in self._dropped:
+            storage.resize_(size)
+        self._dropped = []
         own = dict(self.model.named_parameters())
+        missing = set() if self._has_weights else set(own)
         with torch.no_grad():
             try:
                 for name, weight in weights:
                     if not self._packed.put(name, weight):
                         own[name].copy_(weight)
+                    missing.discard(name)
             finally:
                 self._packed.pack()
+        if missing:
+            raise RuntimeError(f"no weights came for {min(missing)}, and the engine has none")
         self._has_weights = True
 
     def generate(self, requests: Sequence[Request], params: SamplingParams) -> list[list[Completion]]:
@@ -101,7 +115,15 @@ class HFEngine:
         return ContinuousBatch(self.model, self._stop, self._token_text, self._max_num_seqs, params, kept, fair)
 
     def sleep(self) -> None:
-        """Give cached blocks back: generation and training allocate in different sizes."""
+        """Give cached blocks back, as generation and training allocate in different sizes, and weights that syncs bring."""
+        if self._synced and self._has_weights:
+            self._has_weights = False
+            self._packed.drop()
+            held = [parameter for parameter in self.model.parameters() if not parameter.is_meta]
+            storages = {parameter.untyped_storage().data_ptr(): parameter.untyped_storage() for parameter in held}
+            self._dropped = [(storage, storage.nbytes()) for storage in storages.values()]
+            for storage in storages.values():
+                storage.resize_(0)
         release_cached_memory(self.model.device)
 
     def close(self) -> None:

@@ -36,7 +36,8 @@ class Stack:
         self._widths = [layer.out_features for layer in layers]
         biases = [layer.bias for layer in layers if layer.bias is not None]
         self._bias = torch.cat([bias.detach() for bias in biases]) if biases else None
-        self._weight: Tensor
+        self._weight: Tensor | None = None
+        self._dtype = layers[0].weight.dtype
         self._waiting = {place: layer.weight.detach() for place, layer in enumerate(layers)}
         self._computed: tuple[Tensor, dict[int, Tensor]] | None = None
         """an input, and the products that have not been asked for"""
@@ -49,21 +50,27 @@ class Stack:
 
     def put(self, place: int, weight: Tensor) -> None:
         """Take the weight [out, in] of a layer over; it is computed with when all have come, or after `pack`."""
-        self._waiting[place] = weight.detach().to(self._weight.dtype, copy=len(self._widths) > 1)
+        self._waiting[place] = weight.detach().to(self._dtype, copy=len(self._widths) > 1)
         if len(self._waiting) == len(self._widths):
             self.pack()
 
     def pack(self) -> None:
-        """Bring in the weights that have come, beside what is there of the others."""
+        """Bring in the weights that have come, beside what is there of the others; without those, nothing is done."""
         if not self._waiting:
             return
         if len(self._waiting) < len(self._widths):
+            if self._weight is None:
+                return
             for place, weight in enumerate(self._weight.to_dense().split(self._widths)):
                 self._waiting.setdefault(place, weight)
         weights = [self._waiting[place] for place in range(len(self._widths))]
         whole = weights[0] if len(weights) == 1 else torch.cat(weights)
         self._weight = torch.ops.mkldnn._reorder_linear_weight(whole, _ROWS)
         self._waiting.clear()
+
+    def drop(self) -> None:
+        """Have no weights until all have come anew."""
+        self._weight = None
 
     def multiply_all(self, input: Tensor) -> Tensor:
         """The layers' products [..., out], one after the other, of input [..., in]."""
@@ -114,6 +121,11 @@ class PackedWeights:
         """Bring in what was put, where parts of stacks are missing."""
         for layer in self._layers.values():
             layer.stack.pack()
+
+    def drop(self) -> None:
+        """Have no weights until all have come anew."""
+        for layer in (*self._layers.values(), *self._copied.values()):
+            layer.stack.drop()
 
     def _hold(self, name: str, layer: Any) -> None:
         """Leave a layer's weight to its stack alone."""

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from r1ranker.model.loading import load_causal_lm
 from r1ranker.rollout import hf
 from r1ranker.rollout.engine import Completion, EngineSettings, Request, SamplingParams
 from r1ranker.rollout.hf import HFEngine
@@ -62,6 +63,31 @@ def test_weights_of_another_model_are_packed(tiny_model: str, monkeypatch: pytes
     before = complete(reference)
     reference.load_weights(larger.items())
     assert complete(engine) == complete(reference) != before
+
+
+@pytest.mark.parametrize("dtype", ["float32", pytest.param("bfloat16", marks=needs_bfloat16)])
+@pytest.mark.parametrize("model", ["tiny_model", "untied_model"])
+def test_an_engine_that_sleeps_holds_no_weights_and_takes_all_anew(
+    model: str, dtype: str, request: pytest.FixtureRequest
+) -> None:
+    directory = request.getfixturevalue(model)
+    awake, engine = start(directory, dtype), start(directory, dtype, synced=True)
+    weights = load_causal_lm(directory, torch.float32, "eager").named_parameters()
+    weights = {name: weight.detach() for name, weight in weights}
+    engine.load_weights(weights.items())
+    found = complete(engine)
+    engine.sleep()
+    engine.sleep()
+    assert sum(weight.untyped_storage().nbytes() for weight in engine.model.parameters() if not weight.is_meta) == 0
+    with pytest.raises(RuntimeError, match="no weights were loaded"):
+        complete(engine)
+    some = dict(list(weights.items())[:-3])
+    with pytest.raises(RuntimeError, match=f"no weights came for {min(weights.keys() - some.keys())}"):
+        engine.load_weights(some.items())
+    engine.load_weights(weights.items())
+    assert found == complete(engine) == complete(awake)
+    awake.sleep()  # its weights came from the directory, and nothing would bring them again
+    assert found == complete(awake)
 
 
 @needs_bfloat16

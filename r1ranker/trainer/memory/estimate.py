@@ -102,7 +102,7 @@ class MemoryModel:
         if self.critic is not None and not self.away(config.critic.model.fsdp_config):
             parts["critic: weights"] = self.weights(value_parameters(self.critic), self.critic_adapters)
             parts["critic: Adam"] = self.shards(self._moments(config.critic.optim, self.critic, self.learning_critic))
-        sleeps = self.on_gpu and role.rollout.name == "vllm" and role.rollout.free_cache_engine
+        sleeps = role.rollout.free_cache_engine and (self.on_gpu or role.rollout.name == "hf")
         if role.rollout.placement == "colocated" and not sleeps:
             parts |= self.engine()
         return parts
