@@ -121,6 +121,7 @@ def measure(setting: Setting, directory: str) -> dict[str, float]:
     with start_cluster(config, 10) as cluster:
         for update in updates:
             call_all(cluster, update, [group(0)[:1]])
+        cluster.sync_weights()  # the engine sleeps while others work
         bins = [[one for index in range(setting.groups) for one in group(index)] for _ in range(2)]
         requests = [Request(one.prompt_ids) for row in bins for one in row[::SAMPLES]]
         sampled = [(requests, SamplingParams(n=SAMPLES, max_tokens=RESPONSE))] * setting.processes

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from functools import cache
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from r1ranker.device import compute_dtype, pick_device, release_cached_memory
@@ -46,8 +46,8 @@ class HFEngine:
         self._has_weights = True
         self._synced = False
         """all weights come by load_weights, after every sleep too"""
-        self._dropped: list[tuple[torch.UntypedStorage, int]] = []
-        """storages of weights that were given back, with their bytes"""
+        self._dropped: list[tuple[nn.Parameter, torch.Size]] = []
+        """weights that were given back, with their shapes"""
         self._packed = PackedWeights()
         self._stop = set(stop_token_ids(model, tokenizer))
         self._token_text = cache(lambda token: str(tokenizer.decode([token])))
@@ -68,7 +68,11 @@ class HFEngine:
         else:
             materialise(model, device)
         engine = cls(move_to_device(model, device), tokenizer, settings.max_num_seqs, settings.max_model_len)
-        engine._packed, engine._has_weights, engine._synced = PackedWeights(engine.model), not given, given
+        engine._packed, engine._has_weights, engine._synced = (
+            PackedWeights(engine.model),
+            not given,
+            settings.synced_weights,
+        )
         use_fast_layers(engine.model)
         return engine
 
@@ -77,8 +81,8 @@ class HFEngine:
 
         Raises RuntimeError where one is missing that the engine does not have: all come before the first generation and after a sleep.
         """
-        for storage, size in self._dropped:
-            storage.resize_(size)
+        for parameter, shape in self._dropped:
+            parameter.data = parameter.data.new_empty(shape)
         self._dropped = []
         own = dict(self.model.named_parameters())
         missing = set() if self._has_weights else set(own)
@@ -106,24 +110,30 @@ class HFEngine:
 
     def session(self, fair: bool = False) -> Session:
         """A session. Requests with the same sampling parameters share a batch; others wait until it is done."""
-        if not self._has_weights:
-            raise RuntimeError("no weights were loaded: load_weights comes before the first generation")
+        self.check_weights()
         return _Session(self, fair)
 
     def batch(self, params: SamplingParams, kept: KeptSequences | None = None, fair: bool = False) -> ContinuousBatch:
         """An empty batch of responses sampled with `params`, which goes on with what is `kept`."""
         return ContinuousBatch(self.model, self._stop, self._token_text, self._max_num_seqs, params, kept, fair)
 
+    def check_weights(self) -> None:
+        """Raise RuntimeError where there are no weights to generate with."""
+        if not self._has_weights:
+            raise RuntimeError(
+                "no weights were loaded: load_weights comes before the first generation and after a sleep"
+            )
+
     def sleep(self) -> None:
         """Give cached blocks back, as generation and training allocate in different sizes, and weights that syncs bring."""
-        if self._synced and self._has_weights:
+        if self._synced and not self._dropped:
             self._has_weights = False
             self._packed.drop()
-            held = [parameter for parameter in self.model.parameters() if not parameter.is_meta]
-            storages = {parameter.untyped_storage().data_ptr(): parameter.untyped_storage() for parameter in held}
-            self._dropped = [(storage, storage.nbytes()) for storage in storages.values()]
-            for storage in storages.values():
-                storage.resize_(0)
+            # vectors are small, and those of packed layers are parts of another
+            held = [one for one in self.model.parameters() if one.ndim > 1 and not one.is_meta]
+            self._dropped = [(parameter, parameter.shape) for parameter in held]
+            for parameter in held:
+                parameter.data = parameter.data.new_empty(0)
         release_cached_memory(self.model.device)
 
     def close(self) -> None:
@@ -147,6 +157,7 @@ class _Session:
         batch.add(key, request)
 
     def step(self, once: bool = False) -> list[tuple[int, list[Completion]]]:
+        self._engine.check_weights()
         while self._batches:
             done = self._batches[0].step()
             self._drop_empty()

@@ -186,6 +186,17 @@ def test_a_policy_learns_from_conversations(kind: str, toy: Path, tiny_model: st
         assert all(len(row["gts"]["candidate_text"]) - row["turn"] <= 3 for row in rows)
 
 
+def test_conversations_with_every_answer_are_played_until_enough_have_a_signal(
+    toy: Path, tiny_model: str, tmp_path: Path
+) -> None:
+    # the engine goes on sampling after the policy's passes over the answers of the batch before
+    filtered = ("algorithm.filter_groups.enable=true", "algorithm.filter_groups.metric=format")
+    most = "algorithm.filter_groups.max_num_gen_batches=2"
+    _, lines = train(toy, tiny_model, tmp_path, *LEARNING, *KINDS["every answer"], *filtered, most)
+    steps = [line for line in lines if "critic/score/mean" in line]
+    assert [line["filter_groups/num_gen_batches"] for line in steps] == [2, 2]
+
+
 def test_a_run_of_conversations_that_is_stopped_goes_on_as_if_nothing_had_been(
     toy: Path, tiny_model: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -23,7 +23,7 @@ from r1ranker.rollout import hf
 from r1ranker.rollout.engine import Completion, EngineSettings, Request, SamplingParams
 from r1ranker.rollout.hf import HFEngine
 from r1ranker.rollout.hf_layers import _Block
-from r1ranker.rollout.hf_packed import is_supported
+from r1ranker.rollout.hf_packed import is_packed
 
 SMALL: dict[str, Any] = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -40,7 +40,15 @@ OTHERS = {
     "residuals by a factor": GraniteConfig(**SMALL, residual_multiplier=0.5),
 }
 
-needs_bfloat16 = pytest.mark.skipif(not is_supported(), reason="this processor has no instructions for bfloat16")
+needs_bfloat16 = pytest.mark.skipif(
+    not is_packed(torch.bfloat16, 64), reason="this processor has no instructions for bfloat16"
+)
+
+
+WIDE = LlamaConfig(**SMALL | {"hidden_size": 256}, head_dim=64)
+needs_avx = pytest.mark.skipif(
+    not is_packed(torch.float32, 256), reason="this processor has no AVX, or torch no oneDNN"
+)
 
 
 def start(config: PretrainedConfig, tiny_model: str, directory: Path, dtype: str = "bfloat16") -> HFEngine:
@@ -110,6 +118,19 @@ def test_blocks_that_compute_something_else_are_left(family: str, tiny_model: st
     assert not any(hasattr(module, "block") for module in engine.model.modules())
 
 
-def test_float32_is_left(tiny_model: str, tmp_path: Path) -> None:
+def test_narrow_models_in_float32_are_left(tiny_model: str, tmp_path: Path) -> None:
     engine = start(KNOWN["Llama"], tiny_model, tmp_path / "model", "float32")
     assert not any(hasattr(module, "block") for module in engine.model.modules())
+
+
+@needs_avx
+def test_in_float32_probabilities_are_those_of_transformers(tiny_model: str, tmp_path: Path) -> None:
+    engine = start(WIDE, tiny_model, tmp_path / "model", "float32")
+    assert sum(hasattr(module, "block") for module in engine.model.modules()) == 2
+    reference = build_twin(WIDE, "eager")
+    prompt = [5, 6, 7, 8] * 10
+    for one in engine.generate([Request(prompt, seed=1)], SamplingParams(4, max_tokens=16))[0]:
+        with torch.no_grad():
+            logits = reference(torch.tensor([prompt + one.token_ids])).logits[0, len(prompt) - 1 : -1]
+        wanted = logits.log_softmax(-1).gather(1, torch.tensor(one.token_ids)[:, None])[:, 0]
+        torch.testing.assert_close(torch.tensor(one.logprobs), wanted, atol=2e-5, rtol=1e-4)

@@ -13,13 +13,15 @@ from r1ranker.model.loading import load_causal_lm
 from r1ranker.rollout import hf
 from r1ranker.rollout.engine import Completion, EngineSettings, Request, SamplingParams
 from r1ranker.rollout.hf import HFEngine
-from r1ranker.rollout.hf_packed import PackedLinear, PackedWeights, Stack, is_supported
+from r1ranker.rollout.hf_packed import PackedLinear, PackedWeights, Stack, is_packed
 
 CPU = torch.device("cpu")
 REQUESTS = [Request([5, 6, 7, 8] * length, seed=length) for length in (1, 2, 5)]
 
 
-needs_bfloat16 = pytest.mark.skipif(not is_supported(), reason="this processor has no instructions for bfloat16")
+needs_bfloat16 = pytest.mark.skipif(
+    not is_packed(torch.bfloat16, 64), reason="this processor has no instructions for bfloat16"
+)
 
 
 def start(directory: str, dtype: str = "bfloat16", synced: bool = False) -> HFEngine:
@@ -78,7 +80,10 @@ def test_an_engine_that_sleeps_holds_no_weights_and_takes_all_anew(
     found = complete(engine)
     engine.sleep()
     engine.sleep()
-    assert sum(weight.untyped_storage().nbytes() for weight in engine.model.parameters() if not weight.is_meta) == 0
+    assert all(one.numel() == 0 for one in engine.model.parameters() if one.ndim > 1 and not one.is_meta)
+    packed = [layer for layer in engine.model.modules() if isinstance(layer, PackedLinear)]
+    assert bool(packed) == (dtype == "bfloat16")
+    assert all(layer.stack._weight is None for layer in packed)
     with pytest.raises(RuntimeError, match="no weights were loaded"):
         complete(engine)
     some = dict(list(weights.items())[:-3])
@@ -154,5 +159,19 @@ def test_weights_that_came_before_an_error_are_used(tiny_model: str, monkeypatch
     assert complete(engine) == complete(reference)
 
 
-def test_float32_is_left(tiny_model: str) -> None:
+def test_float32_is_left_where_a_model_is_narrow(tiny_model: str) -> None:
     assert count_packed(start(tiny_model, "float32")) == 0
+
+
+@pytest.mark.skipif(not is_packed(torch.float32, 256), reason="this processor has no AVX, or torch no oneDNN")
+def test_packed_products_in_float32_are_those_in_float64() -> None:
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        layers = [nn.Linear(256, width) for width in (64, 32)]
+        exact = [nn.Linear(256, width).double() for width in (64, 32)]
+        for layer, one in zip(layers, exact, strict=True):
+            one.load_state_dict(layer.state_dict())
+        Stack(layers)
+        given = torch.randn(1, 16, 256)
+        for layer, one in zip(layers, exact, strict=True):
+            torch.testing.assert_close(layer(given).double(), one(given.double()), atol=1e-5, rtol=1e-5)

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, Qw
 from r1ranker.model.attention import PACKED, register_packed
 from r1ranker.model.loading import checkpoint_activations
 from r1ranker.model.value import ValueModel
+from r1ranker.rollout.hf_packed import is_packed
 from r1ranker.trainer.batch.chains import chain, count_row_tokens
 from r1ranker.trainer.batch.packing import pack
 from r1ranker.trainer.batch.trajectory import Trajectory
@@ -121,11 +122,21 @@ def test_a_packed_output_layer_that_is_the_embedding_is_there_twice(tiny_model: 
     for model, tied in ((tiny_model, True), (untied_model, False)):
         shape = load_shape(model)
         assert shape.is_tied == tied
-        for dtype, on_gpu, twice in (("bfloat16", False, tied), ("bfloat16", True, False), ("float32", False, False)):
+        packed = tied and is_packed(torch.bfloat16, shape.hidden)
+        for dtype, on_gpu, twice in (("bfloat16", False, packed), ("bfloat16", True, False), ("float32", False, False)):
             config = config_of(model, "actor_rollout_ref.rollout.name=hf", f"actor_rollout_ref.model.dtype={dtype}")
             width = 2 if dtype == "bfloat16" else 4
             whole = width * (shape.parameters + twice * shape.vocabulary * shape.hidden)
             assert MemoryModel.of(config, on_gpu, 2**33).engine() == {"engine: weights": whole}
+
+
+def test_an_engine_that_sleeps_is_there_while_it_generates_alone(tiny_model: str) -> None:
+    for name, on_gpu, sleeps in (("hf", False, True), ("hf", True, True), ("vllm", False, False), ("vllm", True, True)):
+        for frees in (True, False):
+            key = f"actor_rollout_ref.rollout.free_cache_engine={str(frees).lower()}"
+            model = MemoryModel.of(config_of(tiny_model, f"actor_rollout_ref.rollout.name={name}", key), on_gpu, 2**33)
+            assert "engine: weights" in model.generation()
+            assert ("engine: weights" in model.resident()) == (not (sleeps and frees))
 
 
 def test_logits_count_in_their_own_type_and_those_of_a_learning_entropy_in_float32(tiny_model: str) -> None:

@@ -46,6 +46,14 @@ def test_a_module_gives_the_same_bits_faster(kind: type[nn.Module], dtype: torch
     assert after.dtype == before.dtype
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_few_rows_without_gradients_have_the_same_bits(dtype: torch.dtype) -> None:
+    x, weight = some(3, 5, 48).to(dtype), some(48, seed=1).to(dtype)
+    before = x.clone()
+    assert torch.equal(norms.normalise(x, weight, EPS), RootMeanSquare.apply(x, weight, EPS))
+    assert torch.equal(x, before)
+
+
 @pytest.mark.parametrize("kind", OTHERS)
 def test_what_computes_something_else_is_left(kind: type[nn.Module]) -> None:
     model = nn.ModuleList([kind(48, EPS)])  # type: ignore[call-arg]

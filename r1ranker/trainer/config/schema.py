@@ -198,7 +198,7 @@ class RolloutConfig:
     tensor_model_parallel_size: int = 1
     """vllm: processes that an engine spans"""
     free_cache_engine: bool = True
-    """vllm on GPUs: colocated engines sleep while the trainer works"""
+    """colocated engines give their weights back while the trainer works: hf, and vllm on GPUs with its cache"""
     gpu_memory_utilization: float = 0.4
     """share of a GPU that an engine with a cache of its own may take; the hf engine takes what a batch needs"""
     log_prob_micro_batch_size: int | None = None

@@ -77,16 +77,19 @@ def enumerate_turns(
             trajectories += paths
             turns.append((place, turn))
     found: list[list[Turn]] = [[] for _ in prompts]
-    for number, completion in _complete(cluster, config, trajectories):
+    more = config.algorithm.filter_groups.enable  # conversations are played until enough groups have a signal
+    for number, completion in _complete(cluster, config, trajectories, more):
         place, turn = turns[number]
         found[place].append(replace(turn, completion=completion))
     return found
 
 
-def _complete(cluster: Cluster, config: Config, trajectories: Sequence[Trajectory]) -> Iterator[tuple[int, Completion]]:
-    """(group, completion) of each, with the policy's log-probabilities."""
+def _complete(
+    cluster: Cluster, config: Config, trajectories: Sequence[Trajectory], awake: bool = False
+) -> Iterator[tuple[int, Completion]]:
+    """(group, completion) of each, with the policy's log-probabilities; `awake` where engines may go on sampling."""
     budget = Budget.of_role(config, config.actor_rollout_ref.rollout)
-    fill(cluster, trajectories, "old_logprobs", budget, "logprobs", "policy")
+    fill(cluster, trajectories, "old_logprobs", budget, "logprobs", "policy", awake)
     for one in trajectories:
         assert one.old_logprobs is not None
         if not np.isfinite(one.old_logprobs).all():

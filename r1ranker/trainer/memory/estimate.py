@@ -71,7 +71,12 @@ class MemoryModel:
     @property
     def _packs(self) -> bool:
         """Whether the transformers engine lays its weights out anew."""
-        return not self.on_gpu and self.width < MASTER
+        import torch
+
+        from r1ranker.rollout.hf_packed import is_packed
+
+        dtype = torch.bfloat16 if self.width < MASTER else torch.float32
+        return not self.on_gpu and is_packed(dtype, self.actor.hidden)
 
     def moments(self) -> dict[str, Parts]:
         """Everything that is there at each moment of a step, with micro-batches at their token budgets."""

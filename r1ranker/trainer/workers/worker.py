@@ -93,9 +93,13 @@ class Worker(Process):
         return MemoryModel.of(self.config, True, int(size)).sums_on_gpu()
 
     @explain_out_of_memory
-    def logprobs(self, bins: Bins, of: Literal["policy", "reference"]) -> list[list[np.ndarray]]:
-        """Log-probabilities [L] of each trajectory of each bin. Collective: every process has as many bins."""
-        self.rest()
+    def logprobs(self, bins: Bins, of: Literal["policy", "reference"], awake: bool = False) -> list[list[np.ndarray]]:
+        """Log-probabilities [L] of each trajectory of each bin. Collective: every process has as many bins.
+
+        `awake` leaves the engine as it is: more is sampled with these weights.
+        """
+        if not awake:
+            self.rest()
         if of == "policy":
             return self.policy.logprobs(bins)
         if self.reference is not None:
