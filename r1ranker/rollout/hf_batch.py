@@ -195,20 +195,22 @@ class ContinuousBatch:
         self._step += 1
         self._layout = layout = self._layout or self._arranged()
         count = len(self._rows)
-        longest = self._step - layout.oldest
-        if longest > self._room:
+        length = self._step - layout.oldest
+        if length > self._room:
             self._room = min(2 * self._room, self.params.max_tokens)
             self._responses.reserve(count, self._room)
         written = self._step - self._born[:count] - 1
+        # where all began together, their places are one slice: an index of tensors takes several times as long
+        alike = layout.oldest == layout.newest
         attend = Decode(
             self._prompts,
             self._responses,
-            layout.rows,
             layout.members,
             layout.places,
             layout.prompt_bias,
-            _bias(written + 1, longest, self._model.dtype),
-            written,
+            None if alike else _bias(written + 1, length, self._model.dtype),
+            (slice(count), slice(None), length - 1) if alike else (layout.rows, slice(None), written),
+            length,
             self._step + layout.reach,
         )
         ids = self._tokens[:count].gather(1, written[:, None])[:, 0]
@@ -251,6 +253,7 @@ class ContinuousBatch:
             places=None if in_order else torch.tensor(places, device=device),
             prompt_bias=_bias(lengths, int(lengths.max()), self._model.dtype).to(device),
             oldest=min(row.born for row in self._rows),
+            newest=max(row.born for row in self._rows),
             reach=max(row.group.length - row.born for row in self._rows),
         )
 

@@ -116,18 +116,18 @@ class Decode:
 
     prompts: KVCache
     responses: KVCache
-    rows: Tensor
-    """[B]: their numbers"""
     members: Tensor
     """[G, M]: the responses of each prompt, filled up with any"""
     places: Tensor | None
     """[B]: where each response stands in the flattened members; none where they are the responses in order"""
     prompt_bias: Tensor
     """[G, P]: 0 for a prompt's tokens, -inf after them; in the type of the queries"""
-    response_bias: Tensor
-    """[B, T]: likewise of the responses, this token included"""
-    written: Tensor
-    """[B]: the place in its response's slot that this token takes"""
+    response_bias: Tensor | None
+    """[B, T]: likewise of the responses, this token included; none where all are as long"""
+    written: tuple[Any, ...]
+    """index of the places that these tokens take in slots [N, H, T, _], as [B, H, _]"""
+    length: int
+    """T: tokens of the longest response, with this one"""
     max_seqlen: int
 
     def __call__(
@@ -142,11 +142,11 @@ class Decode:
         self, layer: int, queries: Tensor, keys: Tensor, values: Tensor, scaling: float, softcap: float | None = None
     ) -> Tensor:
         """Keep keys [B, Hkv, D] and values [B, Hkv, E]; the attention of queries [B, Hkv, H / Hkv, D] as [B, H, E]."""
-        (count, longest), (groups, longest_prompt) = self.response_bias.shape, self.prompt_bias.shape
+        count, (groups, longest_prompt) = len(queries), self.prompt_bias.shape
         own_keys, own_values = self.responses.get_layer(layer, keys[:, :, None], values[:, :, None])
-        own_keys[self.rows, :, self.written] = keys
-        own_values[self.rows, :, self.written] = values
-        own_keys, own_values = own_keys[:count, :, :longest], own_values[:count, :, :longest]
+        own_keys[self.written] = keys
+        own_values[self.written] = values
+        own_keys, own_values = own_keys[:count, :, : self.length], own_values[:count, :, : self.length]
         of_own, mass_of_own = _part(queries, own_keys, own_values, self.response_bias, scaling, softcap)
 
         grouped = queries if self.places is None else queries[self.members.flatten()]
@@ -171,21 +171,23 @@ class Decode:
 
 
 def _part(
-    query: Tensor, keys: Tensor, values: Tensor, bias: Tensor, scaling: float, softcap: float | None
+    query: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, scaling: float, softcap: float | None
 ) -> tuple[Tensor, Tensor]:
-    """Attention of queries [N, H, R, D] over keys [N, H, T, D] and values [N, H, T, E] under a bias [N, T], in float32.
+    """Attention of queries [N, H, R, D] over keys [N, H, T, D] and values [N, H, T, E], in float32; a bias [N, T] is added to the scores.
 
     Returns it [N, H, R, E] and the logarithm of the softmax's denominator [N, H, R, 1]. On the CPU it is one kernel of torch's, which takes
     an eighth of the time of the steps below where few queries meet a long prompt, and no more with many.
     """
+    added = None if bias is None else bias[:, None, None]
     if query.is_cpu and not softcap and values.shape[3] == query.shape[3]:
-        out, mass = flash_forward(query, keys, values, 0.0, False, attn_mask=bias[:, None, None], scale=scaling)
+        out, mass = flash_forward(query, keys, values, 0.0, False, attn_mask=added, scale=scaling)
         return out.float(), mass[..., None]
     shape = (*query.shape[:3], keys.shape[2])
     scores = torch.bmm((query * scaling).flatten(0, 1), keys.flatten(0, 1).transpose(1, 2)).float().view(shape)
     if softcap:
         scores.div_(softcap).tanh_().mul_(softcap)
-    scores.add_(bias[:, None, None])
+    if added is not None:
+        scores.add_(added)
     highest = scores.amax(dim=-1, keepdim=True)
     weights = scores.sub_(highest).exp_()
     total = weights.sum(dim=-1, keepdim=True)

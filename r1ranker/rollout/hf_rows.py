@@ -59,5 +59,7 @@ class DecodeLayout:
     prompt_bias: Tensor
     oldest: int
     """the first step of the response that is the longest so far"""
+    newest: int
+    """that of the shortest"""
     reach: int
     """tokens of the longest sequence, less the step"""
