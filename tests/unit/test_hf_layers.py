@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from processor import needs_avx, needs_bfloat16
 from transformers import (
     AutoTokenizer,
     GraniteConfig,
@@ -23,7 +24,6 @@ from r1ranker.rollout import hf
 from r1ranker.rollout.engine import Completion, EngineSettings, Request, SamplingParams
 from r1ranker.rollout.hf import HFEngine
 from r1ranker.rollout.hf_layers import _Block
-from r1ranker.rollout.hf_packed import is_packed
 
 SMALL: dict[str, Any] = {
     "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -39,16 +39,7 @@ OTHERS = {
     "a window": MistralConfig(**SMALL, sliding_window=128),
     "residuals by a factor": GraniteConfig(**SMALL, residual_multiplier=0.5),
 }
-
-needs_bfloat16 = pytest.mark.skipif(
-    not is_packed(torch.bfloat16, 64), reason="this processor has no instructions for bfloat16"
-)
-
-
 WIDE = LlamaConfig(**SMALL | {"hidden_size": 256}, head_dim=64)
-needs_avx = pytest.mark.skipif(
-    not is_packed(torch.float32, 256), reason="this processor has no AVX, or torch no oneDNN"
-)
 
 
 def start(config: PretrainedConfig, tiny_model: str, directory: Path, dtype: str = "bfloat16") -> HFEngine:

@@ -7,21 +7,17 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from processor import needs_avx, needs_bfloat16
 from torch import nn
 
 from r1ranker.model.loading import load_causal_lm
 from r1ranker.rollout import hf
 from r1ranker.rollout.engine import Completion, EngineSettings, Request, SamplingParams
 from r1ranker.rollout.hf import HFEngine
-from r1ranker.rollout.hf_packed import PackedLinear, PackedWeights, Stack, is_packed
+from r1ranker.rollout.hf_packed import PackedLinear, PackedWeights, Stack
 
 CPU = torch.device("cpu")
 REQUESTS = [Request([5, 6, 7, 8] * length, seed=length) for length in (1, 2, 5)]
-
-
-needs_bfloat16 = pytest.mark.skipif(
-    not is_packed(torch.bfloat16, 64), reason="this processor has no instructions for bfloat16"
-)
 
 
 def start(directory: str, dtype: str = "bfloat16", synced: bool = False) -> HFEngine:
@@ -163,7 +159,7 @@ def test_float32_is_left_where_a_model_is_narrow(tiny_model: str) -> None:
     assert count_packed(start(tiny_model, "float32")) == 0
 
 
-@pytest.mark.skipif(not is_packed(torch.float32, 256), reason="this processor has no AVX, or torch no oneDNN")
+@needs_avx
 def test_packed_products_in_float32_are_those_in_float64() -> None:
     torch.manual_seed(0)
     with torch.inference_mode():
